@@ -16,10 +16,12 @@
 //! after, and `recovery` says what each key group loads and which epochs are still to be published.
 
 pub mod decide;
+pub mod clock;
 mod envelope;
 pub mod fold;
 pub mod ids;
 pub mod record;
+pub mod store;
 pub mod switches;
 
 pub use envelope::DecodeError;
