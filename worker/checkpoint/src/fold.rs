@@ -169,7 +169,7 @@ impl Fold {
     /// # Errors
     /// `Illegal` with the rule that it breaks.
     pub fn apply(&mut self, record: &Record) -> Result<(), Illegal> {
-        self.check(record).map_err(|why| Illegal { log: self.log, seq: record.seq, why })?;
+        self.allows(record)?;
         match &record.kind {
             Kind::Created(_) => {}
             Kind::Claim(c) => self.apply_claim(record, c),
@@ -216,6 +216,14 @@ impl Fold {
         self.seq = record.seq;
         self.time = record.time;
         Ok(())
+    }
+
+    /// Whether `record` may come next.
+    ///
+    /// # Errors
+    /// As `apply`.
+    pub fn allows(&self, record: &Record) -> Result<(), Illegal> {
+        self.check(record).map_err(|why| Illegal { log: self.log, seq: record.seq, why })
     }
 
     fn check(&self, r: &Record) -> Result<(), String> {

@@ -15,16 +15,20 @@
 //! (`log`), which takes it into the `Fold`. *Recovery*: `log` finds the tail and the newest closure, folds what comes
 //! after, and `recovery` says what each key group loads and which epochs are still to be published.
 
-pub mod decide;
 pub mod clock;
+pub mod closure;
+pub mod decide;
 mod envelope;
 pub mod fold;
 pub mod ids;
+pub mod log;
 pub mod record;
+pub mod recovery;
 pub mod store;
 pub mod switches;
 
 pub use envelope::DecodeError;
 pub use fold::Fold;
+pub use log::{JobLog, LogError};
 pub use record::{Commit, Kind, Record};
 pub use switches::Switches;
