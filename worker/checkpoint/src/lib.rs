@@ -22,6 +22,7 @@ mod envelope;
 pub mod fold;
 pub mod ids;
 pub mod log;
+pub mod pack;
 pub mod record;
 pub mod recovery;
 pub mod store;
