@@ -110,7 +110,7 @@ async fn pause(attempt: u32) {
 }
 
 /// A read that is tried again while its error says that this may help.
-async fn patiently<T, F: Future<Output = Result<T, StoreError>>>(mut call: impl FnMut() -> F) -> Result<T, StoreError> {
+pub(crate) async fn patiently<T, F: Future<Output = Result<T, StoreError>>>(mut call: impl FnMut() -> F) -> Result<T, StoreError> {
     let mut attempt = 0;
     loop {
         match call().await {
