@@ -34,6 +34,12 @@ alive() { [ -f "$pidf" ] && kill -0 "$(cat "$pidf")" 2>/dev/null; }
 
 ready() { alive && curl -sf -m 2 -o /dev/null "http://127.0.0.1:$port/health"; }
 
+# signed CURL-ARGS…: a request without a body, signed by the account (the server insists on the hash of the body)
+signed() {
+    curl -sfS -o /dev/null --aws-sigv4 aws:amz:us-east-1:s3 -u "${S3_ACCESS:-penstock}:${S3_SECRET:-penstock-secret}" \
+        -H 'x-amz-content-sha256: e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855' "$@"
+}
+
 install() {
     [ -x "$bin" ] && return 0
     command -v go >/dev/null || die "no go"
@@ -86,9 +92,6 @@ kill9)
 wipe) stop "$@"; rm -rf "$run" ;;
 bucket)
     name=$1; shift; place "$@"
-    curl -sf -o /dev/null --aws-sigv4 aws:amz:us-east-1:s3 -u "${S3_ACCESS:-penstock}:${S3_SECRET:-penstock-secret}" \
-        "http://127.0.0.1:$port/$name?list-type=2&max-keys=1" ||
-    curl -sfS -o /dev/null --aws-sigv4 aws:amz:us-east-1:s3 -u "${S3_ACCESS:-penstock}:${S3_SECRET:-penstock-secret}" \
-        -X PUT "http://127.0.0.1:$port/$name" ;;
+    signed "http://127.0.0.1:$port/$name?list-type=2&max-keys=1" 2>/dev/null || signed -X PUT "http://127.0.0.1:$port/$name" ;;
 *) sed -n '2,19p' "$0"; exit 2 ;;
 esac
