@@ -1,1 +1,3 @@
-//! Placeholder.
+//! SQL, sources and sinks to a [`graph::StreamGraph`], without execution.
+
+pub mod graph;

@@ -1,0 +1,35 @@
+//! Formats: bytes to columns and back. JSON and raw in this version; the rest behind the same seam.
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+
+use crate::error::Result;
+
+/// A record that did not decode.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DecodeError {
+    /// Index of the record among those fed since the last `finish`.
+    pub record: usize,
+    pub code: &'static str,
+    pub text: String,
+}
+
+/// Decodes records into columns. Never panics, whatever the bytes.
+pub trait Decoder: Send {
+    /// The columns that `finish` makes.
+    fn schema(&self) -> SchemaRef;
+    /// Feeds the next record's bytes. Borrowed for the call only.
+    fn feed(&mut self, record: &[u8]);
+    /// Records fed since the last `finish`.
+    fn pending(&self) -> usize;
+    /// Rows of the good records in order, and the bad ones by index. `rows.num_rows() + errors.len()` equals `pending`.
+    fn finish(&mut self) -> Result<(RecordBatch, Vec<DecodeError>)>;
+}
+
+/// Encodes rows of one schema, one record per row.
+pub trait Encoder: Send {
+    /// Binds a batch; must precede `encode`.
+    fn bind(&mut self, rows: &RecordBatch) -> Result<()>;
+    /// Appends row `row` of the bound batch to `out`.
+    fn encode(&mut self, row: usize, out: &mut Vec<u8>) -> Result<()>;
+}
