@@ -16,11 +16,16 @@
 //! uploads one pack; the coordinator appends one commit record; then state goes to RocksDB and outputs are published.
 
 pub mod clock;
+pub mod coordinator;
 pub mod error;
+pub mod fault;
 pub mod formats;
 pub mod keys;
+pub mod member;
 pub mod message;
+pub mod network;
 pub mod operators;
 pub mod sinks;
 pub mod sources;
 pub mod state;
+pub mod task;

@@ -130,6 +130,22 @@ impl PackWriter {
         self.section(SectionName::State(key_group), segment.items(), &[&head, body]);
     }
 
+    /// As `segment`, of changes that the caller has put together and checks itself; empty ones are left out.
+    pub fn segment_bytes(&mut self, key_group: KeyGroup, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.section(SectionName::State(key_group), 1, &[bytes]);
+        }
+    }
+
+    /// As `chunk`, of records whose layout is the caller's.
+    pub fn chunk_bytes(&mut self, sink: &SinkName, shard: ShardId, bytes: &[u8]) {
+        let n = self.index.iter().filter(|(name, _)| {
+            matches!(name, SectionName::Output { sink: s, shard: h, .. } if s == sink && *h == shard)
+        });
+        let chunk = u32::try_from(n.count()).unwrap_or(u32::MAX);
+        self.section(SectionName::Output { sink: sink.clone(), shard, chunk }, 1, &[bytes]);
+    }
+
     /// A chunk as it was cut when it was staged. Call in the order of chunks; the number is given here.
     pub fn chunk(&mut self, sink: &SinkName, shard: ShardId, chunk: &Chunk) {
         let n = self.index.iter().filter(|(name, _)| {

@@ -93,6 +93,8 @@ pub trait SourceReader: Send {
     fn poll(&mut self, max_rows: usize) -> Result<Polled>;
     /// Per assigned split the next position after everything `poll` has returned. For Kafka past control records at a range's end.
     fn positions(&self) -> BTreeMap<SplitId, Position>;
+    /// Splits whose position equals the end that the transport last confirmed: nothing to read there now.
+    fn caught_up(&self) -> Vec<SplitId>;
     /// Splits whose `until` is reached.
     fn finished(&self) -> Vec<SplitId>;
     /// Notified when `Empty` may have changed.
