@@ -62,6 +62,13 @@ impl Collector {
                 log.store().delete(file).await?;
             }
             done.files += files.len();
+            // Kept closures still list what passed by them: it is gone, and not to be said again.
+            for named in self.named.values_mut() {
+                for file in files {
+                    named.state.remove(file);
+                    named.passing.remove(file);
+                }
+            }
         }
         if let Some(below) = garbage.log_below {
             let listing = log.store().list("log").await?;
