@@ -232,7 +232,7 @@ pub struct BadId {
 }
 
 /// Where random numbers come from: the system, or a seed in tests and simulation.
-pub trait Entropy: Send {
+pub trait Entropy: Send + Sync {
     fn bytes16(&mut self) -> [u8; 16];
 }
 
