@@ -31,15 +31,30 @@ async fn no_damage_is_read_as_data() {
     }
     let clock = b.clock.clone();
     let truth = read(&store, options(2, &clock), None).await.unwrap();
-    assert_eq!(truth.table, b.worlds[&truth.head], "the state is that of the branch");
+    assert_eq!(
+        truth.table, b.worlds[&truth.head],
+        "the state is that of the branch"
+    );
     assert!(!truth.outputs.is_empty() && !truth.table.is_empty());
 
-    let all: Vec<String> = store.list("").await.unwrap().into_iter().map(|l| l.key).collect();
+    let all: Vec<String> = store
+        .list("")
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|l| l.key)
+        .collect();
     let mut folders = std::collections::BTreeMap::<String, Vec<String>>::new();
     for key in all {
-        folders.entry(key.split('/').next().unwrap().to_owned()).or_default().push(key);
+        folders
+            .entry(key.split('/').next().unwrap().to_owned())
+            .or_default()
+            .push(key);
     }
-    assert_eq!(folders.keys().map(String::as_str).collect::<Vec<_>>(), ["base", "closure", "log", "pack"]);
+    assert_eq!(
+        folders.keys().map(String::as_str).collect::<Vec<_>>(),
+        ["base", "closure", "log", "pack"]
+    );
     let folders: Vec<Vec<String>> = folders.into_values().collect();
     let tail = folders[2][0].clone();
 
@@ -57,7 +72,10 @@ async fn no_damage_is_read_as_data() {
             f[rng.random_range(0..f.len())].clone()
         };
         let (one, two) = (pick(&mut rng), pick(&mut rng));
-        let (was, other) = (store.get(&one).await.unwrap().unwrap(), store.get(&two).await.unwrap().unwrap());
+        let (was, other) = (
+            store.get(&one).await.unwrap().unwrap(),
+            store.get(&two).await.unwrap().unwrap(),
+        );
         let mut bytes = was.to_vec();
         let what = rng.random_range(0..4);
         match what {
@@ -79,24 +97,39 @@ async fn no_damage_is_read_as_data() {
         match read(&store, options(seed, &clock), None).await {
             Ok(world) if what == 3 && one == tail => assert_eq!(world, earlier, "seed {seed}"),
             Ok(world) => {
-                assert_eq!(world, truth, "seed {seed}: damage {what} of {one} (and {two}) was read as data");
+                assert_eq!(
+                    world, truth,
+                    "seed {seed}: damage {what} of {one} (and {two}) was read as data"
+                );
                 same += 1;
             }
             Err(e) => {
-                assert!(matches!(e.kind(), ErrorKind::Invalid | ErrorKind::Fail), "seed {seed}: {e}");
+                assert!(
+                    matches!(e.kind(), ErrorKind::Invalid | ErrorKind::Fail),
+                    "seed {seed}: {e}"
+                );
                 let named = match &e {
-                    LogError::Unreadable { object, .. } | LogError::Missing { object } => object.clone(),
-                    other => panic!("seed {seed}: damage {what} of {one} refused without a name: {other}"),
+                    LogError::Unreadable { object, .. } | LogError::Missing { object } => {
+                        object.clone()
+                    }
+                    other => panic!(
+                        "seed {seed}: damage {what} of {one} refused without a name: {other}"
+                    ),
                 };
                 let hit = [&one, &two].into_iter().any(|k| named == store.key(k));
-                assert!(hit, "seed {seed}: damage of {one} and {two} blamed on {named}");
+                assert!(
+                    hit,
+                    "seed {seed}: damage of {one} and {two} blamed on {named}"
+                );
                 refused += 1;
             }
         }
         store.put(&one, was).await.unwrap();
         store.put(&two, other).await.unwrap();
     }
-    println!("{DAMAGES} damages: {same} made good or not in the way, {refused} refused by name, 0 read as data");
+    println!(
+        "{DAMAGES} damages: {same} made good or not in the way, {refused} refused by name, 0 read as data"
+    );
     assert!(same > 500 && refused > 500);
     assert_eq!(read(&store, options(2, &clock), None).await.unwrap(), truth);
     assert!(record_seq(&tail).is_some());
@@ -115,7 +148,13 @@ async fn a_damaged_closure_is_made_good_by_an_older_one() {
     let truth = read(&store, options(2, &b.clock), None).await.unwrap();
     // One after the other, newest first, until only the log is left.
     for c in b.log.fold().closures().iter().rev() {
-        store.put(&c.record.path, Bytes::from_static(b"rubbish")).await.unwrap();
-        assert_eq!(read(&store, options(2, &b.clock), None).await.unwrap(), truth);
+        store
+            .put(&c.record.path, Bytes::from_static(b"rubbish"))
+            .await
+            .unwrap();
+        assert_eq!(
+            read(&store, options(2, &b.clock), None).await.unwrap(),
+            truth
+        );
     }
 }

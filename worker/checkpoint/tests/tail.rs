@@ -14,7 +14,9 @@ use penstock_checkpoint::fold::Fold;
 use penstock_checkpoint::ids::*;
 use penstock_checkpoint::log::{JobLog, record_path};
 use penstock_checkpoint::record::*;
-use penstock_checkpoint::store::{CheckpointStore, Counting, LocalFolder, Memory, Objects, Remote, S3Options};
+use penstock_checkpoint::store::{
+    CheckpointStore, Counting, LocalFolder, Memory, Objects, Remote, S3Options,
+};
 use penstock_checkpoint::{Switches, closure::EpochState};
 use world::options;
 
@@ -26,19 +28,35 @@ fn long_log(records: u64) -> Vec<(String, Bytes)> {
     let log = LogId::from_bytes([6; 16]);
     for n in 1..=records {
         let kind = match (n, &fold) {
-            (1, _) | (_, None) => Kind::Created(Created { name: "ns/long".into(), key_groups: 64, parent: None }),
+            (1, _) | (_, None) => Kind::Created(Created {
+                name: "ns/long".into(),
+                key_groups: 64,
+                parent: None,
+            }),
             (2, Some(f)) => {
-                let point = penstock_checkpoint::decide::decide_claim(f, penstock_checkpoint::decide::Wish::Recover);
+                let point = penstock_checkpoint::decide::decide_claim(
+                    f,
+                    penstock_checkpoint::decide::Wish::Recover,
+                );
                 Kind::Claim(world::claim(f, point.unwrap()))
             }
             (_, Some(f)) if n % 100 == 3 => {
-                let closure = Closure::new(state.clone(), f.clone(), Nonce::from_bytes([(n % 251) as u8; 16]));
+                let closure = Closure::new(
+                    state.clone(),
+                    f.clone(),
+                    Nonce::from_bytes([(n % 251) as u8; 16]),
+                );
                 let (bytes, record) = closure.encode().unwrap();
                 objects.push((record.path.clone(), bytes.into()));
                 Kind::Closure(record)
             }
             (_, Some(f)) => {
-                let split = SplitState { position: Position::Offset(n as i64), max_event_time: None, idle: false, done: false };
+                let split = SplitState {
+                    position: Position::Offset(n as i64),
+                    max_event_time: None,
+                    idle: false,
+                    done: false,
+                };
                 let commit = Commit {
                     epoch: f.next_epoch(),
                     parent: f.head(),
@@ -48,7 +66,11 @@ fn long_log(records: u64) -> Vec<(String, Bytes)> {
                 };
                 state.advance(&commit).unwrap();
                 let done = f.newest().prev().unwrap_or_default();
-                Kind::Epoch(EpochRecord { commit: Some(commit), plan: None, done_through: done })
+                Kind::Epoch(EpochRecord {
+                    commit: Some(commit),
+                    plan: None,
+                    done_through: done,
+                })
             }
         };
         let record = Record {
@@ -76,13 +98,25 @@ async fn open_counted(name: &str, objects: Arc<dyn Objects>, records: u64) {
     let store = CheckpointStore::new(counting.clone(), "ns/long/log");
     let clock = Arc::new(ManualClock::default());
     let start = Instant::now();
-    store.prove_create_if_absent(&mut SystemEntropy).await.unwrap();
+    store
+        .prove_create_if_absent(&mut SystemEntropy)
+        .await
+        .unwrap();
     let proof = counting.requests().total();
-    let mut log = JobLog::open(store, options(1, &clock)).await.unwrap().unwrap();
+    let mut log = JobLog::open(store, options(1, &clock))
+        .await
+        .unwrap()
+        .unwrap();
     let plan = log.restore(log.fold().restore_epoch()).await.unwrap();
     let took = start.elapsed();
     assert_eq!(log.fold().seq(), Seq::new(records));
-    let last = plan.state.offsets.values().flat_map(|s| s.values()).next().unwrap();
+    let last = plan
+        .state
+        .offsets
+        .values()
+        .flat_map(|s| s.values())
+        .next()
+        .unwrap();
     assert_eq!(last.position, Position::Offset(records as i64));
     let after = records - log.fold().closure_seq().get();
     let total = counting.requests().total();
@@ -90,7 +124,10 @@ async fn open_counted(name: &str, objects: Arc<dyn Objects>, records: u64) {
         "{name}: tail of {records} records found and job opened in {took:?}: {total} requests, of them {proof} to prove \
          the store and {after} for the records after the newest closure"
     );
-    assert!(total <= 10 + after, "{name}: {total} requests, {after} records after the newest closure");
+    assert!(
+        total <= 10 + after,
+        "{name}: {total} requests, {after} records after the newest closure"
+    );
 }
 
 const RECORDS: u64 = 100_000;
@@ -100,7 +137,10 @@ async fn a_long_log_opens_with_few_requests() {
     let objects = long_log(RECORDS);
     let memory = Memory::new();
     for (path, body) in &objects {
-        memory.put(&format!("ns/long/log/{path}"), body.clone()).await.unwrap();
+        memory
+            .put(&format!("ns/long/log/{path}"), body.clone())
+            .await
+            .unwrap();
     }
     open_counted("memory", Arc::new(memory), RECORDS).await;
 
@@ -115,7 +155,12 @@ async fn a_long_log_opens_with_few_requests() {
             std::fs::write(root.join(path), body).unwrap();
         }
     }
-    open_counted("local folder", Arc::new(LocalFolder::open(folder.path()).unwrap()), RECORDS).await;
+    open_counted(
+        "local folder",
+        Arc::new(LocalFolder::open(folder.path()).unwrap()),
+        RECORDS,
+    )
+    .await;
 
     let Ok(s3) = std::env::var("PENSTOCK_TEST_S3") else {
         println!("s3: skipped, PENSTOCK_TEST_S3 is not set (endpoint,bucket,access,secret)");
@@ -134,11 +179,21 @@ async fn a_long_log_opens_with_few_requests() {
         session_token: None,
     };
     let remote: Arc<dyn Objects> = Arc::new(Remote::s3(&options).unwrap());
-    stream::iter(objects.iter().enumerate().filter(|(i, (path, _))| path.starts_with("log/") || *i > from))
-        .for_each_concurrent(32, |(_, (path, body))| {
-            let remote = remote.clone();
-            async move { remote.put(&format!("ns/long/log/{path}"), body.clone()).await.unwrap() }
-        })
-        .await;
+    stream::iter(
+        objects
+            .iter()
+            .enumerate()
+            .filter(|(i, (path, _))| path.starts_with("log/") || *i > from),
+    )
+    .for_each_concurrent(32, |(_, (path, body))| {
+        let remote = remote.clone();
+        async move {
+            remote
+                .put(&format!("ns/long/log/{path}"), body.clone())
+                .await
+                .unwrap()
+        }
+    })
+    .await;
     open_counted("s3", remote, RECORDS).await;
 }

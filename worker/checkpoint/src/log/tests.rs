@@ -9,7 +9,11 @@ use crate::record::{Assignment, ClaimKind, EpochRecord};
 use crate::store::{Faults, Faulty, Listed, Memory, Objects};
 
 fn options(seed: u64, clock: &Arc<ManualClock>, switches: Switches) -> Options {
-    Options { clock: clock.clone(), entropy: Box::new(SeededEntropy::new(seed)), switches }
+    Options {
+        clock: clock.clone(),
+        entropy: Box::new(SeededEntropy::new(seed)),
+        switches,
+    }
 }
 
 fn claim(_: &Fold, point: ClaimPoint) -> Claim {
@@ -25,22 +29,51 @@ fn claim(_: &Fold, point: ClaimPoint) -> Claim {
 }
 
 fn commit(fold: &Fold) -> Kind {
-    let commit = Commit { epoch: fold.next_epoch(), parent: fold.head(), ..Commit::default() };
-    Kind::Epoch(EpochRecord { commit: Some(commit), plan: None, done_through: Epoch::ZERO })
+    let commit = Commit {
+        epoch: fold.next_epoch(),
+        parent: fold.head(),
+        ..Commit::default()
+    };
+    Kind::Epoch(EpochRecord {
+        commit: Some(commit),
+        plan: None,
+        done_through: Epoch::ZERO,
+    })
 }
 
 async fn create(store: &CheckpointStore, clock: &Arc<ManualClock>) -> JobLog {
-    let created = Created { name: "a/b".into(), key_groups: 4, parent: None };
+    let created = Created {
+        name: "a/b".into(),
+        key_groups: 4,
+        parent: None,
+    };
     let id = LogId::from_bytes([5; 16]);
-    JobLog::create(store.clone(), id, created, options(0, clock, Switches::default())).await.unwrap()
+    JobLog::create(
+        store.clone(),
+        id,
+        created,
+        options(0, clock, Switches::default()),
+    )
+    .await
+    .unwrap()
 }
 
 async fn commits(store: &CheckpointStore) -> Vec<u64> {
     let all = read_all(store).await.unwrap();
     let seqs: Vec<u64> = all.iter().map(|r| r.seq.get()).collect();
-    assert_eq!(seqs, (1..=all.len() as u64).collect::<Vec<_>>(), "the log has a hole");
+    assert_eq!(
+        seqs,
+        (1..=all.len() as u64).collect::<Vec<_>>(),
+        "the log has a hole"
+    );
     all.iter()
-        .filter_map(|r| if let Kind::Epoch(e) = &r.kind { e.commit.as_ref().map(|c| c.epoch.get()) } else { None })
+        .filter_map(|r| {
+            if let Kind::Epoch(e) = &r.kind {
+                e.commit.as_ref().map(|c| c.epoch.get())
+            } else {
+                None
+            }
+        })
         .collect()
 }
 
@@ -50,12 +83,20 @@ async fn contest(seed: u64, switches: Switches) -> Result<(), String> {
     let plain = CheckpointStore::new(memory.clone(), "job");
     let clock = Arc::new(ManualClock::at(Micros::new(1)));
     create(&plain, &clock).await;
-    let faults = Faults { before: 0.1, after: 0.15, late: 0.15, delay: Duration::from_millis(50) };
+    let faults = Faults {
+        before: 0.1,
+        after: 0.15,
+        late: 0.15,
+        delay: Duration::from_millis(50),
+    };
     let task = |n: u64, switches| {
         let faulty: Arc<dyn Objects> = Arc::new(Faulty::new(memory.clone(), seed * 10 + n, faults));
         let (store, clock) = (CheckpointStore::new(faulty, "job"), clock.clone());
         tokio::spawn(async move {
-            let mut log = JobLog::open(store, options(seed * 100 + n, &clock, switches)).await.map_err(|e| e.to_string())?.unwrap();
+            let mut log = JobLog::open(store, options(seed * 100 + n, &clock, switches))
+                .await
+                .map_err(|e| e.to_string())?
+                .unwrap();
             let mut mine = Vec::new();
             for _ in 0..3 {
                 let claimed = match log.claim(Wish::Recover, claim).await {
@@ -65,7 +106,13 @@ async fn contest(seed: u64, switches: Switches) -> Result<(), String> {
                 for _ in 0..15 {
                     let kind = commit(log.fold());
                     match log.append(claimed, kind).await {
-                        Ok(Record { kind: Kind::Epoch(EpochRecord { commit: Some(c), .. }), .. }) => mine.push(c.epoch.get()),
+                        Ok(Record {
+                            kind:
+                                Kind::Epoch(EpochRecord {
+                                    commit: Some(c), ..
+                                }),
+                            ..
+                        }) => mine.push(c.epoch.get()),
                         Ok(_) => {}
                         Err(LogError::Fenced { .. }) => break,
                         Err(e) => return Err(format!("append: {e}")),
@@ -97,7 +144,10 @@ async fn contest(seed: u64, switches: Switches) -> Result<(), String> {
         return Err("one epoch was acknowledged twice".into());
     }
     // Whoever reads it finds it legal.
-    let log = JobLog::open(plain, options(3, &clock, Switches::default())).await.map_err(|e| e.to_string())?.unwrap();
+    let log = JobLog::open(plain, options(3, &clock, Switches::default()))
+        .await
+        .map_err(|e| e.to_string())?
+        .unwrap();
     if log.fold().newest().get() != all.len() as u64 {
         return Err("another newest".into());
     }
@@ -105,7 +155,12 @@ async fn contest(seed: u64, switches: Switches) -> Result<(), String> {
 }
 
 fn simulate<F: Future>(f: F) -> F::Output {
-    tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap().block_on(f)
+    tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap()
+        .block_on(f)
 }
 
 #[test]
@@ -118,7 +173,10 @@ fn two_writers_on_a_faulty_store_make_one_log() {
 
 #[test]
 fn a_missing_read_back_is_noticed() {
-    let switches = Switches { no_readback: true, ..Switches::default() };
+    let switches = Switches {
+        no_readback: true,
+        ..Switches::default()
+    };
     let noticed = (0..30).any(|seed| {
         std::panic::catch_unwind(|| simulate(contest(seed, switches))).map_or(true, |r| r.is_err())
     });
@@ -133,9 +191,15 @@ fn a_missing_fence_is_noticed() {
         create(&store, &clock).await;
         for (name, want_fence) in [("", true), ("no_fence", false)] {
             let switches = Switches::named(name).unwrap_or_default();
-            let mut old = JobLog::open(store.clone(), options(1, &clock, switches)).await.unwrap().unwrap();
+            let mut old = JobLog::open(store.clone(), options(1, &clock, switches))
+                .await
+                .unwrap()
+                .unwrap();
             let g = old.claim(Wish::Recover, claim).await.unwrap().generation;
-            let mut new = JobLog::open(store.clone(), options(2, &clock, Switches::default())).await.unwrap().unwrap();
+            let mut new = JobLog::open(store.clone(), options(2, &clock, Switches::default()))
+                .await
+                .unwrap()
+                .unwrap();
             new.claim(Wish::Recover, claim).await.unwrap();
             old.follow().await.unwrap();
             let kind = commit(old.fold());
@@ -152,11 +216,18 @@ fn an_append_that_was_dropped_is_settled_first() {
     simulate(async {
         let memory: Arc<dyn Objects> = Arc::new(Memory::new());
         let clock = Arc::new(ManualClock::at(Micros::new(1)));
-        let faults = Faults { after: 1.0, delay: Duration::from_millis(100), ..Faults::default() };
+        let faults = Faults {
+            after: 1.0,
+            delay: Duration::from_millis(100),
+            ..Faults::default()
+        };
         create(&CheckpointStore::new(memory.clone(), "job"), &clock).await;
         for wait in [10, 60, 110, 150, 210, 400] {
             let store = CheckpointStore::new(memory.clone(), "job");
-            let mut log = JobLog::open(store, options(wait, &clock, Switches::default())).await.unwrap().unwrap();
+            let mut log = JobLog::open(store, options(wait, &clock, Switches::default()))
+                .await
+                .unwrap()
+                .unwrap();
             let g = log.claim(Wish::Recover, claim).await.unwrap().generation;
             let faulty: Arc<dyn Objects> = Arc::new(Faulty::new(memory.clone(), wait, faults));
             let well = std::mem::replace(&mut log.store, CheckpointStore::new(faulty, "job"));
@@ -177,14 +248,21 @@ fn after_a_minute_a_success_needs_the_record_before_it() {
         let store = CheckpointStore::new(Arc::new(Memory::new()), "job");
         let clock = Arc::new(ManualClock::at(Micros::new(1)));
         let mut sleeper = create(&store, &clock).await;
-        let g = sleeper.claim(Wish::Recover, claim).await.unwrap().generation;
+        let g = sleeper
+            .claim(Wish::Recover, claim)
+            .await
+            .unwrap()
+            .generation;
         // Slept, but nothing happened meanwhile: goes on.
         clock.advance(Duration::from_secs(3600));
         let kind = commit(sleeper.fold());
         sleeper.append(g, kind).await.unwrap();
         // Slept while others went on, collected the log, and freed the next key.
         let next = sleeper.fold().seq().next();
-        let mut other = JobLog::open(store.clone(), options(1, &clock, Switches::default())).await.unwrap().unwrap();
+        let mut other = JobLog::open(store.clone(), options(1, &clock, Switches::default()))
+            .await
+            .unwrap()
+            .unwrap();
         let h = other.claim(Wish::Recover, claim).await.unwrap().generation;
         let kind = commit(other.fold());
         other.append(h, kind).await.unwrap();
@@ -206,7 +284,12 @@ struct Full(Memory, AtomicBool);
 impl Objects for Full {
     async fn create(&self, key: &str, body: Bytes) -> Result<Create, StoreError> {
         if self.1.load(Ordering::SeqCst) {
-            return Err(StoreError::new(ErrorKind::Fail, "create", key, "no space left on device"));
+            return Err(StoreError::new(
+                ErrorKind::Fail,
+                "create",
+                key,
+                "no space left on device",
+            ));
         }
         self.0.create(key, body).await
     }
@@ -216,7 +299,11 @@ impl Objects for Full {
     async fn get(&self, key: &str) -> Result<Option<Bytes>, StoreError> {
         self.0.get(key).await
     }
-    async fn get_range(&self, key: &str, range: std::ops::Range<u64>) -> Result<Option<Bytes>, StoreError> {
+    async fn get_range(
+        &self,
+        key: &str,
+        range: std::ops::Range<u64>,
+    ) -> Result<Option<Bytes>, StoreError> {
         self.0.get_range(key, range).await
     }
     async fn list(&self, folder: &str) -> Result<Vec<Listed>, StoreError> {
@@ -245,6 +332,10 @@ fn a_full_disk_stops_with_a_sentence_and_loses_nothing() {
         full.1.store(false, Ordering::SeqCst);
         let kind = Kind::Unpin(crate::record::Unpin { name: "x".into() });
         log.append(g, kind).await.unwrap();
-        assert_eq!(commits(&store).await, [1], "what was in doubt was settled first");
+        assert_eq!(
+            commits(&store).await,
+            [1],
+            "what was in doubt was settled first"
+        );
     });
 }

@@ -16,7 +16,13 @@ fn id() -> PackId {
 }
 
 type Table = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
-type Out = (Option<Vec<u8>>, Option<Vec<u8>>, Option<i64>, Option<i32>, Vec<(String, Vec<u8>)>);
+type Out = (
+    Option<Vec<u8>>,
+    Option<Vec<u8>>,
+    Option<i64>,
+    Option<i32>,
+    Vec<(String, Vec<u8>)>,
+);
 
 fn bytes() -> impl Strategy<Value = Vec<u8>> {
     prop::collection::vec(any::<u8>(), 0..20)
@@ -24,7 +30,13 @@ fn bytes() -> impl Strategy<Value = Vec<u8>> {
 
 fn out() -> impl Strategy<Value = Out> {
     let headers = prop::collection::vec(("[a-z]{0,5}", bytes()), 0..3);
-    (prop::option::of(bytes()), prop::option::of(bytes()), any::<Option<i64>>(), any::<Option<i32>>(), headers)
+    (
+        prop::option::of(bytes()),
+        prop::option::of(bytes()),
+        any::<Option<i64>>(),
+        any::<Option<i32>>(),
+        headers,
+    )
 }
 
 fn borrowed(o: &Out) -> OutputRecord<'_> {
@@ -33,7 +45,11 @@ fn borrowed(o: &Out) -> OutputRecord<'_> {
         value: o.1.as_deref(),
         timestamp: o.2,
         partition: o.3,
-        headers: o.4.iter().map(|(n, v)| (n.as_str(), v.as_slice())).collect(),
+        headers: o
+            .4
+            .iter()
+            .map(|(n, v)| (n.as_str(), v.as_slice()))
+            .collect(),
     }
 }
 
@@ -113,7 +129,9 @@ proptest! {
 
 #[test]
 fn large_outputs_go_beside_the_pack() {
-    let outs: Vec<Out> = (0..400).map(|n| (None, Some(vec![n as u8; 2000]), None, None, vec![])).collect();
+    let outs: Vec<Out> = (0..400)
+        .map(|n| (None, Some(vec![n as u8; 2000]), None, None, vec![]))
+        .collect();
     let (objects, pack) = write(&BTreeMap::new(), &outs, 100_000);
     assert_eq!(pack.outs.len(), objects.len() - 1);
     assert!(!pack.outs.is_empty());
@@ -121,14 +139,29 @@ fn large_outputs_go_beside_the_pack() {
     let index = PackIndex::of_whole(&pack, id().log, &objects.last().unwrap().body).unwrap();
     let mut n = 0;
     for (_, s) in index.chunks(&"sink".into(), ShardId::new(5)) {
-        let object = s.out.map_or(objects.last().unwrap(), |o| &objects[o as usize]);
-        assert_eq!(object.path, s.out.map_or(pack.path.clone(), |o| pack.out_path(o as usize)));
-        let bytes = s.check(&object.body[s.offset as usize..][..s.length as usize]).unwrap();
+        let object = s
+            .out
+            .map_or(objects.last().unwrap(), |o| &objects[o as usize]);
+        assert_eq!(
+            object.path,
+            s.out
+                .map_or(pack.path.clone(), |o| pack.out_path(o as usize))
+        );
+        let bytes = s
+            .check(&object.body[s.offset as usize..][..s.length as usize])
+            .unwrap();
         for r in Outputs::new(bytes, s.items) {
             assert_eq!(r.unwrap().value, Some(&vec![n as u8; 2000][..]));
             n += 1;
         }
     }
     assert_eq!(n, 400);
-    assert!(PackIndex::of_whole(&pack, LogId::from_bytes([9; 16]), &objects.last().unwrap().body).is_err());
+    assert!(
+        PackIndex::of_whole(
+            &pack,
+            LogId::from_bytes([9; 16]),
+            &objects.last().unwrap().body
+        )
+        .is_err()
+    );
 }

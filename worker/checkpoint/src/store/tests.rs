@@ -5,9 +5,18 @@ use crate::ids::SeededEntropy;
 
 async fn contract(objects: Arc<dyn Objects>) {
     let store = CheckpointStore::new(objects, "ns/job");
-    store.prove_create_if_absent(&mut SeededEntropy::new(1)).await.unwrap();
-    assert_eq!(store.create("log/2", "two".into()).await.unwrap(), Create::Created);
-    assert_eq!(store.create("log/2", "other".into()).await.unwrap(), Create::Exists);
+    store
+        .prove_create_if_absent(&mut SeededEntropy::new(1))
+        .await
+        .unwrap();
+    assert_eq!(
+        store.create("log/2", "two".into()).await.unwrap(),
+        Create::Created
+    );
+    assert_eq!(
+        store.create("log/2", "other".into()).await.unwrap(),
+        Create::Exists
+    );
     assert_eq!(store.get("log/2").await.unwrap().unwrap(), "two");
     assert_eq!(store.get("log/3").await.unwrap(), None);
     store.put("log/1", "one".into()).await.unwrap();
@@ -17,7 +26,13 @@ async fn contract(objects: Arc<dyn Objects>) {
     assert_eq!(store.get_range("log/2", 1..9).await.unwrap().unwrap(), "wo");
     assert_eq!(store.get_range("log/3", 1..9).await.unwrap(), None);
     store.put("log-b/1", "no".into()).await.unwrap();
-    let keys: Vec<String> = store.list("log").await.unwrap().into_iter().map(|l| l.key).collect();
+    let keys: Vec<String> = store
+        .list("log")
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|l| l.key)
+        .collect();
     assert_eq!(keys, ["log/1", "log/2"]);
     assert_eq!(store.first("log").await.unwrap().unwrap().key, "log/1");
     assert_eq!(store.first("none").await.unwrap(), None);
@@ -29,17 +44,31 @@ async fn contract(objects: Arc<dyn Objects>) {
         let store = store.clone();
         async move { store.create("race/x", format!("{n}").into()).await.unwrap() }
     }));
-    assert_eq!(wins.await.into_iter().filter(|c| *c == Create::Created).count(), 1);
+    assert_eq!(
+        wins.await
+            .into_iter()
+            .filter(|c| *c == Create::Created)
+            .count(),
+        1
+    );
 }
 
 #[tokio::test]
 async fn each_store_keeps_the_contract() {
     contract(Arc::new(Memory::new())).await;
-    contract(Arc::new(Remote::new(Arc::new(object_store::memory::InMemory::new())))).await;
+    contract(Arc::new(Remote::new(Arc::new(
+        object_store::memory::InMemory::new(),
+    ))))
+    .await;
     let folder = tempfile::tempdir().unwrap();
     contract(Arc::new(LocalFolder::open(folder.path()).unwrap())).await;
     contract(Arc::new(Counting::new(Arc::new(Memory::new())))).await;
-    contract(Arc::new(Faulty::new(Arc::new(Memory::new()), 1, Faults::default()))).await;
+    contract(Arc::new(Faulty::new(
+        Arc::new(Memory::new()),
+        1,
+        Faults::default(),
+    )))
+    .await;
 }
 
 /// Parses the header and ignores it.
@@ -74,7 +103,10 @@ impl Objects for Careless {
 #[tokio::test]
 async fn a_store_that_ignores_the_condition_is_refused() {
     let store = CheckpointStore::new(Arc::new(Careless(Memory::new())), "x");
-    let e = store.prove_create_if_absent(&mut SeededEntropy::new(1)).await.unwrap_err();
+    let e = store
+        .prove_create_if_absent(&mut SeededEntropy::new(1))
+        .await
+        .unwrap_err();
     assert_eq!(e.kind, ErrorKind::Invalid);
 }
 

@@ -29,7 +29,11 @@ pub struct World {
 }
 
 pub fn options(seed: u64, clock: &Arc<ManualClock>) -> Options {
-    Options { clock: clock.clone(), entropy: Box::new(SeededEntropy::new(seed)), switches: Default::default() }
+    Options {
+        clock: clock.clone(),
+        entropy: Box::new(SeededEntropy::new(seed)),
+        switches: Default::default(),
+    }
 }
 
 pub fn claim(_: &Fold, point: ClaimPoint) -> Claim {
@@ -39,7 +43,10 @@ pub fn claim(_: &Fold, point: ClaimPoint) -> Claim {
         handover_from: point.handover_from,
         plan_hash: "plan".into(),
         members: vec![MemberId::ZERO],
-        assignment: Assignment { key_groups: vec![MemberId::ZERO; GROUPS as usize], ..Assignment::default() },
+        assignment: Assignment {
+            key_groups: vec![MemberId::ZERO; GROUPS as usize],
+            ..Assignment::default()
+        },
         by: None,
     }
 }
@@ -56,10 +63,27 @@ pub struct Builder {
 impl Builder {
     pub async fn new(store: CheckpointStore) -> Self {
         let clock = Arc::new(ManualClock::at(Micros::from_millis(1_700_000_000_000)));
-        let created = Created { name: "ns/job".into(), key_groups: GROUPS, parent: None };
-        let log = JobLog::create(store, LogId::from_bytes([4; 16]), created, options(1, &clock)).await.unwrap();
+        let created = Created {
+            name: "ns/job".into(),
+            key_groups: GROUPS,
+            parent: None,
+        };
+        let log = JobLog::create(
+            store,
+            LogId::from_bytes([4; 16]),
+            created,
+            options(1, &clock),
+        )
+        .await
+        .unwrap();
         let worlds = BTreeMap::from([(Epoch::ZERO, Table::new())]);
-        let mut this = Self { log, clock, generation: Generation::ZERO, worlds, bases: BTreeMap::new() };
+        let mut this = Self {
+            log,
+            clock,
+            generation: Generation::ZERO,
+            worlds,
+            bases: BTreeMap::new(),
+        };
         this.claim(Wish::Recover).await;
         this
     }
@@ -73,7 +97,12 @@ impl Builder {
         let (epoch, parent) = (self.log.fold().next_epoch(), self.log.fold().head());
         let n = epoch.get();
         let mut table = self.worlds[&parent].clone();
-        let id = PackId { log: self.log.fold().log(), epoch, generation: self.generation, nonce: self.log.nonce() };
+        let id = PackId {
+            log: self.log.fold().log(),
+            epoch,
+            generation: self.generation,
+            nonce: self.log.nonce(),
+        };
         let mut w = PackWriter::new(id, MemberId::ZERO);
         for kg in 0..GROUPS {
             let mut s = SegmentBuilder::default();
@@ -97,19 +126,29 @@ impl Builder {
         let mut chunks = ChunkBuilder::new(40);
         for i in 0..5 {
             let value = format!("row {n} {i}");
-            chunks.push(&OutputRecord { value: Some(value.as_bytes()), ..OutputRecord::default() });
+            chunks.push(&OutputRecord {
+                value: Some(value.as_bytes()),
+                ..OutputRecord::default()
+            });
         }
         for c in chunks.take() {
             w.chunk(&"out".into(), ShardId::ZERO, &c);
         }
         let (objects, pack) = w.finish();
-        transfer::write_pack(self.log.store(), objects).await.unwrap();
+        transfer::write_pack(self.log.store(), objects)
+            .await
+            .unwrap();
         let mut bases = Vec::new();
         if n % 6 == 5 && parent > Epoch::ZERO {
             let kg = (n / 6 % u64::from(GROUPS)) as u16;
             bases.push(self.base(kg, parent).await);
         }
-        let state = SplitState { position: Position::Offset(n as i64 * 10), max_event_time: None, idle: false, done: false };
+        let state = SplitState {
+            position: Position::Offset(n as i64 * 10),
+            max_event_time: None,
+            idle: false,
+            done: false,
+        };
         let commit = Commit {
             epoch,
             parent,
@@ -119,8 +158,15 @@ impl Builder {
             bases,
             ..Commit::default()
         };
-        let done = self.log.fold().done_before(self.log.fold().to_publish().map(|(e, _)| e).rev().nth(1));
-        let kind = Kind::Epoch(EpochRecord { commit: Some(commit), plan: None, done_through: done });
+        let done = self
+            .log
+            .fold()
+            .done_before(self.log.fold().to_publish().map(|(e, _)| e).rev().nth(1));
+        let kind = Kind::Epoch(EpochRecord {
+            commit: Some(commit),
+            plan: None,
+            done_through: done,
+        });
         self.log.append(self.generation, kind).await.unwrap();
         self.worlds.insert(epoch, table);
         epoch
@@ -144,32 +190,49 @@ impl Builder {
             crc: crc32c::crc32c(&body),
         };
         self.log.store().put(&file.path, body.into()).await.unwrap();
-        let manifest = BaseManifest::new(self.log.fold().log(), KeyGroup::new(kg), epoch, vec![file]);
+        let manifest =
+            BaseManifest::new(self.log.fold().log(), KeyGroup::new(kg), epoch, vec![file]);
         let (bytes, base) = manifest.encode(&folder).unwrap();
-        self.log.store().put(&base.path, bytes.into()).await.unwrap();
+        self.log
+            .store()
+            .put(&base.path, bytes.into())
+            .await
+            .unwrap();
         self.bases.insert(kg, base.clone());
         base
     }
 }
 
 async fn object(store: &CheckpointStore, path: &str) -> Result<bytes::Bytes, LogError> {
-    store.get(path).await?.ok_or_else(|| LogError::Missing { object: store.key(path) })
+    store.get(path).await?.ok_or_else(|| LogError::Missing {
+        object: store.key(path),
+    })
 }
 
 /// Everything that a restore of `target` (`None`: the head) reads, checked.
-pub async fn read(store: &CheckpointStore, options: Options, target: Option<Epoch>) -> Result<World, LogError> {
+pub async fn read(
+    store: &CheckpointStore,
+    options: Options,
+    target: Option<Epoch>,
+) -> Result<World, LogError> {
     let Some(mut log) = JobLog::open(store.clone(), options).await? else {
-        return Err(LogError::Missing { object: store.key("log") });
+        return Err(LogError::Missing {
+            object: store.key("log"),
+        });
     };
     let target = target.unwrap_or(log.fold().head());
     let plan = log.restore(target).await?;
-    let refuse = |path: &str, source| LogError::Unreadable { object: store.key(path), source };
+    let refuse = |path: &str, source| LogError::Unreadable {
+        object: store.key(path),
+        source,
+    };
     let id = log.fold().log();
     let mut table = Table::new();
     for (kg, chain) in &plan.state.chains {
         if let Some(b) = &chain.base {
             let manifest = object(store, &b.path).await?;
-            let manifest = BaseManifest::decode(&manifest, b, id).map_err(|e| refuse(&b.path, e))?;
+            let manifest =
+                BaseManifest::decode(&manifest, b, id).map_err(|e| refuse(&b.path, e))?;
             for f in &manifest.files {
                 let body = object(store, &f.path).await?;
                 let mut body = base::check_file(f, &body).map_err(|e| refuse(&f.path, e))?;
@@ -182,9 +245,14 @@ pub async fn read(store: &CheckpointStore, options: Options, target: Option<Epoc
             }
         }
         for s in &chain.segments {
-            let pack = plan.state.pack(*s).expect("a segment's pack is in the state");
+            let pack = plan
+                .state
+                .pack(*s)
+                .expect("a segment's pack is in the state");
             let index = transfer::read_index(store, id, pack).await?;
-            let Some(section) = index.section(&SectionName::State(*kg)) else { continue };
+            let Some(section) = index.section(&SectionName::State(*kg)) else {
+                continue;
+            };
             let bytes = transfer::read_section(store, pack, section).await?;
             let segment = Segment::open(&bytes).map_err(|e| refuse(&pack.path, e))?;
             for d in segment.range_deletes() {
@@ -200,7 +268,10 @@ pub async fn read(store: &CheckpointStore, options: Options, target: Option<Epoc
     }
     let mut outputs = Vec::new();
     for (epoch, _) in &plan.to_publish {
-        let entry = log.fold().commit(*epoch).expect("what is to be published is in memory");
+        let entry = log
+            .fold()
+            .commit(*epoch)
+            .expect("what is to be published is in memory");
         for pack in &entry.commit.packs {
             let index = transfer::read_index(store, id, pack).await?;
             let sections: Vec<_> = index.chunks(&"out".into(), ShardId::ZERO).collect();
@@ -213,6 +284,17 @@ pub async fn read(store: &CheckpointStore, options: Options, target: Option<Epoc
             }
         }
     }
-    let offset = plan.state.offsets.values().flat_map(|s| s.values()).next().map(|s| s.position.clone());
-    Ok(World { head: target, offset, table, outputs })
+    let offset = plan
+        .state
+        .offsets
+        .values()
+        .flat_map(|s| s.values())
+        .next()
+        .map(|s| s.position.clone());
+    Ok(World {
+        head: target,
+        offset,
+        table,
+        outputs,
+    })
 }
