@@ -15,6 +15,7 @@ pub trait Clock: Send + Sync {
 pub struct SystemClock;
 
 impl Clock for SystemClock {
+    #[expect(clippy::disallowed_methods, reason = "this is where the clock is read")]
     fn now(&self) -> Micros {
         let since = SystemTime::now()
             .duration_since(UNIX_EPOCH)

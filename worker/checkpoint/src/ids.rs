@@ -243,6 +243,7 @@ pub trait Entropy: Send + Sync {
 pub struct SystemEntropy;
 
 impl Entropy for SystemEntropy {
+    #[expect(clippy::disallowed_methods, reason = "this is where chance comes in")]
     fn bytes16(&mut self) -> [u8; 16] {
         rand::random()
     }

@@ -1,6 +1,7 @@
 //! The tail of a log of 100,000 records is found, and its job opened, with at most ten requests and one for each record after
 //! the newest closure. `PENSTOCK_TEST_S3=endpoint,bucket,access,secret` runs it on an S3 server too.
 
+#[expect(dead_code, reason = "the other suites use the rest")]
 mod world;
 
 use std::sync::Arc;
@@ -93,6 +94,10 @@ fn long_log(records: u64) -> Vec<(String, Bytes)> {
     objects
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the time is printed, nothing is decided by it"
+)]
 async fn open_counted(name: &str, objects: Arc<dyn Objects>, records: u64) {
     let counting = Arc::new(Counting::new(objects));
     let store = CheckpointStore::new(counting.clone(), "ns/long/log");

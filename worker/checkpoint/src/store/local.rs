@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{Create, ErrorKind, Listed, Objects, StoreError};
-use crate::ids::Micros;
+use crate::ids::{Entropy, Micros, Nonce, SystemEntropy};
 
 const TEMPORARY: &str = ".tmp-";
 
@@ -27,7 +27,8 @@ pub struct LocalFolder {
 struct Inner {
     root: PathBuf,
     sync: bool,
-    unique: u64,
+    /// Tells the temporary files of two processes apart.
+    unique: Nonce,
     counter: AtomicU64,
 }
 
@@ -51,7 +52,7 @@ impl LocalFolder {
         let inner = Inner {
             root,
             sync,
-            unique: rand::random(),
+            unique: Nonce::from_bytes(SystemEntropy.bytes16()),
             counter: AtomicU64::new(0),
         };
         Ok(Self {
@@ -123,7 +124,7 @@ impl Inner {
         let folder = path.parent().unwrap_or(&self.root);
         make_folder(folder, self.sync)?;
         let n = self.counter.fetch_add(1, Ordering::Relaxed);
-        let temporary = folder.join(format!("{TEMPORARY}{:016x}-{n}", self.unique));
+        let temporary = folder.join(format!("{TEMPORARY}{}-{n}", self.unique));
         let written = (|| {
             let mut file = File::create_new(&temporary)?;
             file.write_all(body)?;
