@@ -27,7 +27,14 @@ pub fn folder(key_group: KeyGroup, epoch: Epoch, generation: Generation, nonce: 
 
 impl BaseManifest {
     pub fn new(log: LogId, key_group: KeyGroup, epoch: Epoch, files: Vec<BaseFile>) -> Self {
-        Self { format: FORMAT, min_reader: READER, log, key_group, epoch, files }
+        Self {
+            format: FORMAT,
+            min_reader: READER,
+            log,
+            key_group,
+            epoch,
+            files,
+        }
     }
 
     /// Its bytes, to be written to `<folder>/manifest`, and what a commit says of the base.
@@ -47,10 +54,14 @@ impl BaseManifest {
     /// Reads the manifest that `base` names.
     pub fn decode(bytes: &[u8], base: &BaseRef, log: LogId) -> Result<BaseManifest, DecodeError> {
         if bytes.len() as u64 != base.length || crc32c::crc32c(bytes) != base.crc {
-            return Err(DecodeError::damaged("its length or checksum differs from what the commit says"));
+            return Err(DecodeError::damaged(
+                "its length or checksum differs from what the commit says",
+            ));
         }
         let manifest: BaseManifest = envelope::open(bytes, READER)?;
-        let same = manifest.log == log && manifest.key_group == base.key_group && manifest.epoch == base.epoch;
+        let same = manifest.log == log
+            && manifest.key_group == base.key_group
+            && manifest.epoch == base.epoch;
         if !same || manifest.files != base.files {
             return Err(DecodeError::damaged("it is the manifest of another base"));
         }
@@ -61,7 +72,9 @@ impl BaseManifest {
 /// `body` if it is the file that a base names.
 pub fn check_file<'a>(file: &BaseFile, body: &'a [u8]) -> Result<&'a [u8], DecodeError> {
     if body.len() as u64 != file.length || crc32c::crc32c(body) != file.crc {
-        return Err(DecodeError::damaged("its length or checksum differs from what the base says"));
+        return Err(DecodeError::damaged(
+            "its length or checksum differs from what the base says",
+        ));
     }
     Ok(body)
 }
@@ -69,5 +82,8 @@ pub fn check_file<'a>(file: &BaseFile, body: &'a [u8]) -> Result<&'a [u8], Decod
 /// The files that a new base of `key_group` may name again, by id: those in the state of the newest commit.
 pub fn reusable(newest: &EpochState, key_group: KeyGroup) -> BTreeMap<&str, &BaseFile> {
     let base = newest.chains.get(&key_group).and_then(|c| c.base.as_ref());
-    base.into_iter().flat_map(|b| &b.files).map(|f| (f.id.as_str(), f)).collect()
+    base.into_iter()
+        .flat_map(|b| &b.files)
+        .map(|f| (f.id.as_str(), f))
+        .collect()
 }

@@ -45,7 +45,10 @@ pub struct EpochState {
 impl EpochState {
     /// The state before the first commit.
     pub fn empty(root: Epoch) -> Self {
-        Self { epoch: root, ..Self::default() }
+        Self {
+            epoch: root,
+            ..Self::default()
+        }
     }
 
     /// Carries the state from a commit's parent to the commit.
@@ -53,15 +56,33 @@ impl EpochState {
     /// # Errors
     /// A sentence, when the commit does not go on from this epoch. Then nothing has changed.
     pub fn advance(&mut self, commit: &Commit) -> Result<(), String> {
-        let Commit { epoch, parent, now, offsets, forgotten, seen_files, watermarks, packs, bases, counts: _ } = commit;
+        let Commit {
+            epoch,
+            parent,
+            now,
+            offsets,
+            forgotten,
+            seen_files,
+            watermarks,
+            packs,
+            bases,
+            counts: _,
+        } = commit;
         if *parent != self.epoch {
-            return Err(format!("epoch {epoch} goes on from {parent}, not from {}", self.epoch));
+            return Err(format!(
+                "epoch {epoch} goes on from {parent}, not from {}",
+                self.epoch
+            ));
         }
         self.epoch = *epoch;
         self.now = *now;
         for (source, splits) in offsets {
             let of = self.offsets.entry(source.clone()).or_default();
-            of.extend(splits.iter().map(|(split, state)| (split.clone(), state.clone())));
+            of.extend(
+                splits
+                    .iter()
+                    .map(|(split, state)| (split.clone(), state.clone())),
+            );
         }
         for (source, splits) in forgotten {
             if let Some(of) = self.offsets.get_mut(source) {
@@ -69,11 +90,18 @@ impl EpochState {
             }
         }
         for (source, files) in seen_files {
-            self.seen_files.entry(source.clone()).or_default().extend(files.iter().cloned());
+            self.seen_files
+                .entry(source.clone())
+                .or_default()
+                .extend(files.iter().cloned());
         }
-        self.watermarks.extend(watermarks.iter().map(|(uid, at)| (uid.clone(), *at)));
+        self.watermarks
+            .extend(watermarks.iter().map(|(uid, at)| (uid.clone(), *at)));
         for (n, pack) in packs.iter().enumerate() {
-            let segment = Segment { epoch: *epoch, pack: u16::try_from(n).unwrap_or(u16::MAX) };
+            let segment = Segment {
+                epoch: *epoch,
+                pack: u16::try_from(n).unwrap_or(u16::MAX),
+            };
             for kg in &pack.key_groups {
                 self.chains.entry(*kg).or_default().segments.push(segment);
             }
@@ -91,7 +119,11 @@ impl EpochState {
             }
         }
         if !bases.is_empty() {
-            let named: BTreeSet<Epoch> = self.chains.values().flat_map(|c| c.segments.iter().map(|s| s.epoch)).collect();
+            let named: BTreeSet<Epoch> = self
+                .chains
+                .values()
+                .flat_map(|c| c.segments.iter().map(|s| s.epoch))
+                .collect();
             self.packs.retain(|epoch, _| named.contains(epoch));
         }
         Ok(())
@@ -99,7 +131,9 @@ impl EpochState {
 
     /// The pack of a segment.
     pub fn pack(&self, segment: Segment) -> Option<&PackRef> {
-        self.packs.get(&segment.epoch)?.get(usize::from(segment.pack))
+        self.packs
+            .get(&segment.epoch)?
+            .get(usize::from(segment.pack))
     }
 
     /// Every object that restoring needs.
@@ -150,8 +184,20 @@ impl Closure {
     /// The closure of `state` beside `fold`, whose commits since the last closure are still in it.
     pub fn new(state: EpochState, fold: Fold, nonce: Nonce) -> Self {
         let live = state.objects();
-        let passing = fold.commits().flat_map(|c| objects_of(&c.commit)).filter(|o| !live.contains(o)).collect();
-        Self { format: FORMAT, min_reader: READER, log: fold.log(), nonce, state, fold, passing }
+        let passing = fold
+            .commits()
+            .flat_map(|c| objects_of(&c.commit))
+            .filter(|o| !live.contains(o))
+            .collect();
+        Self {
+            format: FORMAT,
+            min_reader: READER,
+            log: fold.log(),
+            nonce,
+            state,
+            fold,
+            passing,
+        }
     }
 
     pub fn epoch(&self) -> Epoch {
@@ -180,10 +226,18 @@ impl Closure {
     }
 
     /// Reads the object that `record` names: another closure, though whole, is refused.
-    pub fn decode(bytes: &[u8], record: &ClosureRecord, log: LogId) -> Result<Closure, DecodeError> {
-        let differs = |what: &str| DecodeError::damaged(format!("{what} differs from what the log says"));
+    pub fn decode(
+        bytes: &[u8],
+        record: &ClosureRecord,
+        log: LogId,
+    ) -> Result<Closure, DecodeError> {
+        let differs =
+            |what: &str| DecodeError::damaged(format!("{what} differs from what the log says"));
         if record.length > MAX_CLOSURE_BYTES {
-            return Err(DecodeError::TooLarge { bytes: record.length, limit: MAX_CLOSURE_BYTES });
+            return Err(DecodeError::TooLarge {
+                bytes: record.length,
+                limit: MAX_CLOSURE_BYTES,
+            });
         }
         if bytes.len() as u64 != record.length {
             return Err(differs("its length"));

@@ -12,10 +12,15 @@ use crate::record::{Drop, Kind};
 /// Files that one `Drop` record names.
 const FILES_PER_RECORD: usize = 10_000;
 
+/// Records that must be free to go before the log is looked through for them.
+const TRIM_EVERY: u64 = 100;
+
 /// Remembers what each closure names, so that every closure is read once per process.
 #[derive(Debug, Default)]
 pub struct Collector {
     named: BTreeMap<Seq, Named>,
+    /// Where the log was last trimmed: looking at all of it costs a request per thousand records.
+    trimmed: Seq,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,7 +35,8 @@ impl Collector {
     }
 
     async fn learn(&mut self, log: &JobLog) -> Result<(), LogError> {
-        self.named.retain(|seq, _| log.fold().closures().iter().any(|c| c.seq == *seq));
+        self.named
+            .retain(|seq, _| log.fold().closures().iter().any(|c| c.seq == *seq));
         for c in log.fold().closures() {
             if self.named.contains_key(&c.seq) {
                 continue;
@@ -57,13 +63,31 @@ impl Collector {
         let garbage = gc::garbage(log.fold(), &self.named, retention, now);
         let mut done = Collected::default();
         for files in garbage.files.chunks(FILES_PER_RECORD) {
-            log.append(generation, Kind::Drop(Drop { uids: Vec::new(), files: files.to_vec() })).await?;
+            log.append(
+                generation,
+                Kind::Drop(Drop {
+                    uids: Vec::new(),
+                    files: files.to_vec(),
+                }),
+            )
+            .await?;
             for file in files {
                 log.store().delete(file).await?;
             }
             done.files += files.len();
+            // Kept closures still list what passed by them: it is gone, and not to be said again.
+            for named in self.named.values_mut() {
+                for file in files {
+                    named.state.remove(file);
+                    named.passing.remove(file);
+                }
+            }
         }
-        if let Some(below) = garbage.log_below {
+        if let Some(below) = garbage
+            .log_below
+            .filter(|b| b.get() >= self.trimmed.get() + TRIM_EVERY)
+        {
+            self.trimmed = below;
             let listing = log.store().list("log").await?;
             for seq in gc::log_keys(&listing, below, now) {
                 log.store().delete(&record_path(seq)).await?;
@@ -74,7 +98,11 @@ impl Collector {
     }
 
     /// Deletes what nobody ever named, a day after it was written. Lists everything: call once in hours.
-    pub async fn sweep(&mut self, log: &mut JobLog, generation: Generation) -> Result<Collected, LogError> {
+    pub async fn sweep(
+        &mut self,
+        log: &mut JobLog,
+        generation: Generation,
+    ) -> Result<Collected, LogError> {
         self.learn(log).await?;
         let mut listing = Vec::new();
         for folder in ["pack", "base", "closure"] {
@@ -83,11 +111,21 @@ impl Collector {
         let files = gc::never_named(log.fold(), &self.named, &listing, log.clock().now());
         for some in files.chunks(FILES_PER_RECORD) {
             // The record is the proof that this generation still owns the job.
-            log.append(generation, Kind::Drop(Drop { uids: Vec::new(), files: some.to_vec() })).await?;
+            log.append(
+                generation,
+                Kind::Drop(Drop {
+                    uids: Vec::new(),
+                    files: some.to_vec(),
+                }),
+            )
+            .await?;
             for file in some {
                 log.store().delete(file).await?;
             }
         }
-        Ok(Collected { files: files.len(), records: 0 })
+        Ok(Collected {
+            files: files.len(),
+            records: 0,
+        })
     }
 }

@@ -12,10 +12,14 @@ use crate::record::{ClaimKind, StopReason};
 pub enum Wish {
     Recover,
     /// The running coordinator, after the handover barrier; `done` is what its publishers have reached.
-    HandOver { done: Epoch },
+    HandOver {
+        done: Epoch,
+    },
     Upgrade,
     Rollback,
-    GoBack { to: Epoch },
+    GoBack {
+        to: Epoch,
+    },
 }
 
 /// What a Claim must say.
@@ -49,7 +53,11 @@ pub fn decide_claim(fold: &Fold, wish: Wish) -> Result<ClaimPoint, Refusal> {
     let (kind, restore_epoch) = match wish {
         Wish::Recover => (ClaimKind::Recovery, fold.restore_epoch()),
         Wish::HandOver { done } => {
-            let wanted = if switches.ho_trial() { Some(fold.head()) } else { fold.last_publishable() };
+            let wanted = if switches.ho_trial() {
+                Some(fold.head())
+            } else {
+                fold.last_publishable()
+            };
             if let Some(wanted) = wanted.filter(|&w| w > done.max(fold.done_through()))
                 && !switches.ho_no_done()
             {
@@ -58,7 +66,10 @@ pub fn decide_claim(fold: &Fold, wish: Wish) -> Result<ClaimPoint, Refusal> {
             handover_from = Some(fold.generation());
             (ClaimKind::Handover, fold.restore_epoch())
         }
-        Wish::Upgrade => (ClaimKind::Upgrade, fold.trial().map_or(fold.head(), |t| t.base)),
+        Wish::Upgrade => (
+            ClaimKind::Upgrade,
+            fold.trial().map_or(fold.head(), |t| t.base),
+        ),
         Wish::Rollback => match fold.trial() {
             Some(t) => (ClaimKind::Rollback, t.base),
             None if switches.skip_check() => (ClaimKind::Rollback, fold.head()),
@@ -71,7 +82,12 @@ pub fn decide_claim(fold: &Fold, wish: Wish) -> Result<ClaimPoint, Refusal> {
             (ClaimKind::GoBack, to)
         }
     };
-    Ok(ClaimPoint { kind, generation: fold.generation().next(), restore_epoch, handover_from })
+    Ok(ClaimPoint {
+        kind,
+        generation: fold.generation().next(),
+        restore_epoch,
+        handover_from,
+    })
 }
 
 /// Whether the next epoch may commit: `Commit(N+1)` waits for `Done(N-k)`, but not in a trial, whose epochs are staged.
@@ -85,7 +101,12 @@ pub fn may_commit(fold: &Fold, done: Epoch, k: u64) -> bool {
     } else {
         done
     };
-    fold.next_epoch().get() <= reached.max(fold.done_through()).get().saturating_add(k).saturating_add(1)
+    fold.next_epoch().get()
+        <= reached
+            .max(fold.done_through())
+            .get()
+            .saturating_add(k)
+            .saturating_add(1)
 }
 
 /// What a member knows of the others when the coordinator falls silent.
@@ -125,11 +146,23 @@ pub fn may_claim(s: &Silence) -> MayClaim {
     };
     let alone = s.members.is_empty() || (s.members.len() == 1 && s.members[0] == s.me);
     if alone {
-        return if s.claims_since_commit <= 1 { MayClaim::Now } else { wait(s.lease) };
+        return if s.claims_since_commit <= 1 {
+            MayClaim::Now
+        } else {
+            wait(s.lease)
+        };
     }
-    let lost = s.members.iter().filter(|m| **m == s.me || s.report_lost.contains(m)).count();
+    let lost = s
+        .members
+        .iter()
+        .filter(|m| **m == s.me || s.report_lost.contains(m))
+        .count();
     if lost * 2 > s.members.len() {
         return wait(s.lease);
     }
-    if s.any_answered { MayClaim::No } else { wait(s.lease * 3) }
+    if s.any_answered {
+        MayClaim::No
+    } else {
+        wait(s.lease * 3)
+    }
 }

@@ -31,7 +31,8 @@ struct Header {
 
 pub(crate) fn seal<T: Serialize>(value: &T) -> Result<Vec<u8>, DecodeError> {
     // serde_json writes no raw newline, so the body is one line.
-    let mut bytes = serde_json::to_vec(value).map_err(|e| DecodeError::damaged(format!("not writable: {e}")))?;
+    let mut bytes = serde_json::to_vec(value)
+        .map_err(|e| DecodeError::damaged(format!("not writable: {e}")))?;
     let crc = crc32c::crc32c(&bytes);
     bytes.push(b'\n');
     bytes.extend_from_slice(TAG);
@@ -42,16 +43,22 @@ pub(crate) fn seal<T: Serialize>(value: &T) -> Result<Vec<u8>, DecodeError> {
 /// Checks the checksum, then the version, then the shape.
 pub(crate) fn open<T: DeserializeOwned>(bytes: &[u8], reader: u16) -> Result<T, DecodeError> {
     let body = unseal(bytes)?;
-    let header: Header =
-        serde_json::from_slice(body).map_err(|e| DecodeError::damaged(format!("no version in it: {e}")))?;
+    let header: Header = serde_json::from_slice(body)
+        .map_err(|e| DecodeError::damaged(format!("no version in it: {e}")))?;
     if header.min_reader > reader {
-        return Err(DecodeError::TooNew { asks: header.min_reader, reader });
+        return Err(DecodeError::TooNew {
+            asks: header.min_reader,
+            reader,
+        });
     }
     serde_json::from_slice(body).map_err(|e| DecodeError::damaged(e.to_string()))
 }
 
 fn unseal(bytes: &[u8]) -> Result<&[u8], DecodeError> {
-    let at = bytes.len().checked_sub(TRAILER).ok_or_else(|| DecodeError::damaged("too short"))?;
+    let at = bytes
+        .len()
+        .checked_sub(TRAILER)
+        .ok_or_else(|| DecodeError::damaged("too short"))?;
     let (body, trailer) = bytes.split_at(at);
     let digits = trailer
         .strip_prefix(b"\n")

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{Epoch, Generation, LogId, Micros, Nonce, OperatorUid, Seq, ShardId, SinkName};
 use crate::record::{
-    Claim, ClaimKind, ClosureRecord, Commit, Created, EpochRecord, Kind, LossAccepted, Parent, Plan, Record, Stopped,
-    StopReason,
+    Claim, ClaimKind, ClosureRecord, Commit, Created, EpochRecord, Kind, LossAccepted, Parent,
+    Plan, Record, StopReason, Stopped,
 };
 use crate::switches::Switches;
 
@@ -117,8 +117,17 @@ impl Fold {
     /// # Errors
     /// `Illegal` when it is not the first record of a log.
     pub fn begin(first: &Record, switches: Switches) -> Result<Fold, Illegal> {
-        let illegal = |why: &str| Illegal { log: first.log, seq: first.seq, why: why.to_owned() };
-        let Kind::Created(Created { name, key_groups, parent }) = &first.kind else {
+        let illegal = |why: &str| Illegal {
+            log: first.log,
+            seq: first.seq,
+            why: why.to_owned(),
+        };
+        let Kind::Created(Created {
+            name,
+            key_groups,
+            parent,
+        }) = &first.kind
+        else {
             return Err(illegal("the first record must be Created"));
         };
         if first.seq != Seq::new(1) || first.generation != Generation::ZERO {
@@ -176,7 +185,11 @@ impl Fold {
             Kind::Epoch(e) => self.apply_epoch(record, e),
             Kind::Closure(c) => {
                 self.closure_seq = record.seq;
-                self.closures.push(ClosureEntry { seq: record.seq, time: record.time, record: c.clone() });
+                self.closures.push(ClosureEntry {
+                    seq: record.seq,
+                    time: record.time,
+                    record: c.clone(),
+                });
                 self.prune(c.epoch);
             }
             Kind::Accepted(_) => {
@@ -186,8 +199,15 @@ impl Fold {
                 self.trial = None;
             }
             Kind::SinkBorn(b) => {
-                let shard = BornShard { partition: b.partition, epoch: b.epoch, nonce: b.nonce };
-                self.shards.entry(b.sink.clone()).or_default().insert(b.shard, shard);
+                let shard = BornShard {
+                    partition: b.partition,
+                    epoch: b.epoch,
+                    nonce: b.nonce,
+                };
+                self.shards
+                    .entry(b.sink.clone())
+                    .or_default()
+                    .insert(b.shard, shard);
             }
             Kind::Pin(p) => {
                 self.pins.insert(p.name.clone(), p.epoch);
@@ -209,7 +229,8 @@ impl Fold {
                 self.dropped_uids.extend(d.uids.iter().cloned());
                 if !d.files.is_empty() {
                     let files: BTreeSet<&str> = d.files.iter().map(String::as_str).collect();
-                    self.closures.retain(|c| !files.contains(c.record.path.as_str()));
+                    self.closures
+                        .retain(|c| !files.contains(c.record.path.as_str()));
                 }
             }
         }
@@ -223,7 +244,11 @@ impl Fold {
     /// # Errors
     /// As `apply`.
     pub fn allows(&self, record: &Record) -> Result<(), Illegal> {
-        self.check(record).map_err(|why| Illegal { log: self.log, seq: record.seq, why })
+        self.check(record).map_err(|why| Illegal {
+            log: self.log,
+            seq: record.seq,
+            why,
+        })
     }
 
     fn check(&self, r: &Record) -> Result<(), String> {
@@ -234,11 +259,21 @@ impl Fold {
             return Err(format!("it should be record {}", self.seq.next()));
         }
         if r.closure_seq != self.closure_seq {
-            return Err(format!("it names closure {}, the newest is {}", r.closure_seq, self.closure_seq));
+            return Err(format!(
+                "it names closure {}, the newest is {}",
+                r.closure_seq, self.closure_seq
+            ));
         }
-        let writer = if matches!(r.kind, Kind::Claim(_)) { self.generation.next() } else { self.generation };
+        let writer = if matches!(r.kind, Kind::Claim(_)) {
+            self.generation.next()
+        } else {
+            self.generation
+        };
         if r.generation != writer {
-            return Err(format!("written by generation {}, only {writer} may", r.generation));
+            return Err(format!(
+                "written by generation {}, only {writer} may",
+                r.generation
+            ));
         }
         match &r.kind {
             Kind::Created(_) => Err("the log is created already".to_owned()),
@@ -246,7 +281,10 @@ impl Fold {
             Kind::Epoch(e) => self.check_epoch(e),
             Kind::Closure(c) => {
                 if c.through > self.seq {
-                    return Err(format!("a closure through record {} cannot stand at {}", c.through, r.seq));
+                    return Err(format!(
+                        "a closure through record {} cannot stand at {}",
+                        c.through, r.seq
+                    ));
                 }
                 self.known(c.epoch)
             }
@@ -255,16 +293,29 @@ impl Fold {
                     return Err("Accepted without a trial".to_owned());
                 }
                 if a.generation != self.generation || a.epoch != self.head {
-                    return Err(format!("it accepts epoch {} of generation {}", a.epoch, a.generation));
+                    return Err(format!(
+                        "it accepts epoch {} of generation {}",
+                        a.epoch, a.generation
+                    ));
                 }
                 Ok(())
             }
             Kind::SinkBorn(b) => {
                 if self.shard(&b.sink, b.shard).is_some() {
-                    return Err(format!("shard {} of sink {} is born already", b.shard, b.sink));
+                    return Err(format!(
+                        "shard {} of sink {} is born already",
+                        b.shard, b.sink
+                    ));
                 }
-                if self.shards.get(&b.sink).is_some_and(|s| s.values().any(|x| x.partition == b.partition)) {
-                    return Err(format!("partition {} of sink {} is taken", b.partition, b.sink));
+                if self
+                    .shards
+                    .get(&b.sink)
+                    .is_some_and(|s| s.values().any(|x| x.partition == b.partition))
+                {
+                    return Err(format!(
+                        "partition {} of sink {} is taken",
+                        b.partition, b.sink
+                    ));
                 }
                 Ok(())
             }
@@ -283,14 +334,21 @@ impl Fold {
     }
 
     fn check_claim(&self, c: &Claim) -> Result<(), String> {
-        if self.stopped.as_ref().is_some_and(|s| s.why == StopReason::Drained) {
+        if self
+            .stopped
+            .as_ref()
+            .is_some_and(|s| s.why == StopReason::Drained)
+        {
             return Err("the job is drained, it never goes on".to_owned());
         }
         let due = match c.kind {
             ClaimKind::Recovery => self.head,
             ClaimKind::Handover => {
                 if c.handover_from != Some(self.generation) {
-                    return Err(format!("a handover must be from generation {}", self.generation));
+                    return Err(format!(
+                        "a handover must be from generation {}",
+                        self.generation
+                    ));
                 }
                 self.head
             }
@@ -298,23 +356,35 @@ impl Fold {
             ClaimKind::Rollback => match self.trial {
                 Some(trial) => trial.base,
                 None if self.switches.skip_check() => return Ok(()),
-                None => return Err("a rollback outside a trial: the version is accepted".to_owned()),
+                None => {
+                    return Err("a rollback outside a trial: the version is accepted".to_owned());
+                }
             },
             ClaimKind::GoBack => {
                 if !self.is_publishable(c.restore_epoch) {
-                    return Err(format!("epoch {} is none that may be published", c.restore_epoch));
+                    return Err(format!(
+                        "epoch {} is none that may be published",
+                        c.restore_epoch
+                    ));
                 }
                 c.restore_epoch
             }
         };
         if c.restore_epoch != due {
-            return Err(format!("it restores epoch {}, it should restore {due}", c.restore_epoch));
+            return Err(format!(
+                "it restores epoch {}, it should restore {due}",
+                c.restore_epoch
+            ));
         }
         Ok(())
     }
 
     fn check_epoch(&self, e: &EpochRecord) -> Result<(), String> {
-        let EpochRecord { commit, plan, done_through } = e;
+        let EpochRecord {
+            commit,
+            plan,
+            done_through,
+        } = e;
         if commit.is_some() || plan.is_some() {
             if self.generation == Generation::ZERO {
                 return Err("nobody has claimed the log".to_owned());
@@ -329,11 +399,17 @@ impl Fold {
                 return Err(format!("it commits epoch {}, the next is {next}", c.epoch));
             }
             if c.parent != self.head {
-                return Err(format!("epoch {} goes on from {}, it should from {}", c.epoch, c.parent, self.head));
+                return Err(format!(
+                    "epoch {} goes on from {}, it should from {}",
+                    c.epoch, c.parent, self.head
+                ));
             }
             for b in &c.bases {
                 if b.epoch == Epoch::ZERO || !self.is_ancestor(b.epoch, c.parent) {
-                    return Err(format!("a base of epoch {} is no ancestor of {}", b.epoch, c.epoch));
+                    return Err(format!(
+                        "a base of epoch {} is no ancestor of {}",
+                        b.epoch, c.epoch
+                    ));
                 }
             }
         }
@@ -347,7 +423,9 @@ impl Fold {
         }
         let newest = commit.as_ref().map_or(self.newest, |c| c.epoch);
         if *done_through > newest {
-            return Err(format!("done through {done_through}, the newest commit is {newest}"));
+            return Err(format!(
+                "done through {done_through}, the newest commit is {newest}"
+            ));
         }
         let first_staged = match (self.staged.first(), commit, self.trial) {
             (Some(run), _, _) => Some(run.first),
@@ -377,7 +455,10 @@ impl Fold {
             }
             ClaimKind::Upgrade => {
                 self.staged.clear();
-                self.trial = Some(Trial { base: c.restore_epoch, generation: r.generation });
+                self.trial = Some(Trial {
+                    base: c.restore_epoch,
+                    generation: r.generation,
+                });
                 self.leave_branch();
             }
             ClaimKind::Rollback => {
@@ -422,7 +503,11 @@ impl Fold {
         if let Some(c) = &e.commit {
             match self.branches.last_mut() {
                 Some(b) if b.last == c.parent && b.last.next() == c.epoch => b.last = c.epoch,
-                _ => self.branches.push(Branch { first: c.epoch, last: c.epoch, parent: c.parent }),
+                _ => self.branches.push(Branch {
+                    first: c.epoch,
+                    last: c.epoch,
+                    parent: c.parent,
+                }),
             }
             self.head = c.epoch;
             self.newest = c.epoch;
@@ -430,14 +515,34 @@ impl Fold {
             self.claims_since_commit = 0;
             self.planned = None;
             self.replan = false;
-            let run = Run { first: c.epoch, last: c.epoch, generation: r.generation };
-            push_run(if self.trial.is_some() { &mut self.staged } else { &mut self.published }, run);
-            let entry = CommitEntry { seq: r.seq, generation: r.generation, time: r.time, commit: c.clone() };
+            let run = Run {
+                first: c.epoch,
+                last: c.epoch,
+                generation: r.generation,
+            };
+            push_run(
+                if self.trial.is_some() {
+                    &mut self.staged
+                } else {
+                    &mut self.published
+                },
+                run,
+            );
+            let entry = CommitEntry {
+                seq: r.seq,
+                generation: r.generation,
+                time: r.time,
+                commit: c.clone(),
+            };
             self.commits.insert(c.epoch, entry);
         }
         if let Some(p) = &e.plan {
             if p.end.is_some() {
-                self.end = Some(Plan { epoch: p.epoch, end: p.end.clone(), ..Plan::default() });
+                self.end = Some(Plan {
+                    epoch: p.epoch,
+                    end: p.end.clone(),
+                    ..Plan::default()
+                });
             }
             self.planned = Some(p.clone());
             self.replan = false;
@@ -454,7 +559,8 @@ impl Fold {
             .copied()
             .filter(|&e| {
                 let ancestor = self.is_ancestor(e, epoch);
-                let undone = in_runs(&self.staged, e) || (e > self.done && in_runs(&self.published, e));
+                let undone =
+                    in_runs(&self.staged, e) || (e > self.done && in_runs(&self.published, e));
                 !undone && (ancestor || !self.is_ancestor(e, self.head))
             })
             .collect();
@@ -546,12 +652,18 @@ impl Fold {
 
     /// What a marker is compared with: one that is ahead says that this process is a zombie.
     pub fn marker_bound(&self) -> Epoch {
-        if self.switches.branch_marker() { self.head } else { self.newest }
+        if self.switches.branch_marker() {
+            self.head
+        } else {
+            self.newest
+        }
     }
 
     /// What a Recovery or Handover claim restores.
     pub fn restore_epoch(&self) -> Epoch {
-        if self.switches.restore_newest() || (self.switches.restore_dropped() && self.trial.is_none()) {
+        if self.switches.restore_newest()
+            || (self.switches.restore_dropped() && self.trial.is_none())
+        {
             self.newest
         } else {
             self.head
@@ -560,7 +672,11 @@ impl Fold {
 
     /// The number of the next commit: one more than the highest ever seen (rule 5).
     pub fn next_epoch(&self) -> Epoch {
-        if self.switches.reuse() { self.head.next() } else { self.highest.next() }
+        if self.switches.reuse() {
+            self.head.next()
+        } else {
+            self.highest.next()
+        }
     }
 
     /// Every epoch of `pub` up to this one is published, as the log says.
@@ -603,7 +719,9 @@ impl Fold {
             None => self.newest,
         };
         match self.staged.first() {
-            Some(run) => through.min(run.first.prev().unwrap_or_default()).max(self.done),
+            Some(run) => through
+                .min(run.first.prev().unwrap_or_default())
+                .max(self.done),
             None => through.max(self.done),
         }
     }
@@ -623,14 +741,21 @@ impl Fold {
     }
 
     fn branch_of(&self, epoch: Epoch) -> Option<&Branch> {
-        let at = self.branches.partition_point(|b| b.first <= epoch).checked_sub(1)?;
+        let at = self
+            .branches
+            .partition_point(|b| b.first <= epoch)
+            .checked_sub(1)?;
         self.branches.get(at).filter(|b| epoch <= b.last)
     }
 
     /// The parent of a committed epoch.
     pub fn parent(&self, epoch: Epoch) -> Option<Epoch> {
         let b = self.branch_of(epoch)?;
-        if epoch == b.first { Some(b.parent) } else { epoch.prev() }
+        if epoch == b.first {
+            Some(b.parent)
+        } else {
+            epoch.prev()
+        }
     }
 
     /// Whether `a` is `n` or lies on its parent chain. By ancestry, never by number.
@@ -650,7 +775,9 @@ impl Fold {
     /// `epoch` and its ancestors, newest first, without the root.
     pub fn ancestors(&self, epoch: Epoch) -> impl Iterator<Item = Epoch> + '_ {
         let root = self.root();
-        std::iter::successors(Some(epoch).filter(|&e| e != root), move |&e| self.parent(e).filter(|&p| p != root))
+        std::iter::successors(Some(epoch).filter(|&e| e != root), move |&e| {
+            self.parent(e).filter(|&p| p != root)
+        })
     }
 
     pub fn shard(&self, sink: &SinkName, shard: ShardId) -> Option<BornShard> {
@@ -663,7 +790,10 @@ impl Fold {
 
     /// A partition of the marker topic that this sink has never used.
     pub fn free_partition(&self, sink: &SinkName) -> i32 {
-        self.shards.get(sink).and_then(|s| s.values().map(|b| b.partition).max()).map_or(0, |p| p + 1)
+        self.shards
+            .get(sink)
+            .and_then(|s| s.values().map(|b| b.partition).max())
+            .map_or(0, |p| p + 1)
     }
 
     pub fn pins(&self) -> &BTreeMap<String, Epoch> {
@@ -681,7 +811,11 @@ impl Fold {
     }
 
     /// Where the running `availableNow` or `once` ends: fixed in its first plan, forgotten when it stops.
-    pub fn end(&self) -> Option<&BTreeMap<crate::ids::SourceName, BTreeMap<crate::ids::SplitId, crate::record::Position>>> {
+    pub fn end(
+        &self,
+    ) -> Option<
+        &BTreeMap<crate::ids::SourceName, BTreeMap<crate::ids::SplitId, crate::record::Position>>,
+    > {
         self.end.as_ref().and_then(|p| p.end.as_ref())
     }
 
@@ -704,7 +838,9 @@ impl Fold {
 
 fn push_run(runs: &mut Vec<Run>, run: Run) {
     match runs.last_mut() {
-        Some(last) if last.generation == run.generation && last.last.next() == run.first => last.last = run.last,
+        Some(last) if last.generation == run.generation && last.last.next() == run.first => {
+            last.last = run.last
+        }
         _ => runs.push(run),
     }
 }
@@ -715,5 +851,6 @@ fn in_runs(runs: &[Run], epoch: Epoch) -> bool {
 }
 
 fn expand(runs: &[Run]) -> impl DoubleEndedIterator<Item = (Epoch, Generation)> + '_ {
-    runs.iter().flat_map(|r| (r.first.get()..=r.last.get()).map(|e| (Epoch::new(e), r.generation)))
+    runs.iter()
+        .flat_map(|r| (r.first.get()..=r.last.get()).map(|e| (Epoch::new(e), r.generation)))
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::closure::{Closure, objects_of};
-use crate::fold::{ClosureEntry, Fold};
+use crate::fold::Fold;
 use crate::ids::{Epoch, Micros, Seq};
 use crate::store::Listed;
 
@@ -21,7 +21,10 @@ pub struct Retention {
 
 impl Default for Retention {
     fn default() -> Self {
-        Self { epochs: 10, duration: DAY }
+        Self {
+            epochs: 10,
+            duration: DAY,
+        }
     }
 }
 
@@ -36,7 +39,10 @@ pub struct Named {
 
 impl Named {
     pub fn of(closure: &Closure) -> Self {
-        Self { state: closure.state.objects(), passing: closure.passing.clone() }
+        Self {
+            state: closure.state.objects(),
+            passing: closure.passing.clone(),
+        }
     }
 }
 
@@ -53,18 +59,28 @@ fn before(now: Micros, age: Duration) -> Micros {
     now.plus(-i64::try_from(age.as_micros()).unwrap_or(i64::MAX))
 }
 
+/// Why a closure is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kept {
+    /// For the epoch that it is of.
+    Itself,
+    /// Also for epochs between it and the closure that follows: what their commits name is needed too.
+    AndAfter,
+}
+
 /// The closures to keep, by seq.
-pub fn kept(fold: &Fold, retention: Retention, now: Micros) -> BTreeSet<Seq> {
+pub fn kept(fold: &Fold, retention: Retention, now: Micros) -> BTreeMap<Seq, Kept> {
     let closures = fold.closures();
     let young = before(now, retention.duration);
-    let mut keep = BTreeSet::new();
-    let nearest = |epoch: Epoch| -> Option<&ClosureEntry> {
-        closures.iter().filter(|c| fold.is_ancestor(c.record.epoch, epoch)).max_by_key(|c| (c.record.epoch, c.seq))
+    let mut keep: BTreeMap<Seq, Kept> = BTreeMap::new();
+    let mut add = |seq: Seq, why: Kept| {
+        let was = keep.entry(seq).or_insert(why);
+        *was = why.max(*was);
     };
     // By age: what it restores is not older than the closure that follows it.
     for (i, c) in closures.iter().enumerate() {
         if closures.get(i + 1).is_none_or(|next| next.time >= young) {
-            keep.insert(c.seq);
+            add(c.seq, Kept::AndAfter);
         }
     }
     // By number, on the branch that the job is on; by pin; unfinished: what a trial may go back to, what is not published.
@@ -74,14 +90,38 @@ pub fn kept(fold: &Fold, retention: Retention, now: Micros) -> BTreeSet<Seq> {
     needed.insert(fold.head());
     needed.extend(fold.trial().map(|t| t.base));
     needed.extend(fold.to_publish().next().map(|(e, _)| e));
-    keep.extend(needed.into_iter().filter_map(nearest).map(|c| c.seq));
-    keep.extend(closures.last().map(|c| c.seq));
+    for epoch in needed {
+        let ancestors = closures
+            .iter()
+            .filter(|c| fold.is_ancestor(c.record.epoch, epoch));
+        if let Some(c) = ancestors.max_by_key(|c| (c.record.epoch, c.seq)) {
+            add(
+                c.seq,
+                if c.record.epoch == epoch {
+                    Kept::Itself
+                } else {
+                    Kept::AndAfter
+                },
+            );
+        }
+    }
+    // The closure that follows says what passed by meanwhile: as long as that is needed, so is it.
+    for pair in closures.windows(2) {
+        if keep.get(&pair[0].seq) == Some(&Kept::AndAfter) {
+            keep.entry(pair[1].seq).or_insert(Kept::Itself);
+        }
+    }
     keep
 }
 
 /// What no kept closure and no commit in memory needs. `named` holds every closure of the log; one that is missing there
 /// could not be read, and then nothing goes.
-pub fn garbage(fold: &Fold, named: &BTreeMap<Seq, Named>, retention: Retention, now: Micros) -> Garbage {
+pub fn garbage(
+    fold: &Fold,
+    named: &BTreeMap<Seq, Named>,
+    retention: Retention,
+    now: Micros,
+) -> Garbage {
     let keep = kept(fold, retention, now);
     let closures = fold.closures();
     if closures.iter().any(|c| !named.contains_key(&c.seq)) {
@@ -92,30 +132,33 @@ pub fn garbage(fold: &Fold, named: &BTreeMap<Seq, Named>, retention: Retention, 
     for c in closures {
         let Named { state, passing } = &named[&c.seq];
         files.extend(state.iter().chain(passing).filter(|o| !live.contains(*o)));
-        if !keep.contains(&c.seq) {
+        if !keep.contains_key(&c.seq) {
             files.insert(&c.record.path);
         }
     }
     // A kept closure is found by its record, and replayed from where it ends.
-    let oldest = closures.iter().filter(|c| keep.contains(&c.seq)).map(|c| c.seq.min(c.record.through.next())).min();
-    // Every record before a closure that is a day old is a day old.
-    let aged = closures.iter().filter(|c| c.time <= before(now, DAY)).map(|c| c.seq).max();
-    Garbage { files: files.into_iter().cloned().collect(), log_below: oldest.zip(aged).map(|(a, b)| a.min(b)) }
+    let oldest = closures
+        .iter()
+        .filter(|c| keep.contains_key(&c.seq))
+        .map(|c| c.seq.min(c.record.through.next()))
+        .min();
+    Garbage {
+        files: files.into_iter().cloned().collect(),
+        log_below: oldest,
+    }
 }
 
-fn live<'a>(fold: &'a Fold, named: &'a BTreeMap<Seq, Named>, keep: &BTreeSet<Seq>) -> BTreeSet<String> {
+fn live(fold: &Fold, named: &BTreeMap<Seq, Named>, keep: &BTreeMap<Seq, Kept>) -> BTreeSet<String> {
     let mut live: BTreeSet<String> = BTreeSet::new();
     let closures = fold.closures();
     for (i, c) in closures.iter().enumerate() {
-        if !keep.contains(&c.seq) {
+        let Some(why) = keep.get(&c.seq) else {
             continue;
-        }
+        };
         live.insert(c.record.path.clone());
         live.extend(named[&c.seq].state.iter().cloned());
-        // Epochs between this closure and the next restore from this one and what the next calls passing.
-        if let Some(next) = closures.get(i + 1) {
+        if let (Kept::AndAfter, Some(next)) = (why, closures.get(i + 1)) {
             live.extend(named[&next.seq].passing.iter().cloned());
-            live.extend(named[&next.seq].state.iter().cloned());
         }
     }
     for entry in fold.commits() {
@@ -125,7 +168,12 @@ fn live<'a>(fold: &'a Fold, named: &'a BTreeMap<Seq, Named>, keep: &BTreeSet<Seq
 }
 
 /// What a listing shows that nobody ever named: after a day, since until then it may be on its way into a commit.
-pub fn never_named(fold: &Fold, named: &BTreeMap<Seq, Named>, listing: &[Listed], now: Micros) -> Vec<String> {
+pub fn never_named(
+    fold: &Fold,
+    named: &BTreeMap<Seq, Named>,
+    listing: &[Listed],
+    now: Micros,
+) -> Vec<String> {
     let closures = fold.closures();
     if closures.iter().any(|c| !named.contains_key(&c.seq)) {
         return Vec::new();
@@ -136,10 +184,19 @@ pub fn never_named(fold: &Fold, named: &BTreeMap<Seq, Named>, listing: &[Listed]
     }
     let recent: BTreeSet<String> = fold.commits().flat_map(|e| objects_of(&e.commit)).collect();
     let old = before(now, DAY);
-    let ours = |key: &str| ["pack/", "base/", "closure/"].iter().any(|folder| key.starts_with(folder));
+    let ours = |key: &str| {
+        ["pack/", "base/", "closure/"]
+            .iter()
+            .any(|folder| key.starts_with(folder))
+    };
     listing
         .iter()
-        .filter(|l| ours(&l.key) && l.modified < old && !known.contains(l.key.as_str()) && !recent.contains(&l.key))
+        .filter(|l| {
+            ours(&l.key)
+                && l.modified < old
+                && !known.contains(l.key.as_str())
+                && !recent.contains(&l.key)
+        })
         .map(|l| l.key.clone())
         .collect()
 }
@@ -147,10 +204,15 @@ pub fn never_named(fold: &Fold, named: &BTreeMap<Seq, Named>, listing: &[Listed]
 /// The log keys to delete, oldest first, never the last, never one younger than a day by the store's own clock.
 pub fn log_keys(listing: &[Listed], below: Seq, now: Micros) -> Vec<Seq> {
     let old = before(now, DAY);
-    let mut seqs: Vec<(Seq, Micros)> =
-        listing.iter().filter_map(|l| crate::log::record_seq(&l.key).map(|s| (s, l.modified))).collect();
+    let mut seqs: Vec<(Seq, Micros)> = listing
+        .iter()
+        .filter_map(|l| crate::log::record_seq(&l.key).map(|s| (s, l.modified)))
+        .collect();
     seqs.sort();
     seqs.pop();
     // Stops at the first that must stay: what is left is always an unbroken end of the log.
-    seqs.into_iter().take_while(|(s, modified)| *s < below && *modified < old).map(|(s, _)| s).collect()
+    seqs.into_iter()
+        .take_while(|(s, modified)| *s < below && *modified < old)
+        .map(|(s, _)| s)
+        .collect()
 }

@@ -72,7 +72,9 @@ number!(
 );
 
 /// Event time or recorded time in microseconds since 1970, UTC.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(transparent)]
 pub struct Micros(i64);
 
@@ -232,7 +234,7 @@ pub struct BadId {
 }
 
 /// Where random numbers come from: the system, or a seed in tests and simulation.
-pub trait Entropy: Send {
+pub trait Entropy: Send + Sync {
     fn bytes16(&mut self) -> [u8; 16];
 }
 
@@ -241,6 +243,7 @@ pub trait Entropy: Send {
 pub struct SystemEntropy;
 
 impl Entropy for SystemEntropy {
+    #[expect(clippy::disallowed_methods, reason = "this is where chance comes in")]
     fn bytes16(&mut self) -> [u8; 16] {
         rand::random()
     }

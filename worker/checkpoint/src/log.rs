@@ -62,8 +62,12 @@ impl LogError {
         match self {
             LogError::Store(e) => e.kind,
             LogError::Fenced { .. } => ErrorKind::Fenced,
-            LogError::Missing { .. } | LogError::Refused(_) | LogError::Exists { .. } => ErrorKind::Fail,
-            LogError::Unreadable { .. } | LogError::Illegal(_) | LogError::Restore(_) => ErrorKind::Invalid,
+            LogError::Missing { .. } | LogError::Refused(_) | LogError::Exists { .. } => {
+                ErrorKind::Fail
+            }
+            LogError::Unreadable { .. } | LogError::Illegal(_) | LogError::Restore(_) => {
+                ErrorKind::Invalid
+            }
         }
     }
 }
@@ -77,7 +81,11 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { clock: Arc::new(SystemClock), entropy: Box::new(SystemEntropy), switches: Switches::default() }
+        Self {
+            clock: Arc::new(SystemClock),
+            entropy: Box::new(SystemEntropy),
+            switches: Switches::default(),
+        }
     }
 }
 
@@ -110,12 +118,18 @@ async fn pause(attempt: u32) {
 }
 
 /// A read that is tried again while its error says that this may help.
-pub(crate) async fn patiently<T, F: Future<Output = Result<T, StoreError>>>(mut call: impl FnMut() -> F) -> Result<T, StoreError> {
+pub(crate) async fn patiently<T, F: Future<Output = Result<T, StoreError>>>(
+    mut call: impl FnMut() -> F,
+) -> Result<T, StoreError> {
     let mut attempt = 0;
     loop {
         match call().await {
             Err(e) if e.kind == ErrorKind::Retry && attempt + 1 < PATIENCE => {
-                tracing::debug!(object = e.object, operation = e.operation, "storage did not answer, trying again");
+                tracing::debug!(
+                    object = e.object,
+                    operation = e.operation,
+                    "storage did not answer, trying again"
+                );
                 pause(attempt).await;
                 attempt += 1;
             }
@@ -126,24 +140,43 @@ pub(crate) async fn patiently<T, F: Future<Output = Result<T, StoreError>>>(mut 
 
 async fn get_record(store: &CheckpointStore, seq: Seq) -> Result<Option<Record>, LogError> {
     let path = record_path(seq);
-    let Some(bytes) = patiently(|| store.get(&path)).await? else { return Ok(None) };
-    let unreadable = |source| LogError::Unreadable { object: store.key(&path), source };
+    let Some(bytes) = patiently(|| store.get(&path)).await? else {
+        return Ok(None);
+    };
+    let unreadable = |source| LogError::Unreadable {
+        object: store.key(&path),
+        source,
+    };
     let record = Record::decode(&bytes).map_err(unreadable)?;
     if record.seq != seq {
-        return Err(unreadable(DecodeError::damaged(format!("it is record {}", record.seq))));
+        return Err(unreadable(DecodeError::damaged(format!(
+            "it is record {}",
+            record.seq
+        ))));
     }
     Ok(Some(record))
 }
 
 async fn need_record(store: &CheckpointStore, seq: Seq) -> Result<Record, LogError> {
-    let missing = || LogError::Missing { object: store.key(&record_path(seq)) };
+    let missing = || LogError::Missing {
+        object: store.key(&record_path(seq)),
+    };
     get_record(store, seq).await?.ok_or_else(missing)
 }
 
-async fn get_closure(store: &CheckpointStore, record: &ClosureRecord, log: LogId) -> Result<Closure, LogError> {
+async fn get_closure(
+    store: &CheckpointStore,
+    record: &ClosureRecord,
+    log: LogId,
+) -> Result<Closure, LogError> {
     let object = || store.key(&record.path);
-    let bytes = patiently(|| store.get(&record.path)).await?.ok_or_else(|| LogError::Missing { object: object() })?;
-    Closure::decode(&bytes, record, log).map_err(|source| LogError::Unreadable { object: object(), source })
+    let bytes = patiently(|| store.get(&record.path))
+        .await?
+        .ok_or_else(|| LogError::Missing { object: object() })?;
+    Closure::decode(&bytes, record, log).map_err(|source| LogError::Unreadable {
+        object: object(),
+        source,
+    })
 }
 
 /// Records `from..=to`, in order, read in parallel.
@@ -157,9 +190,14 @@ async fn get_records(store: &CheckpointStore, from: Seq, to: Seq) -> Result<Vec<
 
 /// Seq of the newest record, by one request; `None` when there is no log.
 pub async fn find_tail(store: &CheckpointStore) -> Result<Option<Seq>, LogError> {
-    let Some(first) = patiently(|| store.first("log")).await? else { return Ok(None) };
+    let Some(first) = patiently(|| store.first("log")).await? else {
+        return Ok(None);
+    };
     let source = || DecodeError::damaged("its name is not that of a record");
-    let seq = record_seq(&first.key).ok_or_else(|| LogError::Unreadable { object: store.key(&first.key), source: source() })?;
+    let seq = record_seq(&first.key).ok_or_else(|| LogError::Unreadable {
+        object: store.key(&first.key),
+        source: source(),
+    })?;
     Ok(Some(seq))
 }
 
@@ -168,7 +206,11 @@ pub async fn read_all(store: &CheckpointStore) -> Result<Vec<Record>, LogError> 
     let keys = patiently(|| store.list("log")).await?;
     let mut seqs: Vec<Seq> = keys.iter().filter_map(|l| record_seq(&l.key)).collect();
     seqs.sort();
-    stream::iter(seqs).map(|seq| need_record(store, seq)).buffered(PARALLEL).try_collect().await
+    stream::iter(seqs)
+        .map(|seq| need_record(store, seq))
+        .buffered(PARALLEL)
+        .try_collect()
+        .await
 }
 
 impl JobLog {
@@ -198,7 +240,14 @@ impl JobLog {
         let seen = options.clock.boottime();
         let root = fold.root();
         let state = Some(EpochState::empty(root));
-        let mut this = JobLog { store, options, fold, state, in_doubt: None, seen };
+        let mut this = JobLog {
+            store,
+            options,
+            fold,
+            state,
+            in_doubt: None,
+            seen,
+        };
         match this.settle(&record).await? {
             Landed::Mine => Ok(this),
             Landed::Other(_) => Err(LogError::Exists { name }),
@@ -207,11 +256,20 @@ impl JobLog {
 
     /// Finds the tail, the newest closure and what came after it; `None` when there is no log. A closure that is damaged or
     /// missing is made good by an older one and a longer replay.
-    pub async fn open(store: CheckpointStore, options: Options) -> Result<Option<JobLog>, LogError> {
+    pub async fn open(
+        store: CheckpointStore,
+        options: Options,
+    ) -> Result<Option<JobLog>, LogError> {
         let seen = options.clock.boottime();
-        let Some(tail) = find_tail(&store).await? else { return Ok(None) };
+        let Some(tail) = find_tail(&store).await? else {
+            return Ok(None);
+        };
         let newest = need_record(&store, tail).await?;
-        let mut from = if matches!(newest.kind, Kind::Closure(_)) { tail } else { newest.closure_seq };
+        let mut from = if matches!(newest.kind, Kind::Closure(_)) {
+            tail
+        } else {
+            newest.closure_seq
+        };
         let mut known = BTreeMap::from([(tail, newest.clone())]);
         let mut trouble: Option<LogError> = None;
         let (fold, state) = loop {
@@ -241,11 +299,19 @@ impl JobLog {
             };
             known.insert(from, record.clone());
             let Kind::Closure(named) = &record.kind else {
-                let source = DecodeError::damaged(format!("record {tail} says it is a closure, it is {}", record.kind.name()));
-                return Err(LogError::Unreadable { object: store.key(&record_path(from)), source });
+                let source = DecodeError::damaged(format!(
+                    "record {tail} says it is a closure, it is {}",
+                    record.kind.name()
+                ));
+                return Err(LogError::Unreadable {
+                    object: store.key(&record_path(from)),
+                    source,
+                });
             };
             match get_closure(&store, named, newest.log).await {
-                Ok(Closure { state, fold, .. }) => break (fold.with_switches(options.switches), state),
+                Ok(Closure { state, fold, .. }) => {
+                    break (fold.with_switches(options.switches), state);
+                }
                 Err(e @ (LogError::Unreadable { .. } | LogError::Missing { .. })) => {
                     tracing::warn!(object = named.path, error = %e, "closure cannot be used, going back to an older one");
                     from = record.closure_seq;
@@ -254,8 +320,17 @@ impl JobLog {
                 Err(e) => return Err(e),
             }
         };
-        let mut this = JobLog { store, options, fold, state: Some(state), in_doubt: None, seen };
-        let after: Vec<Seq> = (this.fold.seq().get() + 1..=tail.get()).map(Seq::new).collect();
+        let mut this = JobLog {
+            store,
+            options,
+            fold,
+            state: Some(state),
+            in_doubt: None,
+            seen,
+        };
+        let after: Vec<Seq> = (this.fold.seq().get() + 1..=tail.get())
+            .map(Seq::new)
+            .collect();
         let (store, known) = (&this.store, &known);
         let records: Vec<Record> = stream::iter(after)
             .map(|seq| async move {
@@ -301,7 +376,14 @@ impl JobLog {
                     self.state = None;
                 }
             }
-            Kind::Claim(c) if self.state.as_ref().is_some_and(|s| s.epoch != c.restore_epoch) => self.state = None,
+            Kind::Claim(c)
+                if self
+                    .state
+                    .as_ref()
+                    .is_some_and(|s| s.epoch != c.restore_epoch) =>
+            {
+                self.state = None
+            }
             _ => {}
         }
         Ok(())
@@ -324,7 +406,9 @@ impl JobLog {
                     // A reader that slept so long may stand before a part of the log that is gone.
                     if seen.saturating_sub(self.seen) > SLOW && !self.tail_holds().await? {
                         let seq = self.fold.seq();
-                        return Err(LogError::Missing { object: self.store.key(&record_path(seq)) });
+                        return Err(LogError::Missing {
+                            object: self.store.key(&record_path(seq)),
+                        });
                     }
                     self.seen = seen;
                     return Ok(news);
@@ -346,8 +430,14 @@ impl JobLog {
     /// when the log's rules do not allow the record.
     pub async fn append(&mut self, generation: Generation, kind: Kind) -> Result<Record, LogError> {
         self.resolve_doubt().await?;
-        if generation != self.fold.generation() && !matches!(kind, Kind::Claim(_)) && !self.options.switches.no_fence() {
-            return Err(LogError::Fenced { seq: self.fold.seq(), by: self.fold.generation() });
+        if generation != self.fold.generation()
+            && !matches!(kind, Kind::Claim(_))
+            && !self.options.switches.no_fence()
+        {
+            return Err(LogError::Fenced {
+                seq: self.fold.seq(),
+                by: self.fold.generation(),
+            });
         }
         let record = Record {
             format: FORMAT,
@@ -371,19 +461,27 @@ impl JobLog {
                 self.take_in(&record)?;
                 Ok(record)
             }
-            Landed::Other(by) => Err(LogError::Fenced { seq: record.seq, by: by.generation }),
+            Landed::Other(by) => Err(LogError::Fenced {
+                seq: record.seq,
+                by: by.generation,
+            }),
         }
     }
 
     /// What became of a record that an earlier call left in the air.
     async fn resolve_doubt(&mut self) -> Result<(), LogError> {
-        let Some(record) = self.in_doubt.clone() else { return Ok(()) };
+        let Some(record) = self.in_doubt.clone() else {
+            return Ok(());
+        };
         // It may still land: only making it land, or finding another in its place, ends the doubt.
         let landed = self.settle(&record).await?;
         self.in_doubt = None;
         match landed {
             Landed::Mine => self.take_in(&record),
-            Landed::Other(by) => Err(LogError::Fenced { seq: record.seq, by: by.generation }),
+            Landed::Other(by) => Err(LogError::Fenced {
+                seq: record.seq,
+                by: by.generation,
+            }),
         }
     }
 
@@ -392,7 +490,10 @@ impl JobLog {
     async fn settle(&mut self, record: &Record) -> Result<Landed, LogError> {
         let path = record_path(record.seq);
         let object = || self.store.key(&path);
-        let body = record.encode().map_err(|source| LogError::Unreadable { object: object(), source })?;
+        let body = record.encode().map_err(|source| LogError::Unreadable {
+            object: object(),
+            source,
+        })?;
         let body = Bytes::from(body);
         let mut attempt = 0;
         let landed = loop {
@@ -404,8 +505,13 @@ impl JobLog {
                     if self.options.switches.no_readback() {
                         let mut again = record.clone();
                         again.seq = record.seq.next();
-                        let body = again.encode().map_err(|source| LogError::Unreadable { object: object(), source })?;
-                        self.store.create(&record_path(again.seq), body.into()).await?;
+                        let body = again.encode().map_err(|source| LogError::Unreadable {
+                            object: object(),
+                            source,
+                        })?;
+                        self.store
+                            .create(&record_path(again.seq), body.into())
+                            .await?;
                         break Landed::Mine;
                     }
                 }
@@ -413,7 +519,10 @@ impl JobLog {
             }
             match self.store.get(&path).await {
                 Ok(Some(bytes)) => {
-                    let unreadable = |source| LogError::Unreadable { object: object(), source };
+                    let unreadable = |source| LogError::Unreadable {
+                        object: object(),
+                        source,
+                    };
                     let there = Record::decode(&bytes).map_err(unreadable)?;
                     if there.nonce == record.nonce {
                         break Landed::Mine;
@@ -434,7 +543,10 @@ impl JobLog {
             && let Some(before) = record.seq.prev().filter(|&s| s > Seq::ZERO)
             && get_record(&self.store, before).await?.is_none()
         {
-            return Err(LogError::Fenced { seq: record.seq, by: record.generation });
+            return Err(LogError::Fenced {
+                seq: record.seq,
+                by: record.generation,
+            });
         }
         self.seen = now;
         Ok(landed)
@@ -465,7 +577,11 @@ impl JobLog {
             };
             match self.append(point.generation, Kind::Claim(claim)).await {
                 Err(LogError::Fenced { seq, by }) => {
-                    tracing::info!(seq = seq.get(), by = by.get(), "lost the race for the tail, reading on");
+                    tracing::info!(
+                        seq = seq.get(),
+                        by = by.get(),
+                        "lost the race for the tail, reading on"
+                    );
                     // A handover is the running coordinator's; whoever was first has fenced it.
                     if matches!(wish, Wish::HandOver { .. }) {
                         return Err(LogError::Fenced { seq, by });
@@ -493,7 +609,10 @@ impl JobLog {
         let nonce = self.nonce();
         let closure = Closure::new(state, self.fold.clone(), nonce);
         let path = closure.path();
-        let unreadable = |source| LogError::Unreadable { object: self.store.key(&path), source };
+        let unreadable = |source| LogError::Unreadable {
+            object: self.store.key(&path),
+            source,
+        };
         let (bytes, record) = closure.encode().map_err(unreadable)?;
         self.state = Some(closure.state);
         let bytes = Bytes::from(bytes);
@@ -505,14 +624,23 @@ impl JobLog {
     pub async fn restore(&mut self, target: Epoch) -> Result<RestorePlan, LogError> {
         if let Some(state) = self.state.as_ref().filter(|s| s.epoch == target) {
             let to_publish = self.fold.to_publish().collect();
-            return Ok(RestorePlan { state: state.clone(), to_publish, repaired: Vec::new() });
+            return Ok(RestorePlan {
+                state: state.clone(),
+                to_publish,
+                repaired: Vec::new(),
+            });
         }
         let mut repaired = Vec::new();
         let mut trouble = None;
-        let candidates: Vec<_> = recovery::closures_for(&self.fold, target).into_iter().cloned().map(Some).collect();
+        let candidates: Vec<_> = recovery::closures_for(&self.fold, target)
+            .into_iter()
+            .cloned()
+            .map(Some)
+            .collect();
         for entry in candidates.into_iter().chain([None]) {
             let (state, after) = match &entry {
-                Some(entry) => match get_closure(&self.store, &entry.record, self.fold.log()).await {
+                Some(entry) => match get_closure(&self.store, &entry.record, self.fold.log()).await
+                {
                     Ok(closure) => (closure.state, entry.record.through),
                     Err(e @ (LogError::Unreadable { .. } | LogError::Missing { .. })) => {
                         tracing::warn!(error = %e, "closure cannot be used, going back to an older one");
@@ -536,7 +664,12 @@ impl JobLog {
         Err(RestoreError::Unknown { epoch: target }.into())
     }
 
-    async fn restore_from(&self, state: EpochState, after: Seq, target: Epoch) -> Result<RestorePlan, LogError> {
+    async fn restore_from(
+        &self,
+        state: EpochState,
+        after: Seq,
+        target: Epoch,
+    ) -> Result<RestorePlan, LogError> {
         let epochs = recovery::chain(&self.fold, state.epoch, target)?;
         let mut commits: BTreeMap<Epoch, Commit> = epochs
             .iter()
@@ -546,7 +679,10 @@ impl JobLog {
             for record in get_records(&self.store, after.next(), self.fold.seq()).await? {
                 if record.log != self.fold.log() {
                     let source = DecodeError::damaged(format!("it belongs to log {}", record.log));
-                    return Err(LogError::Unreadable { object: self.store.key(&record_path(record.seq)), source });
+                    return Err(LogError::Unreadable {
+                        object: self.store.key(&record_path(record.seq)),
+                        source,
+                    });
                 }
                 if let Kind::Epoch(e) = record.kind
                     && let Some(commit) = e.commit

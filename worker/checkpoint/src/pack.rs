@@ -48,7 +48,10 @@ pub struct PackId {
 
 impl PackId {
     pub fn path(&self, worker: MemberId) -> String {
-        format!("pack/{:020}/{}-{worker}-{}", self.epoch, self.generation, self.nonce)
+        format!(
+            "pack/{:020}/{}-{worker}-{}",
+            self.epoch, self.generation, self.nonce
+        )
     }
 
     fn header(&self, magic: &[u8; 8]) -> [u8; HEADER] {
@@ -72,7 +75,11 @@ pub enum SectionName {
     /// Changes of one key group.
     State(KeyGroup),
     /// One chunk of what a sink's shard publishes. Chunks are counted from 0 within a pack.
-    Output { sink: SinkName, shard: ShardId, chunk: u32 },
+    Output {
+        sink: SinkName,
+        shard: ShardId,
+        chunk: u32,
+    },
     /// What a sink keeps to finish its work after the commit (an upload's parts, its unsent tail).
     Token { sink: SinkName, shard: ShardId },
 }
@@ -109,7 +116,14 @@ pub struct PackWriter {
 impl PackWriter {
     pub fn new(id: PackId, worker: MemberId) -> Self {
         let body = id.header(MAGIC).to_vec();
-        Self { id, path: id.path(worker), body, outs: Vec::new(), index: Vec::new(), inline_outputs: 0 }
+        Self {
+            id,
+            path: id.path(worker),
+            body,
+            outs: Vec::new(),
+            index: Vec::new(),
+            inline_outputs: 0,
+        }
     }
 
     pub fn path(&self) -> &str {
@@ -127,7 +141,11 @@ impl PackWriter {
             return;
         }
         let (head, body) = segment.parts();
-        self.section(SectionName::State(key_group), segment.items(), &[&head, body]);
+        self.section(
+            SectionName::State(key_group),
+            segment.items(),
+            &[&head, body],
+        );
     }
 
     /// As `segment`, of changes that the caller has put together and checks itself; empty ones are left out.
@@ -152,12 +170,23 @@ impl PackWriter {
             matches!(name, SectionName::Output { sink: s, shard: h, .. } if s == sink && *h == shard)
         });
         let number = u32::try_from(n.count()).unwrap_or(u32::MAX);
-        let name = SectionName::Output { sink: sink.clone(), shard, chunk: number };
+        let name = SectionName::Output {
+            sink: sink.clone(),
+            shard,
+            chunk: number,
+        };
         self.section(name, chunk.records(), &[chunk.bytes()]);
     }
 
     pub fn token(&mut self, sink: &SinkName, shard: ShardId, token: &[u8]) {
-        self.section(SectionName::Token { sink: sink.clone(), shard }, 1, &[token]);
+        self.section(
+            SectionName::Token {
+                sink: sink.clone(),
+                shard,
+            },
+            1,
+            &[token],
+        );
     }
 
     fn section(&mut self, name: SectionName, items: u32, parts: &[&[u8]]) {
@@ -166,11 +195,18 @@ impl PackWriter {
         // Outputs stay inline up to the limit, then go beside: what is inline already stays where it is.
         let beside = output && (self.inline_outputs + length > INLINE_OUTPUTS);
         let (out, target) = if beside {
-            if self.outs.last().is_none_or(|o| o.len() + length > OUT_OBJECT && o.len() > HEADER) {
+            if self
+                .outs
+                .last()
+                .is_none_or(|o| o.len() + length > OUT_OBJECT && o.len() > HEADER)
+            {
                 self.outs.push(self.id.header(OUT_MAGIC).to_vec());
             }
             let n = self.outs.len() - 1;
-            (Some(u32::try_from(n).unwrap_or(u32::MAX)), &mut self.outs[n])
+            (
+                Some(u32::try_from(n).unwrap_or(u32::MAX)),
+                &mut self.outs[n],
+            )
         } else {
             if output {
                 self.inline_outputs += length;
@@ -183,7 +219,16 @@ impl PackWriter {
             crc = crc32c::crc32c_append(crc, part);
             target.extend_from_slice(part);
         }
-        self.index.push((name, Section { out, offset, length: length as u64, items, crc }));
+        self.index.push((
+            name,
+            Section {
+                out,
+                offset,
+                length: length as u64,
+                items,
+                crc,
+            },
+        ));
     }
 
     /// The objects to write, the pack last, and what a commit says of them. Nothing to write when there is no section.
@@ -192,7 +237,8 @@ impl PackWriter {
             return (Vec::new(), None);
         }
         let from = self.body.len();
-        self.body.extend_from_slice(&(self.index.len() as u32).to_le_bytes());
+        self.body
+            .extend_from_slice(&(self.index.len() as u32).to_le_bytes());
         let mut key_groups = Vec::new();
         let mut outputs: BTreeMap<SinkName, BTreeMap<ShardId, u32>> = BTreeMap::new();
         for (name, section) in &self.index {
@@ -202,7 +248,11 @@ impl PackWriter {
                     (0u8, "", kg.get(), 0)
                 }
                 SectionName::Output { sink, shard, chunk } => {
-                    *outputs.entry(sink.clone()).or_default().entry(*shard).or_default() += 1;
+                    *outputs
+                        .entry(sink.clone())
+                        .or_default()
+                        .entry(*shard)
+                        .or_default() += 1;
                     (1, sink.as_str(), shard.get(), *chunk)
                 }
                 SectionName::Token { sink, shard } => (2, sink.as_str(), shard.get(), 0),
@@ -239,9 +289,15 @@ impl PackWriter {
             .outs
             .into_iter()
             .enumerate()
-            .map(|(n, body)| PackObject { path: pack.out_path(n), body: body.into() })
+            .map(|(n, body)| PackObject {
+                path: pack.out_path(n),
+                body: body.into(),
+            })
             .collect();
-        objects.push(PackObject { path: self.path, body: self.body.into() });
+        objects.push(PackObject {
+            path: self.path,
+            body: self.body.into(),
+        });
         (objects, Some(pack))
     }
 }
@@ -259,14 +315,22 @@ fn damaged(why: &str) -> DecodeError {
 impl PackIndex {
     /// The ranges of the pack to read for `open`: header and index.
     pub fn ranges(pack: &PackRef) -> (std::ops::Range<u64>, std::ops::Range<u64>) {
-        (0..HEADER as u64, pack.length.saturating_sub(u64::from(pack.index_length))..pack.length)
+        (
+            0..HEADER as u64,
+            pack.length.saturating_sub(u64::from(pack.index_length))..pack.length,
+        )
     }
 
     /// Reads header and index, as `ranges` names them, of the pack that a commit of `log` names.
     ///
     /// # Errors
     /// `Damaged` when they are not what the commit says, `TooNew` when another reader is asked for.
-    pub fn open(pack: &PackRef, log: LogId, header: &[u8], tail: &[u8]) -> Result<PackIndex, DecodeError> {
+    pub fn open(
+        pack: &PackRef,
+        log: LogId,
+        header: &[u8],
+        tail: &[u8],
+    ) -> Result<PackIndex, DecodeError> {
         check_header(header, MAGIC, log)?;
         if tail.len() != pack.index_length as usize || tail.len() < TRAILER + 4 {
             return Err(damaged("its index is cut short"));
@@ -286,13 +350,22 @@ impl PackIndex {
         for _ in 0..count {
             let kind = r.take(1)?[0];
             let n = r.u16()?;
-            let text = std::str::from_utf8(r.take(usize::from(n))?).map_err(|_| damaged("a name is not text"))?;
+            let text = std::str::from_utf8(r.take(usize::from(n))?)
+                .map_err(|_| damaged("a name is not text"))?;
             let (number, chunk, object) = (r.u16()?, r.u32()?, r.u32()?);
-            let section =
-                Section { out: object.checked_sub(1), offset: r.u64()?, length: r.u64()?, items: r.u32()?, crc: r.u32()? };
+            let section = Section {
+                out: object.checked_sub(1),
+                offset: r.u64()?,
+                length: r.u64()?,
+                items: r.u32()?,
+                crc: r.u32()?,
+            };
             let whole = match section.out {
                 None => pack.length.saturating_sub(u64::from(pack.index_length)),
-                Some(n) => *pack.outs.get(n as usize).ok_or_else(|| damaged("it names an object that the commit does not"))?,
+                Some(n) => *pack
+                    .outs
+                    .get(n as usize)
+                    .ok_or_else(|| damaged("it names an object that the commit does not"))?,
             };
             let end = section.offset.checked_add(section.length);
             if section.offset < HEADER as u64 || end.is_none_or(|end| end > whole) {
@@ -300,8 +373,15 @@ impl PackIndex {
             }
             let name = match kind {
                 0 => SectionName::State(KeyGroup::new(number)),
-                1 => SectionName::Output { sink: SinkName::new(text), shard: ShardId::new(number), chunk },
-                2 => SectionName::Token { sink: SinkName::new(text), shard: ShardId::new(number) },
+                1 => SectionName::Output {
+                    sink: SinkName::new(text),
+                    shard: ShardId::new(number),
+                    chunk,
+                },
+                2 => SectionName::Token {
+                    sink: SinkName::new(text),
+                    shard: ShardId::new(number),
+                },
                 _ => return Err(damaged("a section of no known kind")),
             };
             if sections.insert(name, section).is_some() {
@@ -320,7 +400,12 @@ impl PackIndex {
             return Err(damaged("its length is another"));
         }
         let (header, tail) = Self::ranges(pack);
-        Self::open(pack, log, &body[header.start as usize..header.end as usize], &body[tail.start as usize..])
+        Self::open(
+            pack,
+            log,
+            &body[header.start as usize..header.end as usize],
+            &body[tail.start as usize..],
+        )
     }
 
     pub fn section(&self, name: &SectionName) -> Option<Section> {
@@ -333,12 +418,22 @@ impl PackIndex {
     }
 
     /// The chunks of one shard, in order.
-    pub fn chunks<'a>(&'a self, sink: &'a SinkName, shard: ShardId) -> impl Iterator<Item = (u32, Section)> + 'a {
-        let at = |chunk| SectionName::Output { sink: sink.clone(), shard, chunk };
-        self.sections.range(at(0)..=at(u32::MAX)).filter_map(|(name, s)| match name {
-            SectionName::Output { chunk, .. } => Some((*chunk, *s)),
-            _ => None,
-        })
+    pub fn chunks<'a>(
+        &'a self,
+        sink: &'a SinkName,
+        shard: ShardId,
+    ) -> impl Iterator<Item = (u32, Section)> + 'a {
+        let at = |chunk| SectionName::Output {
+            sink: sink.clone(),
+            shard,
+            chunk,
+        };
+        self.sections
+            .range(at(0)..=at(u32::MAX))
+            .filter_map(|(name, s)| match name {
+                SectionName::Output { chunk, .. } => Some((*chunk, *s)),
+                _ => None,
+            })
     }
 }
 
@@ -352,7 +447,10 @@ fn check_header(header: &[u8], magic: &[u8; 8], log: LogId) -> Result<(), Decode
     }
     let asks = Reader(&header[10..]).u16()?;
     if asks > READER {
-        return Err(DecodeError::TooNew { asks, reader: READER });
+        return Err(DecodeError::TooNew {
+            asks,
+            reader: READER,
+        });
     }
     if header[12..28] != log.as_bytes()[..] {
         return Err(damaged("it belongs to another log"));
@@ -383,13 +481,19 @@ pub(crate) struct Reader<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Reader<'a> {
     pub(crate) fn take(&mut self, n: usize) -> Result<&'a [u8], DecodeError> {
-        let (head, rest) = self.0.split_at_checked(n).ok_or_else(|| damaged("it is cut short"))?;
+        let (head, rest) = self
+            .0
+            .split_at_checked(n)
+            .ok_or_else(|| damaged("it is cut short"))?;
         self.0 = rest;
         Ok(head)
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
-        let (head, rest) = self.0.split_first_chunk::<N>().ok_or_else(|| damaged("it is cut short"))?;
+        let (head, rest) = self
+            .0
+            .split_first_chunk::<N>()
+            .ok_or_else(|| damaged("it is cut short"))?;
         self.0 = rest;
         Ok(*head)
     }

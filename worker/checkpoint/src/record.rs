@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::envelope::{self, DecodeError};
 use crate::ids::{
-    Epoch, Generation, KeyGroup, LogId, MemberId, Micros, Nonce, OperatorUid, Seq, ShardId, SinkName, SourceName,
-    SplitId,
+    Epoch, Generation, KeyGroup, LogId, MemberId, Micros, Nonce, OperatorUid, Seq, ShardId,
+    SinkName, SourceName, SplitId,
 };
 
 /// The format that this crate writes.
@@ -299,7 +299,9 @@ pub enum StopReason {
     Completed,
     /// The input counts as ended; no Claim follows.
     Drained,
-    Failed { code: String },
+    Failed {
+        code: String,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -330,7 +332,10 @@ impl Record {
     pub fn encode(&self) -> Result<Vec<u8>, DecodeError> {
         let bytes = envelope::seal(self)?;
         if bytes.len() > MAX_RECORD_BYTES {
-            return Err(DecodeError::TooLarge { bytes: bytes.len() as u64, limit: MAX_RECORD_BYTES as u64 });
+            return Err(DecodeError::TooLarge {
+                bytes: bytes.len() as u64,
+                limit: MAX_RECORD_BYTES as u64,
+            });
         }
         Ok(bytes)
     }
@@ -338,7 +343,10 @@ impl Record {
     /// Reads what `encode` wrote. Refuses a damaged record, and one that asks for a newer reader before looking further.
     pub fn decode(bytes: &[u8]) -> Result<Record, DecodeError> {
         if bytes.len() > MAX_RECORD_BYTES {
-            return Err(DecodeError::TooLarge { bytes: bytes.len() as u64, limit: MAX_RECORD_BYTES as u64 });
+            return Err(DecodeError::TooLarge {
+                bytes: bytes.len() as u64,
+                limit: MAX_RECORD_BYTES as u64,
+            });
         }
         envelope::open(bytes, READER)
     }

@@ -32,9 +32,15 @@ pub enum RestoreError {
 /// Closures that a restore of `target` may start from, the nearest first; after them the empty state.
 pub fn closures_for(fold: &Fold, target: Epoch) -> Vec<&ClosureEntry> {
     let mut fit: Vec<&ClosureEntry> = if fold.switches().closure_number() {
-        fold.closures().iter().filter(|c| c.record.epoch <= target).collect()
+        fold.closures()
+            .iter()
+            .filter(|c| c.record.epoch <= target)
+            .collect()
     } else {
-        fold.closures().iter().filter(|c| fold.is_ancestor(c.record.epoch, target)).collect()
+        fold.closures()
+            .iter()
+            .filter(|c| fold.is_ancestor(c.record.epoch, target))
+            .collect()
     };
     // On one chain the greater epoch is the nearer; of two closures of one epoch the newer is.
     fit.sort_by_key(|c| std::cmp::Reverse((c.record.epoch, c.seq)));
@@ -44,7 +50,10 @@ pub fn closures_for(fold: &Fold, target: Epoch) -> Vec<&ClosureEntry> {
 /// The commits between `from` (exclusive) and `target`, oldest first.
 pub fn chain(fold: &Fold, from: Epoch, target: Epoch) -> Result<Vec<Epoch>, RestoreError> {
     if fold.switches().closure_number() && !fold.is_ancestor(from, target) {
-        return Ok((from.get() + 1..=target.get()).map(Epoch::new).filter(|&e| fold.parent(e).is_some()).collect());
+        return Ok((from.get() + 1..=target.get())
+            .map(Epoch::new)
+            .filter(|&e| fold.parent(e).is_some())
+            .collect());
     }
     if !fold.is_ancestor(from, target) {
         return Err(RestoreError::Unknown { epoch: target });
@@ -63,11 +72,19 @@ pub fn plan_restore(
 ) -> Result<RestorePlan, RestoreError> {
     let mut state = from;
     for epoch in chain(fold, state.epoch, target)? {
-        let commit = commits.get(&epoch).ok_or(RestoreError::Gap { epoch, target })?;
+        let commit = commits
+            .get(&epoch)
+            .ok_or(RestoreError::Gap { epoch, target })?;
         if fold.switches().closure_number() {
             state.epoch = commit.parent;
         }
-        state.advance(commit).map_err(|why| RestoreError::Broken { epoch, why })?;
+        state
+            .advance(commit)
+            .map_err(|why| RestoreError::Broken { epoch, why })?;
     }
-    Ok(RestorePlan { state, to_publish: fold.to_publish().collect(), repaired: Vec::new() })
+    Ok(RestorePlan {
+        state,
+        to_publish: fold.to_publish().collect(),
+        repaired: Vec::new(),
+    })
 }

@@ -53,7 +53,12 @@ impl StoreError {
         object: impl Into<String>,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Self {
-        Self { kind, operation, object: object.into(), source: source.into() }
+        Self {
+            kind,
+            operation,
+            object: object.into(),
+            source: source.into(),
+        }
     }
 }
 
@@ -103,12 +108,18 @@ impl CheckpointStore {
     /// `prefix` without a `/` at either end; it may be empty.
     pub fn new(objects: Arc<dyn Objects>, prefix: impl Into<String>) -> Self {
         let prefix: String = prefix.into();
-        Self { objects, prefix: prefix.trim_matches('/').to_owned() }
+        Self {
+            objects,
+            prefix: prefix.trim_matches('/').to_owned(),
+        }
     }
 
     /// The same store, further down.
     pub fn below(&self, folder: &str) -> Self {
-        Self { objects: self.objects.clone(), prefix: self.key(folder) }
+        Self {
+            objects: self.objects.clone(),
+            prefix: self.key(folder),
+        }
     }
 
     pub fn prefix(&self) -> &str {
@@ -130,7 +141,12 @@ impl CheckpointStore {
 
     fn relative(&self, mut listed: Listed) -> Listed {
         if !self.prefix.is_empty() {
-            listed.key = listed.key.strip_prefix(&self.prefix).unwrap_or(&listed.key).trim_start_matches('/').to_owned();
+            listed.key = listed
+                .key
+                .strip_prefix(&self.prefix)
+                .unwrap_or(&listed.key)
+                .trim_start_matches('/')
+                .to_owned();
         }
         listed
     }
@@ -147,7 +163,11 @@ impl CheckpointStore {
         self.objects.get(&self.key(path)).await
     }
 
-    pub async fn get_range(&self, path: &str, range: Range<u64>) -> Result<Option<Bytes>, StoreError> {
+    pub async fn get_range(
+        &self,
+        path: &str,
+        range: Range<u64>,
+    ) -> Result<Option<Bytes>, StoreError> {
         self.objects.get_range(&self.key(path), range).await
     }
 
@@ -158,7 +178,11 @@ impl CheckpointStore {
     }
 
     pub async fn first(&self, folder: &str) -> Result<Option<Listed>, StoreError> {
-        Ok(self.objects.first(&self.key(folder)).await?.map(|l| self.relative(l)))
+        Ok(self
+            .objects
+            .first(&self.key(folder))
+            .await?
+            .map(|l| self.relative(l)))
     }
 
     pub async fn delete(&self, path: &str) -> Result<(), StoreError> {
@@ -170,22 +194,37 @@ impl CheckpointStore {
     ///
     /// # Errors
     /// Of kind `Invalid` when the store does not keep its word; others as they come.
-    pub async fn prove_create_if_absent(&self, entropy: &mut dyn Entropy) -> Result<(), StoreError> {
+    pub async fn prove_create_if_absent(
+        &self,
+        entropy: &mut dyn Entropy,
+    ) -> Result<(), StoreError> {
         let path = format!("probe/{}", LogId::from_bytes(entropy.bytes16()));
-        let (first, second) = (Bytes::from_static(b"first\n"), Bytes::from_static(b"second\n"));
+        let (first, second) = (
+            Bytes::from_static(b"first\n"),
+            Bytes::from_static(b"second\n"),
+        );
         let refuse = |why: &str| {
-            StoreError::new(ErrorKind::Invalid, "rely on create-if-absent at", self.key(&path), why.to_owned())
+            StoreError::new(
+                ErrorKind::Invalid,
+                "rely on create-if-absent at",
+                self.key(&path),
+                why.to_owned(),
+            )
         };
         self.create(&path, first.clone()).await?;
         let again = self.create(&path, second).await;
         let kept = self.get(&path).await?;
         self.delete(&path).await?;
         if kept.as_ref() != Some(&first) {
-            return Err(refuse("the store let a second create (If-None-Match: *) write over the first, so two owners could both commit; use another store"));
+            return Err(refuse(
+                "the store let a second create (If-None-Match: *) write over the first, so two owners could both commit; use another store",
+            ));
         }
         match again? {
             Create::Exists => Ok(()),
-            Create::Created => Err(refuse("the store answered success to a second create (If-None-Match: *) of one key; use another store")),
+            Create::Created => Err(refuse(
+                "the store answered success to a second create (If-None-Match: *) of one key; use another store",
+            )),
         }
     }
 

@@ -14,7 +14,9 @@ use crate::store::CheckpointStore;
 /// Writes a pack's objects, the pack itself last. Idempotent: names carry a nonce.
 pub async fn write_pack(store: &CheckpointStore, objects: Vec<PackObject>) -> Result<(), LogError> {
     let mut objects = objects;
-    let Some(pack) = objects.pop() else { return Ok(()) };
+    let Some(pack) = objects.pop() else {
+        return Ok(());
+    };
     stream::iter(objects)
         .map(|o| async move { patiently(|| store.put(&o.path, o.body.clone())).await })
         .buffer_unordered(4)
@@ -24,28 +26,51 @@ pub async fn write_pack(store: &CheckpointStore, objects: Vec<PackObject>) -> Re
     Ok(())
 }
 
-async fn range(store: &CheckpointStore, path: &str, range: std::ops::Range<u64>) -> Result<Bytes, LogError> {
-    let missing = || LogError::Missing { object: store.key(path) };
-    patiently(|| store.get_range(path, range.clone())).await?.ok_or_else(missing)
+async fn range(
+    store: &CheckpointStore,
+    path: &str,
+    range: std::ops::Range<u64>,
+) -> Result<Bytes, LogError> {
+    let missing = || LogError::Missing {
+        object: store.key(path),
+    };
+    patiently(|| store.get_range(path, range.clone()))
+        .await?
+        .ok_or_else(missing)
 }
 
 /// The index of a pack of `log`; two range reads.
-pub async fn read_index(store: &CheckpointStore, log: LogId, pack: &PackRef) -> Result<PackIndex, LogError> {
+pub async fn read_index(
+    store: &CheckpointStore,
+    log: LogId,
+    pack: &PackRef,
+) -> Result<PackIndex, LogError> {
     let (head, tail) = PackIndex::ranges(pack);
     let mut again = true;
     loop {
-        let (header, index) =
-            futures::try_join!(range(store, &pack.path, head.clone()), range(store, &pack.path, tail.clone()))?;
+        let (header, index) = futures::try_join!(
+            range(store, &pack.path, head.clone()),
+            range(store, &pack.path, tail.clone())
+        )?;
         match PackIndex::open(pack, log, &header, &index) {
             Ok(index) => return Ok(index),
             Err(DecodeError::Damaged { .. }) if again => again = false,
-            Err(source) => return Err(LogError::Unreadable { object: store.key(&pack.path), source }),
+            Err(source) => {
+                return Err(LogError::Unreadable {
+                    object: store.key(&pack.path),
+                    source,
+                });
+            }
         }
     }
 }
 
 /// The checked bytes of one section; one range read.
-pub async fn read_section(store: &CheckpointStore, pack: &PackRef, section: Section) -> Result<Bytes, LogError> {
+pub async fn read_section(
+    store: &CheckpointStore,
+    pack: &PackRef,
+    section: Section,
+) -> Result<Bytes, LogError> {
     let path = match section.out {
         None => pack.path.clone(),
         Some(n) => pack.out_path(n as usize),
@@ -56,7 +81,12 @@ pub async fn read_section(store: &CheckpointStore, pack: &PackRef, section: Sect
         match section.check(&bytes) {
             Ok(_) => return Ok(bytes),
             Err(DecodeError::Damaged { .. }) if again => again = false,
-            Err(source) => return Err(LogError::Unreadable { object: store.key(&path), source }),
+            Err(source) => {
+                return Err(LogError::Unreadable {
+                    object: store.key(&path),
+                    source,
+                });
+            }
         }
     }
 }

@@ -60,18 +60,33 @@ pub struct ChunkBuilder {
 impl ChunkBuilder {
     /// A chunk ends before it would pass `limit` bytes; a record above it is a chunk of its own.
     pub fn new(limit: usize) -> Self {
-        Self { limit, full: Vec::new(), open: Chunk::default(), bytes: 0 }
+        Self {
+            limit,
+            full: Vec::new(),
+            open: Chunk::default(),
+            bytes: 0,
+        }
     }
 
     pub fn push(&mut self, r: &OutputRecord<'_>) {
-        let OutputRecord { key, value, headers, timestamp, partition } = r;
+        let OutputRecord {
+            key,
+            value,
+            headers,
+            timestamp,
+            partition,
+        } = r;
         let headers_size: usize = headers.iter().map(|(n, v)| 6 + n.len() + v.len()).sum();
         let size = 1
             + key.map_or(0, |k| 4 + k.len())
             + value.map_or(0, |v| 4 + v.len())
             + timestamp.map_or(0, |_| 8)
             + partition.map_or(0, |_| 4)
-            + if headers.is_empty() { 0 } else { 2 + headers_size };
+            + if headers.is_empty() {
+                0
+            } else {
+                2 + headers_size
+            };
         if self.open.records > 0 && self.open.bytes.len() + size > self.limit {
             self.full.push(std::mem::take(&mut self.open));
         }
@@ -136,7 +151,10 @@ pub struct Outputs<'a> {
 impl<'a> Outputs<'a> {
     /// `records` as the section's `items` says.
     pub fn new(bytes: &'a [u8], records: u32) -> Self {
-        Self { reader: Reader(bytes), left: records }
+        Self {
+            reader: Reader(bytes),
+            left: records,
+        }
     }
 
     fn read(&mut self) -> Result<OutputRecord<'a>, DecodeError> {
@@ -146,20 +164,43 @@ impl<'a> Outputs<'a> {
             return Err(damaged("a record with unknown flags"));
         }
         let has = |bit| flags & bit != 0;
-        let key = if has(KEY) { Some(r.u32()? as usize) } else { None };
-        let value = if has(VALUE) { Some(r.u32()? as usize) } else { None };
-        let timestamp = if has(TIMESTAMP) { Some(r.u64()? as i64) } else { None };
-        let partition = if has(PARTITION) { Some(r.u32()? as i32) } else { None };
+        let key = if has(KEY) {
+            Some(r.u32()? as usize)
+        } else {
+            None
+        };
+        let value = if has(VALUE) {
+            Some(r.u32()? as usize)
+        } else {
+            None
+        };
+        let timestamp = if has(TIMESTAMP) {
+            Some(r.u64()? as i64)
+        } else {
+            None
+        };
+        let partition = if has(PARTITION) {
+            Some(r.u32()? as i32)
+        } else {
+            None
+        };
         let headers = if has(HEADERS) { r.u16()? } else { 0 };
         let key = key.map(|n| r.take(n)).transpose()?;
         let value = value.map(|n| r.take(n)).transpose()?;
         let mut all = Vec::new();
         for _ in 0..headers {
             let (n, v) = (r.u16()?, r.u32()?);
-            let name = std::str::from_utf8(r.take(usize::from(n))?).map_err(|_| damaged("a header's name is not text"))?;
+            let name = std::str::from_utf8(r.take(usize::from(n))?)
+                .map_err(|_| damaged("a header's name is not text"))?;
             all.push((name, r.take(v as usize)?));
         }
-        Ok(OutputRecord { key, value, headers: all, timestamp, partition })
+        Ok(OutputRecord {
+            key,
+            value,
+            headers: all,
+            timestamp,
+            partition,
+        })
     }
 }
 

@@ -19,7 +19,11 @@ pub struct SegmentBuilder {
 
 impl SegmentBuilder {
     pub fn with_capacity(bytes: usize) -> Self {
-        Self { ranges: 0, changes: 0, body: Vec::with_capacity(bytes) }
+        Self {
+            ranges: 0,
+            changes: 0,
+            body: Vec::with_capacity(bytes),
+        }
     }
 
     /// Empties it and keeps its memory.
@@ -36,8 +40,10 @@ impl SegmentBuilder {
     pub fn delete_range(&mut self, from: &[u8], to: &[u8]) {
         debug_assert_eq!(self.changes, 0, "range deletes come first");
         self.ranges += 1;
-        self.body.extend_from_slice(&(from.len() as u32).to_le_bytes());
-        self.body.extend_from_slice(&(to.len() as u32).to_le_bytes());
+        self.body
+            .extend_from_slice(&(from.len() as u32).to_le_bytes());
+        self.body
+            .extend_from_slice(&(to.len() as u32).to_le_bytes());
         self.body.extend_from_slice(from);
         self.body.extend_from_slice(to);
     }
@@ -57,7 +63,8 @@ impl SegmentBuilder {
     fn change(&mut self, key: &[u8], length: u32, value: &[u8]) {
         self.changes += 1;
         self.body.reserve(8 + key.len() + value.len());
-        self.body.extend_from_slice(&(key.len() as u32).to_le_bytes());
+        self.body
+            .extend_from_slice(&(key.len() as u32).to_le_bytes());
         self.body.extend_from_slice(&length.to_le_bytes());
         self.body.extend_from_slice(key);
         self.body.extend_from_slice(value);
@@ -112,7 +119,10 @@ impl<'a> Segment<'a> {
         let mut all = Vec::new();
         for _ in 0..ranges {
             let (from, to) = (r.u32()?, r.u32()?);
-            all.push(RangeDelete { from: r.take(from as usize)?, to: r.take(to as usize)? });
+            all.push(RangeDelete {
+                from: r.take(from as usize)?,
+                to: r.take(to as usize)?,
+            });
         }
         let body = r.0;
         let mut before: Option<&[u8]> = None;
@@ -126,7 +136,11 @@ impl<'a> Segment<'a> {
         if !r.0.is_empty() {
             return Err(damaged("bytes after the last change"));
         }
-        Ok(Self { ranges: all, changes, body })
+        Ok(Self {
+            ranges: all,
+            changes,
+            body,
+        })
     }
 
     /// To be applied before `changes`.
@@ -136,14 +150,21 @@ impl<'a> Segment<'a> {
 
     /// In order of keys.
     pub fn changes(&self) -> Changes<'a> {
-        Changes { left: self.changes, reader: Reader(self.body) }
+        Changes {
+            left: self.changes,
+            reader: Reader(self.body),
+        }
     }
 }
 
 fn next_change<'a>(r: &mut Reader<'a>) -> Result<Change<'a>, DecodeError> {
     let (key, value) = (r.u32()?, r.u32()?);
     let key = r.take(key as usize)?;
-    let value = if value == DELETED { None } else { Some(r.take(value as usize)?) };
+    let value = if value == DELETED {
+        None
+    } else {
+        Some(r.take(value as usize)?)
+    };
     Ok(Change { key, value })
 }
 

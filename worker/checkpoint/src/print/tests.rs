@@ -26,12 +26,39 @@ fn a_log_reads_as_lines() {
         assignment: Default::default(),
         by: Some("ada".into()),
     };
-    let commit = Commit { epoch: Epoch::new(9), parent: Epoch::new(3), ..Commit::default() };
+    let commit = Commit {
+        epoch: Epoch::new(9),
+        parent: Epoch::new(3),
+        ..Commit::default()
+    };
     let records = [
-        record(1, 0, Kind::Created(Created { name: "risk/fraud".into(), key_groups: 64, parent: None })),
+        record(
+            1,
+            0,
+            Kind::Created(Created {
+                name: "risk/fraud".into(),
+                key_groups: 64,
+                parent: None,
+            }),
+        ),
         record(2, 1, Kind::Claim(claim)),
-        record(3, 1, Kind::Epoch(EpochRecord { commit: Some(commit), plan: None, done_through: Epoch::new(8) })),
-        record(4, 1, Kind::Stopped(Stopped { epoch: Epoch::new(9), why: crate::record::StopReason::Completed })),
+        record(
+            3,
+            1,
+            Kind::Epoch(EpochRecord {
+                commit: Some(commit),
+                plan: None,
+                done_through: Epoch::new(8),
+            }),
+        ),
+        record(
+            4,
+            1,
+            Kind::Stopped(Stopped {
+                epoch: Epoch::new(9),
+                why: crate::record::StopReason::Completed,
+            }),
+        ),
     ];
     let want = "       1  2026-01-02T03:04:05.678Z  g0   Created      risk/fraud, 64 key groups
        2  2026-01-02T03:04:05.678Z  g1   Claim        GoBack from epoch 3, 1 member, by ada, plan 0123456789ab

@@ -44,7 +44,12 @@ enum Fate {
 impl Faulty {
     pub fn new(inner: Arc<dyn Objects>, seed: u64, faults: Faults) -> Self {
         let rng = Mutex::new(StdRng::seed_from_u64(seed));
-        Self { inner, faults, away: AtomicBool::new(false), rng }
+        Self {
+            inner,
+            faults,
+            away: AtomicBool::new(false),
+            rng,
+        }
     }
 
     /// While away every call errs and nothing happens.
@@ -53,10 +58,19 @@ impl Faulty {
     }
 
     async fn fate(&self, write: bool) -> Fate {
-        let Faults { before, after, late, delay } = self.faults;
+        let Faults {
+            before,
+            after,
+            late,
+            delay,
+        } = self.faults;
         let (wait, roll, lateness) = {
             let mut rng = self.rng.lock().unwrap_or_else(PoisonError::into_inner);
-            (delay.mul_f64(rng.random::<f64>()), rng.random::<f64>(), delay.mul_f64(rng.random::<f64>()))
+            (
+                delay.mul_f64(rng.random::<f64>()),
+                rng.random::<f64>(),
+                delay.mul_f64(rng.random::<f64>()),
+            )
         };
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
@@ -167,12 +181,21 @@ pub struct Counting {
 
 impl Counting {
     pub fn new(inner: Arc<dyn Objects>) -> Self {
-        Self { inner, writes: AtomicU64::new(0), gets: AtomicU64::new(0), lists: AtomicU64::new(0) }
+        Self {
+            inner,
+            writes: AtomicU64::new(0),
+            gets: AtomicU64::new(0),
+            lists: AtomicU64::new(0),
+        }
     }
 
     pub fn requests(&self) -> Requests {
         let read = |n: &AtomicU64| n.load(Ordering::SeqCst);
-        Requests { writes: read(&self.writes), gets: read(&self.gets), lists: read(&self.lists) }
+        Requests {
+            writes: read(&self.writes),
+            gets: read(&self.gets),
+            lists: read(&self.lists),
+        }
     }
 }
 
@@ -201,7 +224,8 @@ impl Objects for Counting {
     async fn list(&self, folder: &str) -> Result<Vec<Listed>, StoreError> {
         // A page of a listing has a thousand keys.
         let all = self.inner.list(folder).await?;
-        self.lists.fetch_add(1 + all.len() as u64 / 1000, Ordering::SeqCst);
+        self.lists
+            .fetch_add(1 + all.len() as u64 / 1000, Ordering::SeqCst);
         Ok(all)
     }
 

@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{Create, ErrorKind, Listed, Objects, StoreError};
-use crate::ids::Micros;
+use crate::ids::{Entropy, Micros, Nonce, SystemEntropy};
 
 const TEMPORARY: &str = ".tmp-";
 
@@ -27,7 +27,8 @@ pub struct LocalFolder {
 struct Inner {
     root: PathBuf,
     sync: bool,
-    unique: u64,
+    /// Tells the temporary files of two processes apart.
+    unique: Nonce,
     counter: AtomicU64,
 }
 
@@ -46,9 +47,17 @@ impl LocalFolder {
     }
 
     fn with_sync(root: PathBuf, sync: bool) -> Result<Self, StoreError> {
-        make_folder(&root, sync).map_err(|e| failed("make folder", &root.display().to_string(), e))?;
-        let inner = Inner { root, sync, unique: rand::random(), counter: AtomicU64::new(0) };
-        Ok(Self { inner: Arc::new(inner) })
+        make_folder(&root, sync)
+            .map_err(|e| failed("make folder", &root.display().to_string(), e))?;
+        let inner = Inner {
+            root,
+            sync,
+            unique: Nonce::from_bytes(SystemEntropy.bytes16()),
+            counter: AtomicU64::new(0),
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
     }
 
     async fn run<T: Send + 'static>(
@@ -91,12 +100,19 @@ fn make_folder(folder: &Path, sync: bool) -> io::Result<()> {
         Err(e) if e.kind() == Io::AlreadyExists && folder.is_dir() => {}
         Err(e) => return Err(e),
     }
-    if sync { File::open(parent)?.sync_all() } else { Ok(()) }
+    if sync {
+        File::open(parent)?.sync_all()
+    } else {
+        Ok(())
+    }
 }
 
 impl Inner {
     fn path(&self, key: &str) -> io::Result<PathBuf> {
-        let odd = key.is_empty() || key.split('/').any(|part| part.is_empty() || part == "." || part == "..");
+        let odd = key.is_empty()
+            || key
+                .split('/')
+                .any(|part| part.is_empty() || part == "." || part == "..");
         if odd {
             return Err(io::Error::new(Io::InvalidInput, "not a key"));
         }
@@ -108,7 +124,7 @@ impl Inner {
         let folder = path.parent().unwrap_or(&self.root);
         make_folder(folder, self.sync)?;
         let n = self.counter.fetch_add(1, Ordering::Relaxed);
-        let temporary = folder.join(format!("{TEMPORARY}{:016x}-{n}", self.unique));
+        let temporary = folder.join(format!("{TEMPORARY}{}-{n}", self.unique));
         let written = (|| {
             let mut file = File::create_new(&temporary)?;
             file.write_all(body)?;
@@ -143,11 +159,17 @@ impl Inner {
         };
         for entry in entries {
             let entry = entry?;
-            let Ok(name) = entry.file_name().into_string() else { continue };
+            let Ok(name) = entry.file_name().into_string() else {
+                continue;
+            };
             if name.starts_with(TEMPORARY) {
                 continue;
             }
-            let below = if key.is_empty() { name } else { format!("{key}/{name}") };
+            let below = if key.is_empty() {
+                name
+            } else {
+                format!("{key}/{name}")
+            };
             if entry.file_type()?.is_dir() {
                 self.walk(&entry.path(), &below, found)?;
                 continue;
@@ -157,9 +179,16 @@ impl Inner {
                 Err(e) if e.kind() == Io::NotFound => continue,
                 Err(e) => return Err(e),
             };
-            let modified = meta.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
+            let modified = meta
+                .modified()?
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or_default();
             let modified = Micros::new(i64::try_from(modified.as_micros()).unwrap_or(i64::MAX));
-            found.push(Listed { key: below, length: meta.len(), modified });
+            found.push(Listed {
+                key: below,
+                length: meta.len(),
+                modified,
+            });
         }
         Ok(())
     }
@@ -174,7 +203,9 @@ impl Inner {
         let mut least: Option<(String, bool)> = None;
         for entry in entries {
             let entry = entry?;
-            let Ok(name) = entry.file_name().into_string() else { continue };
+            let Ok(name) = entry.file_name().into_string() else {
+                continue;
+            };
             if !name.starts_with(TEMPORARY) && least.as_ref().is_none_or(|(l, _)| name < *l) {
                 least = Some((name, entry.file_type()?.is_dir()));
             }
@@ -186,11 +217,17 @@ impl Inner {
 #[async_trait]
 impl Objects for LocalFolder {
     async fn create(&self, key: &str, body: Bytes) -> Result<Create, StoreError> {
-        self.run("create", key, move |inner, key| inner.write(key, &body, false)).await
+        self.run("create", key, move |inner, key| {
+            inner.write(key, &body, false)
+        })
+        .await
     }
 
     async fn put(&self, key: &str, body: Bytes) -> Result<(), StoreError> {
-        self.run("write", key, move |inner, key| inner.write(key, &body, true).map(|_| ())).await
+        self.run("write", key, move |inner, key| {
+            inner.write(key, &body, true).map(|_| ())
+        })
+        .await
     }
 
     async fn get(&self, key: &str) -> Result<Option<Bytes>, StoreError> {
@@ -211,7 +248,8 @@ impl Objects for LocalFolder {
             };
             file.seek(SeekFrom::Start(range.start))?;
             let mut body = Vec::new();
-            file.take(range.end.saturating_sub(range.start)).read_to_end(&mut body)?;
+            file.take(range.end.saturating_sub(range.start))
+                .read_to_end(&mut body)?;
             Ok(Some(Bytes::from(body)))
         })
         .await
@@ -228,11 +266,23 @@ impl Objects for LocalFolder {
     }
 
     async fn first(&self, folder: &str) -> Result<Option<Listed>, StoreError> {
-        let least = self.run("list", folder, |inner, folder| inner.least(&inner.root.join(folder))).await?;
+        let least = self
+            .run("list", folder, |inner, folder| {
+                inner.least(&inner.root.join(folder))
+            })
+            .await?;
         match least {
             Some((name, false)) => {
-                let key = if folder.is_empty() { name } else { format!("{folder}/{name}") };
-                Ok(Some(Listed { key, length: 0, modified: Micros::default() }))
+                let key = if folder.is_empty() {
+                    name
+                } else {
+                    format!("{folder}/{name}")
+                };
+                Ok(Some(Listed {
+                    key,
+                    length: 0,
+                    modified: Micros::default(),
+                }))
             }
             // Folders within: the plain way.
             Some((_, true)) => Ok(self.list(folder).await?.into_iter().next()),

@@ -36,13 +36,21 @@ impl Memory {
     }
 
     fn listed(&self, folder: &str, limit: usize) -> Vec<Listed> {
-        let from = if folder.is_empty() { String::new() } else { format!("{folder}/") };
+        let from = if folder.is_empty() {
+            String::new()
+        } else {
+            format!("{folder}/")
+        };
         self.state()
             .objects
             .range::<str, _>((Bound::Included(from.as_str()), Bound::Unbounded))
             .take_while(|(k, _)| k.starts_with(&from))
             .take(limit)
-            .map(|(k, (b, t))| Listed { key: k.clone(), length: b.len() as u64, modified: *t })
+            .map(|(k, (b, t))| Listed {
+                key: k.clone(),
+                length: b.len() as u64,
+                modified: *t,
+            })
             .collect()
     }
 }

@@ -10,7 +10,8 @@ use futures::TryStreamExt;
 use object_store::aws::{AmazonS3Builder, S3ConditionalPut};
 use object_store::path::Path;
 use object_store::{
-    ClientOptions, Error, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, RetryConfig,
+    ClientOptions, Error, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode,
+    PutOptions, RetryConfig,
 };
 
 use super::{Create, ErrorKind, Listed, Objects, StoreError};
@@ -42,12 +43,24 @@ impl Remote {
     /// # Errors
     /// Of kind `Invalid` when the options do not make a client. Nothing is asked of the server.
     pub fn s3(options: &S3Options) -> Result<Self, StoreError> {
-        let S3Options { bucket, region, endpoint, path_style, access_key, secret_key, session_token } = options;
+        let S3Options {
+            bucket,
+            region,
+            endpoint,
+            path_style,
+            access_key,
+            secret_key,
+            session_token,
+        } = options;
         let client = ClientOptions::new()
             .with_timeout(Duration::from_secs(30))
             .with_connect_timeout(Duration::from_secs(5));
         // Few retries of its own: the log must know of an ambiguous write soon, and reads it back.
-        let retry = RetryConfig { max_retries: 2, retry_timeout: Duration::from_secs(20), ..RetryConfig::default() };
+        let retry = RetryConfig {
+            max_retries: 2,
+            retry_timeout: Duration::from_secs(20),
+            ..RetryConfig::default()
+        };
         let mut builder = AmazonS3Builder::from_env()
             .with_bucket_name(bucket)
             .with_virtual_hosted_style_request(!path_style)
@@ -70,9 +83,12 @@ impl Remote {
         if let Some(token) = session_token {
             builder = builder.with_token(token);
         }
-        let store =
-            builder.build().map_err(|e| StoreError::new(ErrorKind::Invalid, "set up", format!("s3://{bucket}"), e))?;
-        Ok(Self { store: Arc::new(store) })
+        let store = builder.build().map_err(|e| {
+            StoreError::new(ErrorKind::Invalid, "set up", format!("s3://{bucket}"), e)
+        })?;
+        Ok(Self {
+            store: Arc::new(store),
+        })
     }
 }
 
@@ -104,7 +120,10 @@ fn path(key: &str) -> Result<Path, StoreError> {
 #[async_trait]
 impl Objects for Remote {
     async fn create(&self, key: &str, body: Bytes) -> Result<Create, StoreError> {
-        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        let options = PutOptions {
+            mode: PutMode::Create,
+            ..PutOptions::default()
+        };
         match self.store.put_opts(&path(key)?, body.into(), options).await {
             Ok(_) => Ok(Create::Created),
             Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => Ok(Create::Exists),
@@ -113,12 +132,20 @@ impl Objects for Remote {
     }
 
     async fn put(&self, key: &str, body: Bytes) -> Result<(), StoreError> {
-        self.store.put(&path(key)?, body.into()).await.map(|_| ()).map_err(|e| failed("write", key, e))
+        self.store
+            .put(&path(key)?, body.into())
+            .await
+            .map(|_| ())
+            .map_err(|e| failed("write", key, e))
     }
 
     async fn get(&self, key: &str) -> Result<Option<Bytes>, StoreError> {
         match self.store.get(&path(key)?).await {
-            Ok(answer) => answer.bytes().await.map(Some).map_err(|e| failed("read", key, e)),
+            Ok(answer) => answer
+                .bytes()
+                .await
+                .map(Some)
+                .map_err(|e| failed("read", key, e)),
             Err(Error::NotFound { .. }) => Ok(None),
             Err(e) => Err(failed("read", key, e)),
         }
@@ -128,9 +155,16 @@ impl Objects for Remote {
         if range.is_empty() {
             return Ok(Some(Bytes::new()));
         }
-        let options = GetOptions { range: Some(GetRange::Bounded(range)), ..GetOptions::default() };
+        let options = GetOptions {
+            range: Some(GetRange::Bounded(range)),
+            ..GetOptions::default()
+        };
         match self.store.get_opts(&path(key)?, options).await {
-            Ok(answer) => answer.bytes().await.map(Some).map_err(|e| failed("read", key, e)),
+            Ok(answer) => answer
+                .bytes()
+                .await
+                .map(Some)
+                .map_err(|e| failed("read", key, e)),
             Err(Error::NotFound { .. }) => Ok(None),
             Err(e) => Err(failed("read", key, e)),
         }
@@ -153,7 +187,11 @@ impl Objects for Remote {
     async fn first(&self, folder: &str) -> Result<Option<Listed>, StoreError> {
         let prefix = path(folder)?;
         let mut stream = self.store.list(Some(&prefix));
-        Ok(stream.try_next().await.map_err(|e| failed("list", folder, e))?.map(listed))
+        Ok(stream
+            .try_next()
+            .await
+            .map_err(|e| failed("list", folder, e))?
+            .map(listed))
     }
 
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
