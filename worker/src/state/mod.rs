@@ -67,14 +67,3 @@ pub enum Change {
         prefix: Bytes,
     },
 }
-pub struct StateConfig { pub folder: Option<std::path::PathBuf>, pub log_id: String, pub fingerprint: u64, pub key_groups: u16, pub memory: usize }
-pub struct StateWorker;
-impl StateWorker {
-    pub fn open(_c: StateConfig) -> crate::error::Result<Self> { todo!() }
-    pub fn groups(&self) -> std::ops::Range<u16> { todo!() }
-    pub fn open_group(&mut self, _g: u16, _e: u64) -> crate::error::Result<Option<u64>> { todo!() }
-    pub fn replay(&mut self, _g: u16, _e: u64, _b: &[u8]) -> crate::error::Result<()> { todo!() }
-    pub fn stand_at(&mut self, _g: u16, _e: u64) -> crate::error::Result<()> { todo!() }
-    pub fn slots(&mut self, _n: usize) -> Vec<SlotState> { todo!() }
-    pub fn committed(&mut self, _e: u64, _c: u32, _l: Vec<std::sync::Arc<FrozenLayer>>) -> crate::error::Result<()> { todo!() }
-}
