@@ -1,17 +1,20 @@
 //! Where a key group's committed state rests: the seam, and the one in memory.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::ops::Bound;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 
-use crate::error::Result;
+use crate::error::{EngineError, Result};
 
 use super::TableId;
 use super::layer::{ChangeSink, Changes, Cursor, prefix_end};
+use super::segment;
 
 /// Whose state an instance holds and up to where; written in the same batch as the data.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,7 +31,7 @@ pub struct Identity {
 
 /// Committed state of one key group. Shared by the slot's thread, which reads, and the applier's, which writes.
 pub trait Backend: Send + Sync + std::fmt::Debug {
-    /// Appends one stored value, or `None`, per key; keys in any order.
+    /// Appends one stored value, or `None`, per key; keys ascend.
     fn get_many(&self, table: TableId, keys: &[&[u8]], out: &mut Vec<Option<Bytes>>) -> Result<()>;
     /// The keys that start with `prefix` and are greater than `after`.
     fn cursor<'a>(
@@ -47,9 +50,38 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
     fn live_bytes(&self) -> u64;
     /// Keys asked of it since it was opened.
     fn reads(&self) -> u64;
+    /// Bytes applied since the last flush, estimated.
+    fn unflushed_bytes(&self) -> u64;
     /// Makes what was applied survive a kill.
     fn flush(&self) -> Result<()>;
+    /// A base: files in `dir`, which is made, that hold the state of the newest applied epoch. The caller removes them.
+    /// `name` is unique among all bases of the job.
+    fn checkpoint(&self, dir: &Path, name: &str) -> Result<Base>;
 }
+
+/// A snapshot of one key group at a committed epoch, as files.
+#[derive(Debug, Clone)]
+pub struct Base {
+    pub identity: Identity,
+    pub files: Vec<BaseFile>,
+}
+
+/// One file of a base.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BaseFile {
+    /// Its name in the folder it is restored to.
+    pub name: String,
+    /// Its name among all files of all bases of the job: equal names are equal bytes, so it is uploaded once.
+    pub unique: String,
+    /// Where it lies now.
+    pub path: PathBuf,
+    pub length: u64,
+    /// Whether later bases may name it again.
+    pub shared: bool,
+}
+
+/// The one file of a base that a memory backend makes: a segment of everything.
+pub(super) const SNAPSHOT: &str = "snapshot.segment";
 
 #[derive(Debug, Default)]
 struct Memory {
@@ -208,7 +240,66 @@ impl Backend for MemoryBackend {
         self.reads.load(Ordering::Relaxed)
     }
 
+    fn unflushed_bytes(&self) -> u64 {
+        0
+    }
+
     fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn checkpoint(&self, dir: &Path, name: &str) -> Result<Base> {
+        let inner = self.inner.read();
+        let identity = inner.identity.clone().ok_or_else(|| {
+            EngineError::fail(
+                "PR0513",
+                "state in memory",
+                "no epoch was applied, so there is no base to make",
+            )
+        })?;
+        let bytes = segment::encode(identity.key_group, identity.epoch, &*inner)?;
+        drop(inner);
+        let path = dir.join(SNAPSHOT);
+        fs::create_dir_all(dir)
+            .and_then(|()| fs::write(&path, &bytes))
+            .map_err(|e| {
+                EngineError::fail(
+                    "PR0511",
+                    format!("state folder {}", dir.display()),
+                    "cannot write to it",
+                )
+                .caused_by(e)
+            })?;
+        Ok(Base {
+            files: vec![BaseFile {
+                name: SNAPSHOT.to_owned(),
+                unique: format!("{name}-{SNAPSHOT}"),
+                path,
+                length: bytes.len() as u64,
+                shared: false,
+            }],
+            identity,
+        })
+    }
+}
+
+impl Changes for Memory {
+    fn replay(&self, sink: &mut dyn ChangeSink) -> Result<()> {
+        for (table, rows) in &self.tables {
+            sink.table(*table)?;
+            for (key, value) in rows {
+                sink.put(key, value)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// No changes: moves an instance to an epoch that changed nothing in it.
+pub(super) struct Nothing;
+
+impl Changes for Nothing {
+    fn replay(&self, _: &mut dyn ChangeSink) -> Result<()> {
         Ok(())
     }
 }
@@ -264,7 +355,7 @@ impl ChangeSink for Batch {
 }
 
 /// How many first-eight-byte prefixes of a table are told apart.
-const PRESENCE: usize = 256;
+const PRESENCE: usize = 64;
 
 /// Which tables, and for tables of few distinct beginnings (windows) which beginnings, an instance may hold keys of.
 #[derive(Debug, Default)]

@@ -9,8 +9,10 @@ use bytes::Bytes;
 use crate::error::Result;
 
 use super::TableId;
+use super::budget::{Charge, Share};
 use super::segment;
 use super::slot::SlotShared;
+use super::spill::Run;
 use super::table::{Found, MemTable, Prefixes, Tables};
 
 /// A sorted walk over one tier's keys of one table and key group.
@@ -42,12 +44,11 @@ pub(super) struct Tier<'a> {
     pub(super) masks: &'a Prefixes,
 }
 
+/// Takes a key and its value, `None` for a delete; answers whether to go on.
+type Visit<'a> = dyn FnMut(&[u8], Option<&[u8]>) -> Result<bool> + 'a;
+
 /// Walks tiers, newest first, as one: each key once, by its newest tier, unless a newer tier's prefix delete masks it.
-/// `visit` gets `None` for a delete and answers whether to go on.
-pub(super) fn merge(
-    mut tiers: Vec<Tier<'_>>,
-    visit: &mut dyn FnMut(&[u8], Option<&[u8]>) -> Result<bool>,
-) -> Result<()> {
+pub(super) fn merge(mut tiers: Vec<Tier<'_>>, visit: &mut Visit<'_>) -> Result<()> {
     let mut key = Vec::new();
     loop {
         let mut newest: Option<usize> = None;
@@ -102,6 +103,10 @@ impl<'a> MemCursor<'a> {
             prefix: prefix.to_vec(),
         }
     }
+
+    pub(super) fn step(&mut self) {
+        self.at += 1;
+    }
 }
 
 impl Cursor for MemCursor<'_> {
@@ -115,7 +120,7 @@ impl Cursor for MemCursor<'_> {
         self.table.entries()[i as usize].value()
     }
     fn advance(&mut self) -> Result<()> {
-        self.at += 1;
+        self.step();
         Ok(())
     }
 }
@@ -124,6 +129,7 @@ impl Cursor for MemCursor<'_> {
 #[derive(Debug)]
 pub(super) enum Part {
     Memory(Tables),
+    Spilled(Run),
 }
 
 impl Part {
@@ -132,6 +138,7 @@ impl Part {
             Self::Memory(t) => Ok(t
                 .get(table, group)
                 .map_or(Found::Unknown, |t| t.get(hash, key))),
+            Self::Spilled(run) => run.get(table, group, hash, key),
         }
     }
 
@@ -144,18 +151,23 @@ impl Part {
     ) -> Result<Option<Tier<'_>>> {
         match self {
             Self::Memory(t) => Ok(t.get(table, group).map(|t| mem_tier(t, prefix, after))),
+            Self::Spilled(run) => run.tier(table, group, prefix, after),
         }
     }
 
     pub(super) fn has(&self, table: TableId) -> bool {
         match self {
             Self::Memory(t) => t.ids().contains(&table),
+            Self::Spilled(run) => run.sections().any(|(id, _, _)| id == table),
         }
     }
 
     pub(super) fn has_keys(&self, table: TableId, group: u16) -> bool {
         match self {
             Self::Memory(t) => t.get(table, group).is_some_and(|t| !t.entries().is_empty()),
+            Self::Spilled(run) => run
+                .sections()
+                .any(|(id, g, keys)| id == table && g == group && keys),
         }
     }
 
@@ -168,6 +180,7 @@ impl Part {
                     }
                 }
             }
+            Self::Spilled(run) => run.sections().for_each(|(id, group, _)| visit(id, group)),
         }
     }
 }
@@ -180,6 +193,7 @@ pub struct FrozenLayer {
     parts: Vec<Part>,
     bytes: usize,
     memory_bytes: usize,
+    charge: Option<Charge>,
     /// The slot that is told when the layer was applied.
     slot: Weak<SlotShared>,
 }
@@ -191,6 +205,7 @@ impl FrozenLayer {
         parts: Vec<Part>,
         bytes: usize,
         memory_bytes: usize,
+        charge: Option<Charge>,
         slot: Weak<SlotShared>,
     ) -> Self {
         Self {
@@ -199,6 +214,7 @@ impl FrozenLayer {
             parts,
             bytes,
             memory_bytes,
+            charge,
             slot,
         }
     }
@@ -244,6 +260,29 @@ impl FrozenLayer {
 
     pub(super) fn slot(&self) -> Option<Arc<SlotShared>> {
         self.slot.upgrade()
+    }
+
+    pub(super) fn charge_to(&self, share: Share) {
+        if let Some(charge) = &self.charge {
+            charge.move_to(share);
+        }
+    }
+
+    /// A layer of the clean cache in this one's place.
+    pub(super) fn clean_of(&self, part: Part, bytes: usize) -> Self {
+        let charge = self
+            .charge
+            .as_ref()
+            .map(|c| Charge::new(Arc::clone(c.budget()), Share::Clean, bytes));
+        Self::new(
+            self.epoch,
+            self.groups.clone(),
+            vec![part],
+            bytes,
+            bytes,
+            charge,
+            Weak::clone(&self.slot),
+        )
     }
 
     pub(super) fn groups(&self) -> Range<u16> {

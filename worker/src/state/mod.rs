@@ -14,21 +14,32 @@
 //!            Backend (backend.rs; rocks.rs), the layer stays as clean cache within the budget (budget.rs)
 //! ```
 
+mod applier;
 mod backend;
+mod budget;
 mod layer;
+mod planted;
+mod rocks;
 mod segment;
 mod slot;
+mod spill;
 mod stored;
 mod table;
 #[cfg(test)]
 mod tests;
+mod worker;
 
 use bytes::Bytes;
 
-pub use backend::{Backend, Identity, MemoryBackend};
-pub use layer::FrozenLayer;
+pub use applier::Commit;
+pub use backend::{Backend, Base, BaseFile, Identity, MemoryBackend};
+pub use budget::{Budget, Share};
+pub use layer::{ChangeSink, Changes, Cursor, FrozenLayer};
+pub use planted::Planted;
+pub use rocks::RocksBackend;
 pub use segment::{Segment, decode_segment};
 pub use slot::SlotState;
+pub use worker::{StateOptions, StateStats, StateWorker};
 
 /// A table's name in keys: the first 8 bytes, big endian, of every key. Stable hash of `<operator uid>/<table>`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -2,8 +2,9 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use bytes::{Buf, Bytes};
 use parking_lot::Mutex;
@@ -12,8 +13,10 @@ use crate::error::{EngineError, Result};
 
 use super::TableId;
 use super::backend::{Backend, Identity, MemoryBackend};
+use super::budget::{Budget, Charge, Share};
 use super::layer::{FrozenLayer, Part, Tier, merge};
 use super::segment::Segment;
+use super::spill::Run;
 use super::stored::{self, MAX_HEADER, TtlClock};
 use super::table::{Arena, Found, Grown, Prefixes, Tables, hash};
 
@@ -43,6 +46,16 @@ impl SlotShared {
     }
 }
 
+/// The process's memory as a slot sees it.
+#[derive(Debug, Clone)]
+pub(super) struct Memory {
+    pub(super) budget: Arc<Budget>,
+    /// Where spilled runs go; without it nothing is spilled.
+    pub(super) scratch: Option<PathBuf>,
+    /// Slots alive in the process: they share the budget evenly.
+    pub(super) slots: Arc<AtomicUsize>,
+}
+
 static NO_PREFIXES: Prefixes = Prefixes::NONE;
 
 /// State of one slot.
@@ -56,6 +69,15 @@ pub struct SlotState {
     dirty: Tables,
     dirty_bytes: usize,
     garbage: usize,
+    /// Spilled parts of this epoch, newest first; all older than `dirty`.
+    runs: Vec<Part>,
+    run_bytes: usize,
+    /// Of the runs' indexes and filters.
+    run_memory: usize,
+    memory: Option<Memory>,
+    charge: Option<Charge>,
+    /// Bytes that the charge was last set to.
+    charged: usize,
     /// Newest first; not known to be applied.
     frozen: VecDeque<Arc<FrozenLayer>>,
     /// Newest first; older than every frozen layer.
@@ -72,6 +94,7 @@ impl SlotState {
         total: u16,
         backends: Vec<Arc<dyn Backend>>,
         clock: Arc<TtlClock>,
+        memory: Option<Memory>,
     ) -> Self {
         assert_eq!(groups.len(), backends.len(), "one backend per key group");
         Self {
@@ -83,6 +106,12 @@ impl SlotState {
             arena: Arena::default(),
             dirty_bytes: 0,
             garbage: 0,
+            runs: Vec::new(),
+            run_bytes: 0,
+            run_memory: 0,
+            charge: memory.as_ref().map(new_charge),
+            memory,
+            charged: 0,
             frozen: VecDeque::new(),
             clean: Arc::default(),
             seen: 0,
@@ -97,7 +126,7 @@ impl SlotState {
             .clone()
             .map(|_| Arc::new(MemoryBackend::new()) as Arc<dyn Backend>)
             .collect();
-        Self::new(groups, total, backends, Arc::default())
+        Self::new(groups, total, backends, Arc::default(), None)
     }
 
     /// Applies a changelog segment to the key group's backend, below everything this slot holds; to restore an operator
@@ -151,6 +180,13 @@ impl SlotState {
         self.frozen.iter().chain(self.clean.iter())
     }
 
+    /// Below the dirty tables: newest first.
+    fn parts(&self) -> impl Iterator<Item = &Part> {
+        self.runs
+            .iter()
+            .chain(self.layers().flat_map(|l| l.parts()))
+    }
+
     /// Learns what the applier has done since.
     fn refresh(&mut self) {
         let version = self.shared.version.load(Ordering::Acquire);
@@ -172,11 +208,7 @@ impl SlotState {
     ) -> Result<Vec<Option<Bytes>>> {
         self.refresh();
         let ttl = self.ttl(table);
-        let parts: Vec<&Part> = self
-            .layers()
-            .flat_map(|l| l.parts())
-            .filter(|p| p.has(table))
-            .collect();
+        let parts: Vec<&Part> = self.parts().filter(|p| p.has(table)).collect();
         let dirty = self.dirty.table(table);
         let mut out = Vec::with_capacity(keys.len());
         let mut misses: Vec<(u16, u32)> = Vec::new();
@@ -274,6 +306,58 @@ impl SlotState {
             self.arena = arena;
             self.garbage = 0;
         }
+        let held = self.dirty_bytes + self.garbage + self.run_memory;
+        if held.abs_diff(self.charged) >= CHARGE_STEP {
+            self.charge_dirty(held);
+        }
+    }
+
+    fn charge_dirty(&mut self, held: usize) {
+        let (Some(charge), Some(memory)) = (&mut self.charge, &self.memory) else {
+            return;
+        };
+        charge.set(held);
+        self.charged = held;
+        if memory.budget.wants_spill() && self.dirty_bytes >= self.spill_at() {
+            self.spill();
+        }
+    }
+
+    /// A slot that holds little does not spill for the others.
+    fn spill_at(&self) -> usize {
+        self.memory.as_ref().map_or(usize::MAX, |m| {
+            let slots = m.slots.load(Ordering::Relaxed).max(1);
+            m.budget.limit(Share::Dirty) / slots / 8
+        })
+    }
+
+    /// Writes the dirty part to a scratch file. When that fails it stays in memory: the job goes on beyond its budget
+    /// rather than stop, and the next growth tries again.
+    pub(super) fn spill(&mut self) {
+        let Some(dir) = self.memory.as_ref().and_then(|m| m.scratch.clone()) else {
+            return;
+        };
+        if self.dirty.is_empty() {
+            return;
+        }
+        match Run::write(&dir, &self.dirty) {
+            Ok(run) => {
+                self.run_bytes += run.bytes();
+                self.run_memory += run.memory_bytes();
+                self.runs.insert(0, Part::Spilled(run));
+                self.dirty = self.dirty.fresh();
+                self.arena = Arena::default();
+                self.dirty_bytes = 0;
+                self.garbage = 0;
+                self.charged = self.run_memory;
+                if let Some(charge) = &mut self.charge {
+                    charge.set(self.run_memory);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "state changes stay in memory beyond their budget")
+            }
+        }
     }
 
     /// Up to `limit` (key, value) pairs of keys that start with `prefix` and are greater than `after`, in key order, all tiers merged.
@@ -295,10 +379,8 @@ impl SlotState {
         if let Some(t) = self.dirty.get(table, group) {
             tiers.push(super::layer::mem_tier(t, prefix, after));
         }
-        for layer in self.layers() {
-            for part in layer.parts() {
-                tiers.extend(part.tier(table, group, prefix, after)?);
-            }
+        for part in self.parts() {
+            tiers.extend(part.tier(table, group, prefix, after)?);
         }
         if !self.backend(group).is_empty(table, prefix) {
             tiers.push(Tier {
@@ -326,38 +408,70 @@ impl SlotState {
         self.dirty
             .get(table, group)
             .is_none_or(|t| t.entries().is_empty())
-            && self
-                .layers()
-                .all(|l| l.parts().iter().all(|p| !p.has_keys(table, group)))
+            && self.parts().all(|p| !p.has_keys(table, group))
             && self.backend(group).is_empty(table, prefix)
     }
 
     /// Ends the epoch: the dirty part becomes a layer (O(1) on the hot path); `None` when nothing changed.
     pub fn freeze(&mut self, epoch: u64) -> Option<Arc<FrozenLayer>> {
         self.refresh();
-        if self.dirty.is_empty() {
+        if self.dirty.is_empty() && self.runs.is_empty() {
             return None;
         }
         let fresh = self.dirty.fresh();
         let tables = std::mem::replace(&mut self.dirty, fresh);
-        let bytes = std::mem::take(&mut self.dirty_bytes);
-        let memory = bytes + std::mem::take(&mut self.garbage);
+        let dirty = std::mem::take(&mut self.dirty_bytes);
+        let memory =
+            dirty + std::mem::take(&mut self.garbage) + std::mem::take(&mut self.run_memory);
+        let bytes = dirty + std::mem::take(&mut self.run_bytes);
+        let mut parts = vec![Part::Memory(tables)];
+        parts.append(&mut self.runs);
+        let charge = self.charge.take().map(|mut c| {
+            c.set(memory);
+            c.move_to(Share::Frozen);
+            c
+        });
+        self.charge = self.memory.as_ref().map(new_charge);
+        self.charged = 0;
         let layer = Arc::new(FrozenLayer::new(
             epoch,
             self.groups.clone(),
-            vec![Part::Memory(tables)],
+            parts,
             bytes,
             memory,
+            charge,
             Arc::downgrade(&self.shared),
         ));
         self.frozen.push_front(Arc::clone(&layer));
         Some(layer)
     }
 
-    /// Bytes of the dirty part.
+    /// Bytes of the dirty part, in memory and spilled.
     pub fn dirty_bytes(&self) -> usize {
-        self.dirty_bytes
+        self.dirty_bytes + self.run_bytes
     }
+
+    /// Whether the barrier should come early: half of the process's memory for changes is in use.
+    pub fn wants_barrier(&self) -> bool {
+        self.memory
+            .as_ref()
+            .is_some_and(|m| m.budget.wants_barrier())
+    }
+}
+
+impl Drop for SlotState {
+    fn drop(&mut self) {
+        if let Some(memory) = &self.memory {
+            memory.slots.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The shared counter is touched once per so many bytes.
+const CHARGE_STEP: usize = 256 << 10;
+
+fn new_charge(memory: &Memory) -> Charge {
+    Charge::new(Arc::clone(&memory.budget), Share::Dirty, 0)
 }
 
 /// The user's bytes of a stored value, unless expired.
