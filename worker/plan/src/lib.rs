@@ -7,3 +7,8 @@ mod parse;
 mod functions;
 mod refuse;
 mod rewrite;
+mod catalog;
+mod expression;
+mod ir;
+mod lower;
+mod window;
