@@ -9,11 +9,11 @@
 //! Layers, each importing only below itself:
 //!
 //! ```text
-//! 4  docs (reference pages)
+//! 4  reference (generated pages and files)
 //! 3  manifest (text → resources)
 //! 2  validate (rules across fields), crd (CRDs from the types)
-//! 1  job, savepoint, source, sink, format, rpc (the types)
-//! 0  units, data_type, diagnostic
+//! 1  job, workers, savepoint, source, sink, format, rpc (the types)
+//! 0  units, data_type, codes, diagnostic
 //! ```
 //!
 //! Nothing here runs a job, plans SQL or speaks to a cluster.
@@ -21,13 +21,18 @@
 // The derive of kube repeats attribute names for each printer column.
 #![allow(clippy::duplicated_attributes)]
 
+pub mod codes;
 pub mod crd;
 pub mod data_type;
+pub mod diagnostic;
 pub mod format;
 pub mod job;
+pub mod manifest;
+pub mod reference;
 pub mod rpc;
 pub mod savepoint;
 pub mod sink;
 pub mod source;
 pub mod units;
+pub mod validate;
 pub mod workers;
