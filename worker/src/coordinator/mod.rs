@@ -181,6 +181,7 @@ impl Coordinator {
             .collect();
         let start = Start {
             generation: self.generation,
+            ancestors: Arc::new(ancestors(self.log.fold())),
             planned_mode: self.settings.trigger.planned(),
             backlog,
             born: self.born(),
@@ -592,8 +593,7 @@ impl Coordinator {
         }
         self.commit(Some((&snapshot, watermarks)), barrier.now_ms).await?;
         let publish = self.log.fold().is_publishable(Epoch::new(barrier.epoch));
-        let checksum = checksum(self.log.fold().log().as_bytes(), barrier.epoch, self.generation.get());
-        self.tell(ToMember::Committed { epoch: Epoch::new(barrier.epoch), publish, checksum, born: Vec::new() });
+        self.tell(ToMember::Committed { epoch: Epoch::new(barrier.epoch), publish, now_ms: barrier.now_ms });
         self.progress.committed(barrier, &snapshot, began.elapsed(), self.clock.now().get());
         self.show_positions().await;
         Ok(())
@@ -853,10 +853,14 @@ fn assignment(settings: &Settings) -> LogAssignment {
     }
 }
 
-/// Names a commit to the volume: what state stands at an epoch is used only if that very commit is an ancestor.
-pub fn checksum(log: &[u8; 16], epoch: u64, generation: u64) -> u32 {
-    let mut bytes = log.to_vec();
-    bytes.extend_from_slice(&epoch.to_le_bytes());
-    bytes.extend_from_slice(&generation.to_le_bytes());
-    crc32c::crc32c(&bytes)
+/// The epochs that `head` stands on, itself included, as ranges.
+fn ancestors(fold: &penstock_checkpoint::Fold) -> Vec<(u64, u64)> {
+    let mut ranges: Vec<(u64, u64)> = Vec::new();
+    for epoch in fold.ancestors(fold.head()).map(Epoch::get) {
+        match ranges.last_mut() {
+            Some(last) if last.0 == epoch + 1 => last.0 = epoch,
+            _ => ranges.push((epoch, epoch)),
+        }
+    }
+    ranges
 }

@@ -11,7 +11,7 @@ use penstock_checkpoint::log::LogError;
 use penstock_checkpoint::record::Created;
 use penstock_checkpoint::store::{CheckpointStore, LocalFolder, Objects, Remote, S3Options};
 use penstock_crds::job::{StorageKind, StreamingJob};
-use penstock_plan::Plan;
+use penstock_plan::{Plan, plan_json};
 use tokio::sync::{mpsc, watch};
 
 use crate::clock::{Clock, SystemClock};
@@ -19,7 +19,7 @@ use crate::coordinator::progress::{Phase, Progress};
 use crate::coordinator::{Coordinator, Outcome, Parts, Settings, Trigger};
 use crate::error::{EngineError, ErrorKind, Result};
 use crate::member::{Member, storage};
-use crate::state::{StateConfig, StateWorker};
+use crate::state::{Budget, Planted, StateOptions, StateWorker};
 
 mod connectors;
 pub mod http;
@@ -148,19 +148,21 @@ async fn generation(
         return Err(EngineError::fail("PR0410", "spec.keyGroups", text));
     }
     progress.log(log.fold().log().to_string());
-    let plan_json = plan.json();
-    let written = log.store().put(&plan_path(&plan.hash()), plan_json.into_bytes().into()).await;
+    let plan_json = plan_json(plan).to_string();
+    let written = log.store().put(&plan_path(&plan.plan_hash), plan_json.into_bytes().into()).await;
     written.map_err(|e| storage(LogError::from(e)))?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let connected = connectors::connect(job, plan, options, &log.fold().log().to_string())?;
     let slots = usize::try_from(job.spec.workers.slots).unwrap_or(1).max(1);
     let sinks: Vec<(String, u16)> = connected.sinks.iter().map(|(name, sink, _)| (name.clone(), sink.shards())).collect();
-    let state = StateWorker::open(StateConfig {
-        folder: (!options.memory_state).then(|| volume.join("state")),
+    let state = StateWorker::open(StateOptions {
+        dir: (!options.memory_state).then(|| volume.join("state")),
+        total_groups: key_groups,
         log_id: log.fold().log().to_string(),
-        fingerprint: plan.state_fingerprint(),
-        key_groups,
-        memory: options.memory,
+        schema_fingerprint: state_fingerprint(plan),
+        nonce: u64::from_le_bytes(SystemEntropy.bytes16()[..8].try_into().expect("eight of sixteen bytes")),
+        budget: Budget::new(options.memory),
+        planted: Planted::default(),
     })?;
     let factory = slots::GraphSlots {
         graph: Arc::new(plan.graph.clone()),
@@ -178,6 +180,7 @@ async fn generation(
         id: MemberId::ZERO,
         log: log.fold().log(),
         store: log.store().clone(),
+        key_groups,
         state,
         slots: Arc::new(factory),
         sinks: connected.sinks,
@@ -192,7 +195,7 @@ async fn generation(
             trigger: trigger(job),
             interval: spec.interval.into(),
             retention: Retention { epochs: u64::from(spec.retention.epochs), duration: spec.retention.duration.into() },
-            plan_hash: plan.hash(),
+            plan_hash: plan.plan_hash.clone(),
             sinks,
             key_groups,
         },
@@ -221,4 +224,11 @@ fn trigger(job: &StreamingJob) -> Trigger {
         T::AvailableNow { drain } => Trigger::AvailableNow { drain },
         T::Once { drain } => Trigger::Once { drain },
     }
+}
+
+/// Of everything that the bytes of state depend on: an instance written under another one is not used.
+fn state_fingerprint(plan: &Plan) -> String {
+    let of = plan.graph.nodes.iter().filter_map(|n| Some(format!("{}={:016x}", n.uid.0, n.fingerprint?.0)));
+    let text = of.collect::<Vec<_>>().join(";");
+    format!("{:016x}", xxhash_rust::xxh3::xxh3_64(text.as_bytes()))
 }

@@ -69,9 +69,9 @@ impl SlotFactory for GraphSlots {
         let notifies: Vec<Arc<Notify>> = (0..self.slots).map(|_| Arc::new(Notify::new())).collect();
         let mut wires = self.wire(&notifies);
         let names = SplitNames::default();
-        let states = state.slots(self.slots);
         let mut handles = Vec::new();
-        for (index, state) in states.into_iter().enumerate() {
+        for index in 0..self.slots {
+            let state = state.slot(self.groups(index))?;
             let (commands, inbox) = mpsc::unbounded_channel();
             let mut slot = self.slot(index, start, state, std::mem::take(&mut wires[index]), &names)?;
             slot.notify = notifies[index].clone();
@@ -84,6 +84,14 @@ impl SlotFactory for GraphSlots {
 }
 
 impl GraphSlots {
+    /// Key groups of a slot: those whose owner it is.
+    fn groups(&self, slot: usize) -> std::ops::Range<u16> {
+        let first = |slot: usize| {
+            (0..self.key_groups).find(|g| crate::keys::owner(*g, self.key_groups, self.slots) >= slot).unwrap_or(self.key_groups)
+        };
+        first(slot)..first(slot + 1)
+    }
+
     fn spawn(&self, slot: Slot, commands: mpsc::UnboundedSender<crate::task::SlotCommand>) -> Result<SlotHandle> {
         match self.threads {
             SlotThreads::Shared => {

@@ -6,9 +6,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use penstock_checkpoint::ids::{Epoch, Generation, KeyGroup, LogId, MemberId, Nonce, ShardId, SinkName};
-use penstock_checkpoint::pack::{PackId, PackWriter, SectionName};
-use penstock_checkpoint::record::PackRef;
-use penstock_checkpoint::recovery::RestorePlan;
+use penstock_checkpoint::pack::{PackId, PackIndex, PackWriter, SectionName};
+use penstock_checkpoint::record::{BaseRef, PackRef};
 use penstock_checkpoint::store::CheckpointStore;
 use penstock_checkpoint::transfer;
 use tokio::sync::mpsc;
@@ -17,7 +16,7 @@ use crate::error::{EngineError, ErrorKind, Result};
 use crate::fault;
 use crate::message::Barrier;
 use crate::sinks::{Guarantee, SinkRef};
-use crate::state::{FrozenLayer, StateWorker};
+use crate::state::{BaseFile, Commit, FrozenLayer, Segment, StateWorker};
 use crate::task::{Assignment, SlotCommand, SlotEvent, SlotReport};
 
 pub mod protocol;
@@ -49,6 +48,7 @@ pub struct Member {
     pub id: MemberId,
     pub log: LogId,
     pub store: CheckpointStore,
+    pub key_groups: u16,
     pub state: StateWorker,
     pub slots: Arc<dyn SlotFactory>,
     /// By index; the guarantee is what the job asks of the sink.
@@ -115,6 +115,9 @@ impl Member {
                 let _ = self.outbox.send(FromMember::Failed(error));
             }
         }
+        if let Err(error) = self.state.flush() {
+            tracing::warn!(%error, "the volume was not flushed; the next start replays");
+        }
         if let Some(running) = running {
             for slot in &running.slots {
                 let _ = slot.commands.send(SlotCommand::Halt);
@@ -138,7 +141,7 @@ impl Member {
         slot_tx: &mpsc::UnboundedSender<SlotEvent>,
         news_tx: &mpsc::UnboundedSender<ShardNews>,
     ) -> Result<Running> {
-        self.restore(&start.restore).await?;
+        self.restore(&start).await?;
         fault::point("restore.after");
         for (_, sink, _) in &self.sinks {
             sink.prepare().await?;
@@ -166,24 +169,60 @@ impl Member {
         Ok(running)
     }
 
-    /// Loads what the volume does not hold: per key group the base and the segments after it.
-    async fn restore(&mut self, plan: &RestorePlan) -> Result<()> {
+    /// Loads what the volume does not hold: per key group the segments after the epoch that its instance stands at.
+    async fn restore(&mut self, start: &Start) -> Result<()> {
+        let target = start.restore.state.epoch.get();
+        let groups: Vec<u16> = (0..self.key_groups).collect();
         let log = self.log;
-        for group in self.state.groups() {
-            let chain = plan.state.chains.get(&KeyGroup::new(group));
-            let at = self.state.open_group(group, plan.state.epoch.get())?;
-            let segments = chain.map(|c| c.segments.as_slice()).unwrap_or_default();
-            for segment in segments.iter().filter(|s| at.is_none_or(|at| s.epoch.get() > at)) {
-                let Some(pack) = plan.state.pack(*segment) else { continue };
-                let index = transfer::read_index(&self.store, log, pack).await.map_err(storage)?;
-                let name = SectionName::State(KeyGroup::new(group));
-                let Some(section) = index.section(&name) else { continue };
-                let bytes = transfer::read_section(&self.store, pack, section).await.map_err(storage)?;
-                self.state.replay(group, segment.epoch.get(), &bytes)?;
+        let ancestors = start.ancestors.clone();
+        let opened = self.state.open_groups(&groups, &|epoch, sum| {
+            sum == checksum(log, epoch) && ancestors.iter().any(|(from, to)| (*from..=*to).contains(&epoch))
+        })?;
+        let mut indexes: BTreeMap<String, PackIndex> = BTreeMap::new();
+        for (group, at) in opened {
+            let Some(chain) = start.restore.state.chains.get(&KeyGroup::new(group)) else {
+                self.state.load_segments(group, &[], target, checksum(log, target))?;
+                continue;
+            };
+            let mut at = at;
+            if let Some(base) = chain.base.as_ref().filter(|b| at.is_none_or(|at| at < b.epoch.get())) {
+                self.fetch_base(group, base).await?;
+                at = Some(base.epoch.get());
             }
-            self.state.stand_at(group, plan.state.epoch.get())?;
+            for segment in chain.segments.iter().filter(|s| at.is_none_or(|at| s.epoch.get() > at)) {
+                let pack = start.restore.state.pack(*segment).ok_or_else(|| {
+                    EngineError::fail("PR0405", format!("key group {group}"), format!("the closure names no pack for epoch {}", segment.epoch))
+                })?;
+                if !indexes.contains_key(&pack.path) {
+                    let index = transfer::read_index(&self.store, log, pack).await.map_err(storage)?;
+                    indexes.insert(pack.path.clone(), index);
+                }
+                let Some(section) = indexes[&pack.path].section(&SectionName::State(KeyGroup::new(group))) else { continue };
+                let bytes = transfer::read_section(&self.store, pack, section).await.map_err(storage)?;
+                let epoch = segment.epoch.get();
+                self.state.load_segments(group, &[Segment::parse(bytes)?], epoch, checksum(log, epoch))?;
+            }
+            self.state.load_segments(group, &[], target, checksum(log, target))?;
         }
         Ok(())
+    }
+
+    /// Downloads a base's files beside the volume and puts them in the place of the key group's instance.
+    async fn fetch_base(&self, group: u16, base: &BaseRef) -> Result<()> {
+        let disk = |e: std::io::Error| EngineError::fail("PR0409", format!("base of key group {group}"), e.to_string()).caused_by(e);
+        let folder = tempfile::tempdir().map_err(disk)?;
+        let mut files = Vec::new();
+        for file in &base.files {
+            let missing = || EngineError::fail("PR0405", self.store.key(&file.path), "the log names it and it is gone");
+            let body = self.store.get(&file.path).await.map_err(|e| storage(e.into()))?.ok_or_else(missing)?;
+            let damaged = |e: penstock_checkpoint::DecodeError| EngineError::fail("PR0404", self.store.key(&file.path), e.to_string());
+            penstock_checkpoint::base::check_file(file, &body).map_err(damaged)?;
+            let path = folder.path().join(&file.name);
+            std::fs::write(&path, &body).map_err(disk)?;
+            files.push(BaseFile { name: file.name.clone(), id: file.id.clone(), path, length: file.length });
+        }
+        let epoch = base.epoch.get();
+        self.state.restore_base(group, &files, epoch, checksum(self.log, epoch))
     }
 
     async fn read_outputs(&self, packs: &[PackRef]) -> Result<BTreeMap<Shard, Chunks>> {
@@ -238,10 +277,12 @@ impl Member {
                 let marker = protocol::BornMarker { partition, nonce };
                 let _ = r.shards[&shard].send(ShardWork::Bear { marker, epoch });
             }
-            ToMember::Committed { epoch, publish, checksum, born: _ } => {
+            ToMember::Committed { epoch, publish, now_ms } => {
                 let Some((layers, outputs)) = r.pending.remove(&epoch) else { return Ok(()) };
                 fault::point("apply.before");
-                self.state.committed(epoch.get(), checksum, layers)?;
+                let checksum = checksum(self.log, epoch.get());
+                self.state.check()?;
+                self.state.commit(Commit { epoch: epoch.get(), checksum, now_ms, layers });
                 if publish {
                     self.publish(r, epoch, outputs)?;
                 }
@@ -475,4 +516,11 @@ pub fn storage(e: penstock_checkpoint::log::LogError) -> EngineError {
     };
     let code = if kind == ErrorKind::Fenced { "PR0401" } else { "PR0402" };
     EngineError::new(kind, code, "checkpoint storage", e.to_string()).caused_by(e)
+}
+
+/// Names a commit to the volume. Epoch numbers are never reused, so log and number say which commit it was.
+fn checksum(log: LogId, epoch: u64) -> u32 {
+    let mut bytes = log.as_bytes().to_vec();
+    bytes.extend_from_slice(&epoch.to_le_bytes());
+    crc32c::crc32c(&bytes)
 }

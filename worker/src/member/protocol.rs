@@ -33,8 +33,8 @@ pub enum ToMember {
     Drain,
     /// A shard's first rows: open it and write its initial marker.
     Bear { shard: Shard, partition: i32, epoch: Epoch, nonce: Nonce },
-    /// The epoch is committed: apply its state; publish it unless it is staged. `checksum` is the commit record's.
-    Committed { epoch: Epoch, publish: bool, checksum: u32, born: Vec<(Shard, BornMarker)> },
+    /// The epoch is committed: apply its state; publish it unless it is staged.
+    Committed { epoch: Epoch, publish: bool, now_ms: i64 },
     Halt,
 }
 
@@ -42,6 +42,8 @@ pub enum ToMember {
 pub struct Start {
     pub generation: Generation,
     pub restore: Arc<RestorePlan>,
+    /// Epochs that the restored one stands on, itself included, as ranges: a volume at one of them may be used.
+    pub ancestors: Arc<Vec<(u64, u64)>>,
     pub planned_mode: bool,
     /// Epochs to publish again, with their packs in the order of the commit.
     pub backlog: Vec<(Epoch, Vec<PackRef>)>,

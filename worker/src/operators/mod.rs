@@ -51,11 +51,3 @@ pub trait Operator: Send {
     /// Rows or keys in state, estimated; for metrics.
     fn state_keys(&self) -> usize;
 }
-pub struct Calc;
-pub struct BadRow { pub row: usize, pub text: String }
-impl Calc {
-    pub fn new(_f: Option<&datafusion_expr::Expr>, _e: &[datafusion_expr::Expr], _i: &arrow::datatypes::SchemaRef, _o: &arrow::datatypes::SchemaRef) -> Result<Self> { todo!() }
-    pub fn apply(&mut self, _b: &Batch, _n: i64) -> Result<Option<Batch>> { todo!() }
-    pub fn isolate(&mut self, _b: &Batch, _n: i64) -> Result<(Option<Batch>, Vec<BadRow>)> { todo!() }
-}
-pub fn build(_n: &penstock_plan::graph::Node, _s: &[arrow::datatypes::SchemaRef], _l: Option<arrow::datatypes::SchemaRef>, _k: &[penstock_plan::graph::EdgeKind], _st: &mut SlotState) -> Result<Box<dyn Operator>> { todo!() }
