@@ -147,7 +147,7 @@ fn job(document: &Node, place: Place, faults: &mut Vec<Diagnostic>) -> Option<Re
     let json = Checker { faults }.check(document, schema, "")?;
     match serde_json::from_value::<StreamingJob>(json) {
         Ok(job) => {
-            let structural = faults.iter().map(|fault| relative(&fault.path).to_owned()).collect::<Vec<_>>();
+            let structural = faults.iter().filter(|fault| fault.is_error()).map(|fault| relative(&fault.path).to_owned()).collect::<Vec<_>>();
             // A fault of structure explains what does not fit above and below it.
             let explained = |path: &str| structural.iter().any(|other| within(path, other) || within(other, path));
             let rules = validate::validate(&job, place).into_iter().filter(|fault| !explained(&fault.path));
@@ -179,7 +179,7 @@ fn savepoint(document: &Node, faults: &mut Vec<Diagnostic>) -> Option<ResourceKi
 
 /// What the types refuse without the schema having said so; else the schema's faults say it better.
 fn not_explained(faults: &mut Vec<Diagnostic>, error: &serde_json::Error, document: &Node) {
-    if faults.is_empty() {
+    if !faults.iter().any(Diagnostic::is_error) {
         faults.push(Diagnostic::error(Code::TYPE, "", error.to_string()).at(document.position));
     }
 }

@@ -66,6 +66,20 @@ impl Checker<'_> {
         }
     }
 
+    /// Whether a bare word is refused as a text because YAML 1.1 makes a boolean of it. For the single letters, on which readers of
+    /// YAML 1.1 differ and which are good names of columns, it is a warning.
+    fn ambiguous(&mut self, text: &str, path: &str, position: Position) -> bool {
+        if yaml_1_1_bool(text).is_none() {
+            return false;
+        }
+        let letter = text.len() == 1;
+        let reader = if letter { "some readers of YAML take" } else { "kubectl takes" };
+        let message = format!("{reader} the bare word {text} for a boolean");
+        let fault = if letter { Diagnostic::warning(Code::AMBIGUOUS, path, message) } else { Diagnostic::error(Code::AMBIGUOUS, path, message) };
+        self.faults.push(fault.with_help("put it in quotes").at(position));
+        !letter
+    }
+
     fn wrong_type(&mut self, node: &Node, path: &str, expected: &str) {
         let found = describe(node);
         let is_empty_block = matches!(&node.value, Value::Scalar { text, .. } if text.is_empty());
@@ -170,9 +184,7 @@ impl Checker<'_> {
         };
         let unit = UNITS.iter().find(|(pattern, ..)| schema["pattern"] == *pattern);
         let words = schema["enum"].as_array();
-        if *plain && yaml_1_1_bool(text).is_some() {
-            let message = format!("kubectl reads the bare word {text} as a boolean");
-            self.fault_with_help(Code::AMBIGUOUS, path, node.position, message, "put it in quotes");
+        if *plain && self.ambiguous(text, path, node.position) {
             return None;
         }
         // A bare number or boolean goes to the parser of a duration, a size or a word, which knows better what is missing.
@@ -277,10 +289,8 @@ impl Checker<'_> {
 
     fn scalar(&mut self, node: &Node, path: &str, expected: &str) -> Option<Json> {
         if let Value::Scalar { text, plain: true } = &node.value
-            && yaml_1_1_bool(text).is_some()
+            && self.ambiguous(text, path, node.position)
         {
-            let message = format!("kubectl reads the bare word {text} as a boolean");
-            self.fault_with_help(Code::AMBIGUOUS, path, node.position, message, "put it in quotes");
             return None;
         }
         match &node.value {
