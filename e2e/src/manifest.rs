@@ -71,9 +71,37 @@ impl Manifest {
     }
 }
 
+/// Fails the test when this text is not a manifest as the engine reads it.
+#[cfg(test)]
+pub fn assert_valid(text: &str) {
+    if let Err(faults) = penstock_crds::manifest::load(text, "job.yaml") {
+        panic!("{faults:#?}\n{text}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_flights_example_is_valid_as_it_stands_and_as_the_suites_change_it() {
+        let path = crate::bed::root().join("examples/flights/job.yaml");
+        assert_valid(&fs::read_to_string(&path).unwrap());
+        let mut manifest = Manifest::load(&path).unwrap();
+        manifest
+            .rehome("127.0.0.1:29292", "eo-")
+            .unwrap()
+            .set(&["spec", "trigger"], "{continuous: {}}")
+            .unwrap();
+        let storage = "{s3: {bucket: streams, prefix: e2e, region: us-east-1, endpoint: 'http://127.0.0.1:29200', pathStyle: true}}";
+        manifest
+            .set(&["spec", "checkpoint", "interval"], "300ms")
+            .unwrap();
+        manifest
+            .set(&["spec", "checkpoint", "storage"], storage)
+            .unwrap();
+        assert_valid(&serde_yaml::to_string(&manifest.0).unwrap());
+    }
 
     #[test]
     fn brokers_and_topics_change_and_the_rest_stays() {

@@ -242,42 +242,8 @@ fn measure(options: &Options, case: &Case, brokers: &str, folder: &Path) -> Resu
         &[("message.timestamp.type", "LogAppendTime")],
     )?;
     let manifest = folder.join(format!("{}.yaml", case.name));
-    let Case {
-        name,
-        sql,
-        delivery,
-        ..
-    } = case;
-    std::fs::write(
-        &manifest,
-        format!(
-            "apiVersion: penstock.dev/v1alpha1
-kind: StreamingJob
-metadata: {{name: latency-{name}}}
-spec:
-  sources:
-    - name: rows_in
-      kafka: {{bootstrapServers: '{brokers}', topics: [{input}], startFrom: {{earliest: {{}}}}}}
-      format: {{json: {{}}}}
-      columns:
-        - {{name: id, type: BIGINT, nullable: false}}
-        - {{name: k, type: BIGINT}}
-        - {{name: at, type: TIMESTAMP(3), from: Timestamp}}
-      watermark: {{column: at, maxOutOfOrderness: 1s}}
-  sql: |
-    {sql}
-  sinks:
-    - name: out
-      kafka: {{bootstrapServers: '{brokers}', topic: {output}}}
-      format: {{json: {{}}}}
-      delivery: {delivery}
-  checkpoint: {{interval: 100ms, storage: {{local: {{path: '{}'}}}}}}
-  state: {{ttl: 1h}}
-  workers: {{slots: 2}}
-",
-            folder.join(format!("{name}-checkpoint")).display()
-        ),
-    )?;
+    let name = case.name;
+    std::fs::write(&manifest, job(case, brokers, &input, &output, folder))?;
     let mut engine = Engine::start(&Launch {
         program: options.penstock.clone(),
         manifest,
@@ -298,4 +264,60 @@ spec:
     )?;
     engine.interrupt(Duration::from_secs(60))?;
     Ok(samples)
+}
+
+fn job(case: &Case, brokers: &str, input: &str, output: &str, folder: &Path) -> String {
+    let (
+        Case {
+            name,
+            sql,
+            delivery,
+            ..
+        },
+        folder,
+    ) = (case, folder.display());
+    format!(
+        "apiVersion: penstock.dev/v1alpha1
+kind: StreamingJob
+metadata: {{name: latency-{name}}}
+spec:
+  sources:
+    - name: rows_in
+      kafka: {{bootstrapServers: '{brokers}', topics: [{input}], startFrom: {{earliest: {{}}}}}}
+      format: {{json: {{}}}}
+      columns:
+        - {{name: id, type: BIGINT, nullable: false}}
+        - {{name: k, type: BIGINT}}
+        - {{name: at, type: TIMESTAMP(3), from: Timestamp}}
+      watermark: {{column: at, maxOutOfOrderness: 1s}}
+  sql: |
+    {sql}
+  sinks:
+    - name: out
+      kafka: {{bootstrapServers: '{brokers}', topic: {output}}}
+      format: {{json: {{}}}}
+      delivery: {delivery}
+  checkpoint: {{interval: 100ms, storage: {{local: {{path: '{folder}/{name}-checkpoint'}}}}}}
+  state: {{ttl: 1h}}
+  workers: {{slots: 2}}
+"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_jobs_are_valid_manifests() {
+        for case in &CASES {
+            crate::manifest::assert_valid(&job(
+                case,
+                "127.0.0.1:9092",
+                "in",
+                "out",
+                Path::new("/tmp/latency"),
+            ));
+        }
+    }
 }
