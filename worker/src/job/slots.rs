@@ -214,6 +214,7 @@ impl GraphSlots {
             now_ms: start.now_ms,
             epoch: start.first_epoch.get(),
             late_counts: vec![0; self.sources.len().max(1)],
+            late_letters: Vec::new(),
             asked: false,
             said_done: false,
             said_failing: false,

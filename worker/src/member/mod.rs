@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use crate::error::{EngineError, ErrorKind, Result};
 use crate::fault;
 use crate::message::Barrier;
-use crate::sinks::{Guarantee, SinkRef};
+use crate::sinks::{Guarantee, SinkRef, StagedRecords};
 use crate::state::{BaseFile, Commit, FrozenLayer, Segment, StateWorker};
 use crate::task::{Assignment, SlotCommand, SlotEvent, SlotReport};
 
@@ -53,6 +53,8 @@ pub struct Member {
     pub slots: Arc<dyn SlotFactory>,
     /// By index; the guarantee is what the job asks of the sink.
     pub sinks: Vec<(String, SinkRef, Guarantee)>,
+    /// Names of the sources, by index.
+    pub sources: Vec<String>,
     pub nonces: Box<dyn FnMut() -> Nonce + Send>,
     pub inbox: mpsc::UnboundedReceiver<ToMember>,
     pub outbox: mpsc::UnboundedSender<FromMember>,
@@ -219,7 +221,7 @@ impl Member {
             penstock_checkpoint::base::check_file(file, &body).map_err(damaged)?;
             let path = folder.path().join(&file.name);
             std::fs::write(&path, &body).map_err(disk)?;
-            files.push(BaseFile { name: file.name.clone(), id: file.id.clone(), path, length: file.length });
+            files.push(BaseFile { name: file.name.clone(), unique: file.id.clone(), path, length: file.length, shared: true });
         }
         let epoch = base.epoch.get();
         self.state.restore_base(group, &files, epoch, checksum(self.log, epoch))
@@ -377,14 +379,13 @@ impl Member {
                 let mut reports = std::mem::take(&mut r.reports);
                 reports.sort_by_key(|report| report.slot);
                 fault::point("slot.frozen");
-                self.snapshot(r, reports, uploads);
-                Ok(())
+                self.snapshot(r, reports, uploads)
             }
         }
     }
 
     /// Packs what the slots froze and staged, and uploads it off the member's loop.
-    fn snapshot(&mut self, r: &mut Running, mut reports: Vec<SlotReport>, uploads: &mpsc::UnboundedSender<Result<Box<Snapshot>>>) {
+    fn snapshot(&mut self, r: &mut Running, mut reports: Vec<SlotReport>, uploads: &mpsc::UnboundedSender<Result<Box<Snapshot>>>) -> Result<()> {
         let barrier: Barrier = reports[0].barrier;
         let epoch = Epoch::new(barrier.epoch);
         let layers: Vec<Arc<FrozenLayer>> = reports.iter().filter_map(|s| s.layer.clone()).collect();
@@ -396,6 +397,17 @@ impl Member {
                 if self.sinks[sink].2 == Guarantee::ExactlyOnce {
                     outputs.entry((sink, shard)).or_default().extend(cut(staged.data, &staged.chunk_ends));
                 }
+            }
+        }
+        let (late, direct) = self.stage_late(&mut reports, barrier.epoch);
+        rows_out += late;
+        for (sink, shard, staged) in direct {
+            if self.sinks[sink].2 == Guarantee::ExactlyOnce {
+                outputs.entry((sink, shard)).or_default().extend(cut(staged.data, &staged.chunk_ends));
+            } else {
+                let mut sender = self.sinks[sink].1.direct()?;
+                sender.send(&staged)?;
+                sender.flush()?;
             }
         }
         let id = PackId { log: self.log, epoch, generation: r.generation, nonce: (self.nonces)() };
@@ -412,6 +424,26 @@ impl Member {
                 snapshot
             }));
         });
+        Ok(())
+    }
+
+    /// Stages late rows for the dead letters, each once: several operators, in several slots, may have judged the same row.
+    fn stage_late(&self, reports: &mut [SlotReport], epoch: u64) -> (u64, Vec<(usize, u16, StagedRecords)>) {
+        let mut seen = BTreeSet::new();
+        let mut stages: BTreeMap<(usize, u16), StagedRecords> = BTreeMap::new();
+        let mut rows = 0;
+        for letter in reports.iter_mut().flat_map(|r| r.late.drain(..)) {
+            if !seen.insert((letter.source, letter.split.clone(), letter.offset)) {
+                continue;
+            }
+            let source = &self.sources[letter.source];
+            let sink = &self.sinks[letter.sink].1;
+            let hash = crate::keys::split_hash(source, &letter.split.0);
+            let shard = u16::try_from(hash % u64::from(sink.shards())).expect("the remainder is below a u16");
+            sink.stage_record(&letter.record(source, epoch), stages.entry((letter.sink, shard)).or_default());
+            rows += 1;
+        }
+        (rows, stages.into_iter().map(|((sink, shard), staged)| (sink, shard, staged)).collect())
     }
 }
 

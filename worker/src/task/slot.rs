@@ -10,7 +10,7 @@ use tokio::sync::{Notify, mpsc};
 use crate::clock::Clock;
 use crate::error::{EngineError, Result};
 use crate::message::{Barrier, EventTime};
-use crate::sinks::{Record, StagedRecords};
+use crate::sinks::StagedRecords;
 use crate::sources::SplitId;
 use crate::state::{FrozenLayer, SlotState};
 
@@ -63,6 +63,8 @@ pub struct SlotReport {
     pub splits: BTreeMap<usize, Vec<(SplitId, SplitProgress)>>,
     pub watermarks: Vec<(String, EventTime)>,
     pub counts: SlotCounts,
+    /// Late rows for dead letters: a row may be judged in several slots, so the member stages them, each once.
+    pub late: Vec<DeadLetter>,
 }
 
 /// Counters since the slot's start.
@@ -98,6 +100,7 @@ pub struct Slot {
     /// Number that the running epoch will have.
     pub epoch: u64,
     pub late_counts: Vec<u64>,
+    pub late_letters: Vec<DeadLetter>,
     pub asked: bool,
     pub said_done: bool,
     pub said_failing: bool,
@@ -158,7 +161,7 @@ impl Slot {
             busy |= operator.run(&mut self.state, self.now_ms)? == Turn::Busy;
             let late = operator.take_late();
             if !late.is_empty() {
-                self.judge_late(late)?;
+                self.judge_late(late);
             }
         }
         // The sources' clocks (idleness, rates) are the wall's: they never decide what a row means.
@@ -247,6 +250,7 @@ impl Slot {
             splits: self.sources.iter().map(|s| (s.rules().index, s.progress())).collect(),
             watermarks: self.watermarks(),
             counts: self.counts(),
+            late: std::mem::take(&mut self.late_letters),
         };
         let _ = self.events.send(SlotEvent::Passed(Box::new(report)));
         self.asked = false;
@@ -278,14 +282,14 @@ impl Slot {
     }
 
     /// Applies `onLate` to rows that an operator judged late.
-    fn judge_late(&mut self, late: LateRows) -> Result<()> {
+    fn judge_late(&mut self, late: LateRows) {
         for batch in late.into_batches() {
             for origin in late::origins(&batch) {
                 let at = origin.split.and_then(|hash| self.names.get(hash));
                 let (source, split) = at.unwrap_or_else(|| (0, SplitId("".into())));
                 self.late_counts[source] += 1;
                 let Policy::DeadLetter(sink) = self.rules[source].on_late else { continue };
-                self.dead_letter(&DeadLetter {
+                self.late_letters.push(DeadLetter {
                     sink,
                     source,
                     split,
@@ -294,27 +298,14 @@ impl Slot {
                     text: "late: every window of the row has closed".to_owned(),
                     key: origin.key,
                     value: origin.value,
-                })?;
+                });
             }
         }
-        Ok(())
     }
 
     fn dead_letter(&mut self, letter: &DeadLetter) -> Result<()> {
-        let (topic, partition) = letter.split.0.rsplit_once('/').unwrap_or((&letter.split.0, ""));
-        let text = |s: &str| bytes::Bytes::copy_from_slice(s.as_bytes());
         let source = &self.rules[letter.source].name;
-        let headers = vec![
-            ("penstock.source".to_owned(), text(source)),
-            ("penstock.topic".to_owned(), text(topic)),
-            ("penstock.partition".to_owned(), text(partition)),
-            ("penstock.offset".to_owned(), text(&letter.offset.to_string())),
-            ("penstock.epoch".to_owned(), text(&self.epoch.to_string())),
-            ("penstock.code".to_owned(), text(letter.code)),
-            ("penstock.error".to_owned(), text(&letter.text)),
-        ];
-        let record =
-            Record { key: letter.key.clone(), value: letter.value.clone(), headers, timestamp_ms: None };
+        let record = letter.record(source, self.epoch);
         let split = crate::keys::split_hash(source, &letter.split.0);
         self.stages[letter.sink].record(&record, split)
     }

@@ -13,6 +13,7 @@ use penstock_plan::graph::hidden;
 use crate::error::{EngineError, Result};
 use crate::keys::split_hash;
 use crate::message::{Barrier, Batch, EventTime, Message};
+use crate::sinks::Record;
 use crate::sources::{BadRecord, Polled, Position, SourceBatch, SourceReader, SplitId, SplitRange};
 
 use super::columns::Scan;
@@ -89,6 +90,24 @@ pub struct DeadLetter {
     pub text: String,
     pub key: Option<Bytes>,
     pub value: Option<Bytes>,
+}
+
+impl DeadLetter {
+    /// As it goes to the sink: the record's own bytes, its origin and fault in headers.
+    pub fn record(&self, source: &str, epoch: u64) -> Record {
+        let (topic, partition) = self.split.0.rsplit_once('/').unwrap_or((&self.split.0, ""));
+        let text = |s: &str| Bytes::copy_from_slice(s.as_bytes());
+        let headers = vec![
+            ("penstock.source".to_owned(), text(source)),
+            ("penstock.topic".to_owned(), text(topic)),
+            ("penstock.partition".to_owned(), text(partition)),
+            ("penstock.offset".to_owned(), text(&self.offset.to_string())),
+            ("penstock.epoch".to_owned(), text(&epoch.to_string())),
+            ("penstock.code".to_owned(), text(self.code)),
+            ("penstock.error".to_owned(), text(&self.text)),
+        ];
+        Record { key: self.key.clone(), value: self.value.clone(), headers, timestamp_ms: None }
+    }
 }
 
 /// Counters of one source in one slot, since its start.
