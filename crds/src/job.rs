@@ -1,0 +1,707 @@
+//! The StreamingJob: the top of its spec, how it runs, and its status. Sources and sinks have modules of their own.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::format::Empty;
+use crate::sink::Sink;
+use crate::source::{SecretRef, Source};
+use crate::units::{Duration, Quantity, Timestamp};
+use crate::workers::{Autoscaling, Workers};
+
+/// What a streaming job reads, computes and writes, and how it runs.
+#[derive(CustomResource, Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "penstock.dev",
+    version = "v1alpha1",
+    kind = "StreamingJob",
+    plural = "streamingjobs",
+    shortname = "sj",
+    shortname = "sjob",
+    category = "streaming",
+    namespaced,
+    status = "StreamingJobStatus",
+    derive = "PartialEq",
+    doc = "A streaming job: sources, one SQL text, sinks.",
+    scale(
+        spec_replicas_path = ".spec.workers.replicas",
+        status_replicas_path = ".status.replicas",
+        label_selector_path = ".status.selector"
+    ),
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Epoch", type_ = "integer", json_path = ".status.epoch.number"),
+    printcolumn(name = "Lag", type_ = "integer", json_path = ".status.lag.records"),
+    printcolumn(name = "Workers", type_ = "integer", json_path = ".status.readyReplicas"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct StreamingJobSpec {
+    /// Where rows come from: 1 to 32 tables.
+    #[schemars(length(min = 1, max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub sources: Vec<Source>,
+    /// One SQL text: views and INSERTs, separated by semicolons; at most 256 KiB.
+    #[schemars(length(min = 1, max = 262_144))]
+    pub sql: String,
+    /// How the SQL is read.
+    #[serde(default)]
+    pub sql_options: SqlOptions,
+    /// Where results go: 1 to 32.
+    #[schemars(length(min = 1, max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub sinks: Vec<Sink>,
+    /// When epochs run. Default {continuous: {}}.
+    #[serde(default)]
+    pub trigger: TriggerSpec,
+    /// Fixed shares of the key space, 1 to 32768; at least slots × workers; fixed for the job's life. Default 64.
+    #[serde(default = "default_key_groups")]
+    #[schemars(range(min = 1, max = 32768))]
+    pub key_groups: u32,
+    /// How and where epochs are made durable.
+    #[serde(default)]
+    pub checkpoint: Checkpoint,
+    /// How long and on what volume state is kept.
+    #[serde(default)]
+    pub state: StateSpec,
+    /// The pods that do the work.
+    #[serde(default)]
+    pub workers: Workers,
+    /// Whether the number of workers follows the lag. Absent: it does not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub autoscaling: Option<Autoscaling>,
+    /// How a change of this spec takes over.
+    #[serde(default)]
+    pub upgrade: Upgrade,
+    /// How a failed job is started again.
+    #[serde(default)]
+    pub restart: Restart,
+    /// What a new job starts from; read before its first start only, harmless if left. Absent: from nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restore_from: Option<RestoreFrom>,
+    /// True: ignore an older log of this name. Default false.
+    #[serde(default)]
+    pub start_fresh: bool,
+    /// True: stop at a barrier and stay stopped. Default false.
+    #[serde(default)]
+    pub suspend: bool,
+    /// What is left of a deleted job: Retain (default) keeps its log and state, Savepoint pins its last epoch first, Delete removes what no Savepoint pins.
+    #[serde(default)]
+    pub deletion_policy: DeletionPolicy,
+}
+
+fn default_key_groups() -> u32 {
+    64
+}
+
+/// How the SQL is read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SqlOptions {
+    /// Zone of conversions between TIMESTAMP_LTZ and texts, dates and windows: an IANA name. Default UTC.
+    #[schemars(length(min = 1, max = 64))]
+    pub time_zone: String,
+    /// Accepts a plan whose state grows without bound. Default false.
+    pub allow_unbounded_state: bool,
+}
+
+impl Default for SqlOptions {
+    fn default() -> Self {
+        Self { time_zone: "UTC".to_owned(), allow_unbounded_state: false }
+    }
+}
+
+/// When epochs run; exactly one member.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [crate::crd::one_of("trigger", &["continuous", "processingTime", "availableNow", "once"])]))]
+pub struct TriggerSpec {
+    /// Rows flow at once; an epoch ends every checkpoint.interval.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub continuous: Option<Empty>,
+    /// A planned epoch at every interval.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub processing_time: Option<ProcessingTime>,
+    /// Planned epochs over what is there now, then the job is complete.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub available_now: Option<Bounded>,
+    /// One planned epoch, then the job is complete.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub once: Option<Bounded>,
+}
+
+impl Default for TriggerSpec {
+    fn default() -> Self {
+        Self { continuous: Some(Empty {}), processing_time: None, available_now: None, once: None }
+    }
+}
+
+/// Planned epochs at an interval.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ProcessingTime {
+    /// From the start of one epoch to that of the next; 100ms to 24h. Required.
+    pub interval: Duration,
+}
+
+/// A run that ends.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Bounded {
+    /// True: the input counts as ended, every window closes, and the job is final. Default false: open windows stay for the next run.
+    pub drain: bool,
+}
+
+/// The trigger that is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trigger {
+    /// Rows flow at once.
+    Continuous,
+    /// A planned epoch at every interval.
+    ProcessingTime {
+        /// From start to start.
+        interval: Duration,
+    },
+    /// Planned epochs over what is there now.
+    AvailableNow {
+        /// Whether the input counts as ended.
+        drain: bool,
+    },
+    /// One planned epoch.
+    Once {
+        /// Whether the input counts as ended.
+        drain: bool,
+    },
+}
+
+impl Trigger {
+    /// Whether epochs are in the log before they run (all but continuous).
+    pub fn is_planned(self) -> bool {
+        self != Self::Continuous
+    }
+}
+
+impl TriggerSpec {
+    /// The given member; `Continuous` if none is.
+    pub fn kind(&self) -> Trigger {
+        let Self { continuous: _, processing_time, available_now, once } = self;
+        if let Some(planned) = processing_time {
+            Trigger::ProcessingTime { interval: planned.interval }
+        } else if let Some(bounded) = available_now {
+            Trigger::AvailableNow { drain: bounded.drain }
+        } else if let Some(bounded) = once {
+            Trigger::Once { drain: bounded.drain }
+        } else {
+            Trigger::Continuous
+        }
+    }
+}
+
+/// How and where epochs are made durable.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Checkpoint {
+    /// Length of an epoch under the continuous trigger; 100ms to 1h. Default 10s.
+    pub interval: Duration,
+    /// After it the condition CheckpointHealthy turns False; the epoch goes on. Default 5m.
+    pub timeout: Duration,
+    /// Which epochs are kept to go back to.
+    pub retention: Retention,
+    /// Where the job's log is. Absent: the chart's default in a cluster, ./.penstock/NAMESPACE/NAME with penstock run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub storage: Option<Storage>,
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_secs(10),
+            timeout: Duration::from_secs(300),
+            retention: Retention::default(),
+            storage: None,
+        }
+    }
+}
+
+/// Which epochs are kept; both hold: what is younger or newer than either is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Retention {
+    /// The newest so many. Default 10.
+    #[schemars(range(min = 1, max = 100_000))]
+    pub epochs: u32,
+    /// Those of the last so long. Default 24h.
+    pub duration: Duration,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self { epochs: 10, duration: Duration::from_secs(86_400) }
+    }
+}
+
+/// Where the job's log is; exactly one of s3, gcs, azure and local.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [crate::crd::one_of("storage", &["s3", "gcs", "azure", "local"])]))]
+pub struct Storage {
+    /// S3 or what speaks its protocol.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub s3: Option<S3Storage>,
+    /// Google Cloud Storage. Refused by name in this version.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gcs: Option<GcsStorage>,
+    /// Azure Blob Storage. Refused by name in this version.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub azure: Option<AzureStorage>,
+    /// A folder of this machine; refused in a cluster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub local: Option<LocalStorage>,
+    /// Secret whose keys are object-store option names of the allow-list. Absent: the identity of the service account, or the environment.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret_ref: Option<SecretRef>,
+}
+
+/// The one store that is given.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum StorageKind<'a> {
+    /// `s3`.
+    S3(&'a S3Storage),
+    /// `gcs`.
+    Gcs(&'a GcsStorage),
+    /// `azure`.
+    Azure(&'a AzureStorage),
+    /// `local`.
+    Local(&'a LocalStorage),
+}
+
+impl Storage {
+    /// The given store; the first in the order of the schema if a manifest that was not validated gives several.
+    pub fn kind(&self) -> Option<StorageKind<'_>> {
+        let Self { s3, gcs, azure, local, secret_ref: _ } = self;
+        s3.as_ref()
+            .map(StorageKind::S3)
+            .or(gcs.as_ref().map(StorageKind::Gcs))
+            .or(azure.as_ref().map(StorageKind::Azure))
+            .or(local.as_ref().map(StorageKind::Local))
+    }
+}
+
+/// A bucket of S3.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct S3Storage {
+    /// The bucket.
+    #[schemars(length(min = 1, max = 255))]
+    pub bucket: String,
+    /// Path below the bucket. Default "".
+    #[serde(default)]
+    #[schemars(length(max = 512))]
+    pub prefix: String,
+    /// Region. Default "": what the environment says.
+    #[serde(default)]
+    #[schemars(length(max = 64))]
+    pub region: String,
+    /// URL of another server than Amazon's. Default "".
+    #[serde(default)]
+    #[schemars(length(max = 1024))]
+    pub endpoint: String,
+    /// Whether the bucket is part of the path and not of the host name. Default false.
+    #[serde(default)]
+    pub path_style: bool,
+}
+
+/// A bucket of Google Cloud Storage.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GcsStorage {
+    /// The bucket.
+    #[schemars(length(min = 1, max = 255))]
+    pub bucket: String,
+    /// Path below the bucket. Default "".
+    #[serde(default)]
+    #[schemars(length(max = 512))]
+    pub prefix: String,
+}
+
+/// A container of Azure Blob Storage.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AzureStorage {
+    /// The storage account.
+    #[schemars(length(min = 1, max = 63))]
+    pub account: String,
+    /// The container.
+    #[schemars(length(min = 1, max = 63))]
+    pub container: String,
+    /// Path below the container. Default "".
+    #[serde(default)]
+    #[schemars(length(max = 512))]
+    pub prefix: String,
+}
+
+/// A folder of this machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LocalStorage {
+    /// The folder, made if missing; relative to where penstock runs.
+    #[schemars(length(min = 1, max = 4096))]
+    pub path: String,
+}
+
+/// How long and on what volume state is kept; at most one of volume and ephemeral.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+#[schemars(extend("x-kubernetes-validations" = [crate::crd::at_most_one_of("state", &["volume", "ephemeral"])]))]
+pub struct StateSpec {
+    /// State that was not written for so long is dropped. Absent: never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<Duration>,
+    /// A persistent volume for each worker. Absent (and no ephemeral): 20Gi of the cluster's default class.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub volume: Option<Volume>,
+    /// A volume that lives as long as its pod. Absent: persistent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ephemeral: Option<Ephemeral>,
+}
+
+/// A persistent volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Volume {
+    /// Size; may grow, not shrink. Default 20Gi.
+    pub size: Quantity,
+    /// Storage class. Default "": the cluster's.
+    #[schemars(length(max = 253))]
+    pub storage_class_name: String,
+}
+
+impl Default for Volume {
+    fn default() -> Self {
+        Self { size: Quantity::from_gibibytes(20), storage_class_name: String::new() }
+    }
+}
+
+/// A volume that lives as long as its pod.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Ephemeral {
+    /// Size. Default 20Gi.
+    pub size: Quantity,
+}
+
+impl Default for Ephemeral {
+    fn default() -> Self {
+        Self { size: Quantity::from_gibibytes(20) }
+    }
+}
+
+/// How a change of the spec takes over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Upgrade {
+    /// Savepoint (default): stop at a barrier and pin it. LastCheckpoint: from the newest commit. Stateless: operators start empty.
+    pub strategy: UpgradeStrategy,
+    /// Exactly-once outputs of the new version stay staged until it has run so long and committed 3 epochs. Default 30s.
+    pub accept_after: Duration,
+    /// A version that is not ready and committing by then has failed. Default 10m.
+    pub progress_deadline: Duration,
+    /// Rollback (default): back to the version before. Stop: stay stopped.
+    pub on_failure: OnUpgradeFailure,
+    /// Uids of operators whose state this version may drop. Default none.
+    #[schemars(length(max = 256), inner(length(min = 1, max = 256)), extend("x-kubernetes-list-type" = "set"))]
+    pub drop_state: Vec<String>,
+}
+
+impl Default for Upgrade {
+    fn default() -> Self {
+        Self {
+            strategy: UpgradeStrategy::default(),
+            accept_after: Duration::from_secs(30),
+            progress_deadline: Duration::from_secs(600),
+            on_failure: OnUpgradeFailure::default(),
+            drop_state: Vec::new(),
+        }
+    }
+}
+
+/// What a new version starts from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum UpgradeStrategy {
+    #[default]
+    Savepoint,
+    LastCheckpoint,
+    Stateless,
+}
+
+/// What becomes of a failed upgrade.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum OnUpgradeFailure {
+    #[default]
+    Rollback,
+    Stop,
+}
+
+/// How a failed job is started again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Restart {
+    /// How long to wait between restarts.
+    pub backoff: Backoff,
+    /// Beyond it the job is Failed and waits for a change; 0: never started again. Default 20.
+    #[schemars(range(min = 0, max = 3600))]
+    pub max_per_hour: u32,
+}
+
+impl Default for Restart {
+    fn default() -> Self {
+        Self { backoff: Backoff::default(), max_per_hour: 20 }
+    }
+}
+
+/// A wait that doubles.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Backoff {
+    /// Before the first restart. Default 1s.
+    pub initial: Duration,
+    /// At most. Default 5m.
+    pub max: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self { initial: Duration::from_secs(1), max: Duration::from_secs(300) }
+    }
+}
+
+/// What a new job starts from; exactly one member.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [crate::crd::one_of("restoreFrom", &["savepoint", "latest", "epoch"])]))]
+pub struct RestoreFrom {
+    /// A Savepoint of this namespace: a new log that begins there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub savepoint: Option<SavepointRef>,
+    /// The newest epoch of the older log of this name, which the job adopts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latest: Option<Empty>,
+    /// An epoch of the older log of this name, which the job adopts and goes back in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<EpochRef>,
+}
+
+/// The one member of `RestoreFrom` that is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RestoreKind<'a> {
+    /// `savepoint`: its name.
+    Savepoint(&'a str),
+    /// `latest`.
+    Latest,
+    /// `epoch`: its number.
+    Epoch(u64),
+}
+
+impl RestoreFrom {
+    /// The given member; the first in the order of the schema if a manifest that was not validated gives several.
+    pub fn kind(&self) -> Option<RestoreKind<'_>> {
+        let Self { savepoint, latest, epoch } = self;
+        savepoint
+            .as_ref()
+            .map(|savepoint| RestoreKind::Savepoint(&savepoint.name))
+            .or(latest.map(|_| RestoreKind::Latest))
+            .or(epoch.as_ref().map(|epoch| RestoreKind::Epoch(epoch.number)))
+    }
+}
+
+/// A Savepoint of the job's namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SavepointRef {
+    /// Its name.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+}
+
+/// An epoch of a log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EpochRef {
+    /// Its number.
+    pub number: u64,
+}
+
+/// What is left of a deleted job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum DeletionPolicy {
+    #[default]
+    Retain,
+    Savepoint,
+    Delete,
+}
+
+/// What the controller has seen of the job; at most 8 KiB.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StreamingJobStatus {
+    /// The metadata.generation that this status is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// For people: Pending, Restoring, Running, Suspended, Completed, RolledBack or Failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub phase: Option<Phase>,
+    /// Ready, Available, Reconciling, Stalled, CheckpointHealthy, CaughtUp, ScalingLimited, RolledBack, Completed, DataLossRisk, StatePressure.
+    #[serde(default)]
+    #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+    /// The identity of the job's log.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_id: Option<String>,
+    /// What runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<RunningVersion>,
+    /// Workers that exist; of the scale subresource.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<i32>,
+    /// Label selector of the workers; of the scale subresource.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub selector: Option<String>,
+    /// Workers that there should be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub desired_replicas: Option<i32>,
+    /// Workers that are ready.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ready_replicas: Option<i32>,
+    /// The newest committed epoch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<EpochStatus>,
+    /// Event time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub watermark: Option<WatermarkStatus>,
+    /// What is not read yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lag: Option<LagStatus>,
+    /// Rows each second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rates: Option<RateStatus>,
+    /// Counts since the log began.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub counts: Option<CountStatus>,
+    /// The last failure.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_failure: Option<FailureStatus>,
+    /// The autoscaler's last decision.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub autoscaling: Option<AutoscalingStatus>,
+}
+
+/// What a job does, for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Phase {
+    Pending,
+    Restoring,
+    Running,
+    Suspended,
+    Completed,
+    RolledBack,
+    Failed,
+}
+
+/// What runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RunningVersion {
+    /// The metadata.generation of the spec that runs.
+    pub spec: i64,
+    /// Hash of its plan.
+    pub plan_hash: String,
+    /// Version of the engine.
+    pub engine: String,
+}
+
+/// The newest committed epoch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EpochStatus {
+    /// Its number.
+    pub number: u64,
+    /// When it was committed.
+    pub committed_at: Timestamp,
+    /// From its barrier to its commit.
+    pub duration: Duration,
+    /// Bytes that it wrote.
+    pub bytes: u64,
+    /// Rows read in it.
+    pub rows_in: u64,
+    /// Rows that left in it.
+    pub rows_out: u64,
+}
+
+/// Event time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct WatermarkStatus {
+    /// No earlier row is expected.
+    pub time: Timestamp,
+    /// The split that is furthest behind: source/split.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held_back_by: Option<String>,
+}
+
+/// What is not read yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LagStatus {
+    /// Records.
+    pub records: u64,
+    /// Seconds that they took to arrive.
+    pub seconds: u64,
+}
+
+/// Rows each second, over a minute.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RateStatus {
+    /// Read.
+    #[serde(rename = "in")]
+    pub rows_in: f64,
+    /// Written.
+    #[serde(rename = "out")]
+    pub rows_out: f64,
+}
+
+/// Counts since the log began.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CountStatus {
+    /// Rows behind the watermark.
+    pub late: u64,
+    /// Rows in dead letters.
+    pub dead_letters: u64,
+    /// Restarts.
+    pub restarts: u64,
+}
+
+/// A failure.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FailureStatus {
+    /// When.
+    pub at: Timestamp,
+    /// Its code.
+    pub code: String,
+    /// What happened.
+    pub message: String,
+}
+
+/// A decision of the autoscaler.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AutoscalingStatus {
+    /// Up, Down or Hold.
+    pub decision: String,
+    /// Why, in one word.
+    pub reason: String,
+    /// When.
+    pub at: Timestamp,
+}

@@ -1,0 +1,516 @@
+//! Sources: where rows come from, their columns, event time, and what becomes of bad and late rows.
+
+use std::collections::BTreeMap;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+
+use crate::data_type::DataType;
+use crate::format::{Empty, Format};
+use crate::units::{Duration, Timestamp};
+
+/// Where rows come from: one table of the SQL.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [crate::crd::one_of("source", &["kafka", "files", "generator"])]))]
+pub struct Source {
+    /// Name of the table in SQL; letters, digits and underscores, not starting with a digit; at most 40 characters.
+    #[schemars(length(min = 1, max = 40))]
+    pub name: String,
+    /// Topics of a Kafka cluster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kafka: Option<KafkaSource>,
+    /// Files of a local folder or an object store, each read once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub files: Option<FilesSource>,
+    /// Rows made from a seed, for trying and testing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generator: Option<GeneratorSource>,
+    /// How bodies are read; required for kafka and files, refused for generator.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<Format>,
+    /// The columns of the table, in their order; at least one.
+    #[schemars(length(min = 1, max = 1000), extend("x-kubernetes-list-type" = "atomic"))]
+    pub columns: Vec<Column>,
+    /// Which column is event time and how far out of order it may be. Absent: no event time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub watermark: Option<WatermarkSpec>,
+    /// What becomes of a row that cannot be read: Fail (default) stops the job, Skip counts it, DeadLetter keeps it in the sink of `deadLetters`.
+    #[serde(default)]
+    pub on_error: OnError,
+    /// What becomes of a row behind the watermark: Drop (default) counts it, DeadLetter keeps it in the sink of `deadLetters`.
+    #[serde(default)]
+    pub on_late: OnLate,
+    /// Name of the sink that takes dead letters, with format raw or json; required by the two DeadLetter values.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 40))]
+    pub dead_letters: Option<String>,
+    /// Stops the job when more than this share of rows is wrong. Absent: never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fail_above: Option<FailAbove>,
+    /// Bounds of what an epoch may read. Absent: unbounded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
+}
+
+/// The one connector of a source that is given.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum SourceKind<'a> {
+    /// `kafka`.
+    Kafka(&'a KafkaSource),
+    /// `files`.
+    Files(&'a FilesSource),
+    /// `generator`.
+    Generator(&'a GeneratorSource),
+}
+
+impl Source {
+    /// The given connector; the first in the order of the schema if a manifest that was not validated gives several.
+    pub fn kind(&self) -> Option<SourceKind<'_>> {
+        self.kafka
+            .as_ref()
+            .map(SourceKind::Kafka)
+            .or(self.files.as_ref().map(SourceKind::Files))
+            .or(self.generator.as_ref().map(SourceKind::Generator))
+    }
+}
+
+/// Topics of a Kafka cluster.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct KafkaSource {
+    /// Comma-separated host:port of brokers to ask first.
+    #[schemars(length(min = 1, max = 2048))]
+    pub bootstrap_servers: String,
+    /// Topics by name; exactly one of topics and topicPattern.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100), inner(length(min = 1, max = 249)), extend("x-kubernetes-list-type" = "set"))]
+    pub topics: Vec<String>,
+    /// A regular expression that whole topic names match; topics that appear later are read too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub topic_pattern: Option<String>,
+    /// Where partitions start of which the job's log knows no position. Default {earliest: {}}.
+    #[serde(default)]
+    pub start_from: StartFrom,
+    /// Ends the source there, for a backfill of a range. Absent: never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stop_at: Option<StopAt>,
+    /// Consumer group under which offsets are shown to people's lag tools, never read. Default penstock.NAMESPACE.NAME.
+    #[serde(default)]
+    #[schemars(length(max = 249))]
+    pub group_id: String,
+    /// Secret whose keys are librdkafka property names of the allow-list, mounted as files. Absent: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret_ref: Option<SecretRef>,
+    /// librdkafka properties of the allow-list that are no secrets. Default none.
+    #[serde(default)]
+    #[schemars(extend("maxProperties" = 100), schema_with = "crate::crd::string_map")]
+    pub properties: BTreeMap<String, String>,
+}
+
+/// Where a partition starts of which the log knows no position; exactly one member.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [crate::crd::one_of("startFrom", &["earliest", "latest", "timestamp", "offsets", "group"])]))]
+pub struct StartFrom {
+    /// The earliest record that the topic holds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub earliest: Option<Empty>,
+    /// The end of the topic at the job's first start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latest: Option<Empty>,
+    /// The first record at or after this instant (RFC 3339).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timestamp: Option<Timestamp>,
+    /// These offsets; partitions that are not named start at the earliest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 10000), extend("x-kubernetes-list-type" = "atomic"))]
+    pub offsets: Option<Vec<TopicOffset>>,
+    /// The committed offsets of this consumer group, read once; partitions without one start at the earliest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 249))]
+    pub group: Option<String>,
+}
+
+impl Default for StartFrom {
+    fn default() -> Self {
+        Self { earliest: Some(Empty {}), latest: None, timestamp: None, offsets: None, group: None }
+    }
+}
+
+/// The one member of `StartFrom` that is given.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum StartFromKind<'a> {
+    /// `earliest`.
+    Earliest,
+    /// `latest`.
+    Latest,
+    /// `timestamp`.
+    Timestamp(Timestamp),
+    /// `offsets`.
+    Offsets(&'a [TopicOffset]),
+    /// `group`.
+    Group(&'a str),
+}
+
+impl StartFrom {
+    /// The given member; `Earliest` if none is.
+    pub fn kind(&self) -> StartFromKind<'_> {
+        let Self { earliest: _, latest, timestamp, offsets, group } = self;
+        if latest.is_some() {
+            StartFromKind::Latest
+        } else if let Some(instant) = timestamp {
+            StartFromKind::Timestamp(*instant)
+        } else if let Some(offsets) = offsets {
+            StartFromKind::Offsets(offsets)
+        } else if let Some(group) = group {
+            StartFromKind::Group(group)
+        } else {
+            StartFromKind::Earliest
+        }
+    }
+}
+
+/// A position in a topic.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TopicOffset {
+    /// The topic.
+    #[schemars(length(min = 1, max = 249))]
+    pub topic: String,
+    /// The partition, from 0.
+    #[schemars(range(min = 0))]
+    pub partition: i32,
+    /// The offset of the first record to read, from 0.
+    #[schemars(range(min = 0))]
+    pub offset: i64,
+}
+
+/// Where a source ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StopAt {
+    /// Before the first record at or after this instant (RFC 3339).
+    pub timestamp: Timestamp,
+}
+
+/// A Secret of the job's own namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretRef {
+    /// Name of the Secret.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+}
+
+/// Files of a folder, each read once.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FilesSource {
+    /// Folder: s3://bucket/prefix/ or file:///path/ (file:// is refused in a cluster; a relative file://./path is taken from where penstock runs).
+    #[schemars(length(min = 1, max = 2048))]
+    pub url: String,
+    /// Glob that names of files below the folder match; compression (.gz, .zst) goes by suffix. Default "*".
+    #[serde(default = "any_file")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub pattern: String,
+    /// How often the folder is listed for new files. Default 10s.
+    #[serde(default = "ten_seconds")]
+    pub discover_interval: Duration,
+    /// Secret whose keys are object-store option names of the allow-list. Absent: the environment's credentials.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret_ref: Option<SecretRef>,
+}
+
+fn any_file() -> String {
+    "*".to_owned()
+}
+
+fn ten_seconds() -> Duration {
+    Duration::from_secs(10)
+}
+
+/// Rows made from a seed; columns say how by `generate`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct GeneratorSource {
+    /// Rows made each second; 0 means as fast as possible. Default 1000.
+    pub rows_per_second: u64,
+    /// Ends after so many rows. Absent: never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rows: Option<u64>,
+    /// The same seed makes the same rows. Default 1.
+    pub seed: u64,
+}
+
+impl Default for GeneratorSource {
+    fn default() -> Self {
+        Self { rows_per_second: 1000, rows: None, seed: 1 }
+    }
+}
+
+/// A column of a source.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Column {
+    /// Name in SQL; at most 128 characters.
+    #[schemars(length(min = 1, max = 128))]
+    pub name: String,
+    /// SQL type: BOOLEAN, TINYINT, SMALLINT, INT, BIGINT, FLOAT, DOUBLE, DECIMAL(p,s), STRING, BINARY, DATE, TIME, TIMESTAMP(0-9),
+    /// TIMESTAMP_LTZ(0-9), `ARRAY<T>`, `MAP<K, V>`, `ROW<name T, …>`.
+    #[serde(rename = "type")]
+    pub data_type: DataType,
+    /// Whether it may be null; a null in a column that may not is an error of the row. Default true.
+    #[serde(default = "yes")]
+    pub nullable: bool,
+    /// SQL expression over the other columns that computes it. Absent: read from the body.
+    #[serde(rename = "as", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 4096))]
+    pub computed: Option<String>,
+    /// Takes it from the transport and not from the body. Absent: read from the body.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<TransportField>,
+    /// How a generator makes it; required there, refused elsewhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generate: Option<Generate>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// What the transport knows of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum TransportField {
+    /// The record's key: STRING or BINARY.
+    Key,
+    /// The record's timestamp: TIMESTAMP or TIMESTAMP_LTZ.
+    Timestamp,
+    /// The partition: INT or BIGINT.
+    Partition,
+    /// The offset, or the line in a file: BIGINT.
+    Offset,
+    /// The topic: STRING.
+    Topic,
+    /// The record's headers: MAP<STRING, BINARY> or MAP<STRING, STRING>.
+    Headers,
+    /// The file's path: STRING.
+    Path,
+}
+
+/// How a generator makes a column; exactly one member.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [crate::crd::one_of("generate", &["sequence", "random", "choice", "text", "constant", "now"])]))]
+pub struct Generate {
+    /// start, start + step, …: numbers, dates and timestamps; a STRING is the prefix and the number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sequence: Option<Sequence>,
+    /// Uniform between two values, both included: numbers, dates and timestamps; BOOLEAN without bounds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub random: Option<Random>,
+    /// One of a list, each as likely.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub choice: Option<Choice>,
+    /// Random letters and digits: STRING and BINARY.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<RandomText>,
+    /// Always the same value.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub constant: Option<Constant>,
+    /// The time at which the row was made: TIMESTAMP and TIMESTAMP_LTZ.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub now: Option<Empty>,
+}
+
+/// The one member of `Generate` that is given.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum GenerateKind<'a> {
+    /// `sequence`.
+    Sequence(&'a Sequence),
+    /// `random`.
+    Random(&'a Random),
+    /// `choice`.
+    Choice(&'a Choice),
+    /// `text`.
+    Text(&'a RandomText),
+    /// `constant`.
+    Constant(&'a Constant),
+    /// `now`.
+    Now,
+}
+
+impl Generate {
+    /// The given member; the first in the order of the schema if a manifest that was not validated gives several.
+    pub fn kind(&self) -> Option<GenerateKind<'_>> {
+        let Self { sequence, random, choice, text, constant, now } = self;
+        sequence
+            .as_ref()
+            .map(GenerateKind::Sequence)
+            .or(random.as_ref().map(GenerateKind::Random))
+            .or(choice.as_ref().map(GenerateKind::Choice))
+            .or(text.as_ref().map(GenerateKind::Text))
+            .or(constant.as_ref().map(GenerateKind::Constant))
+            .or(now.as_ref().map(|_| GenerateKind::Now))
+    }
+}
+
+/// Values that advance from row to row.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Sequence {
+    /// First value: a number, or an instant (RFC 3339) for timestamps, or a date. Default 0, or 1970-01-01T00:00:00Z.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start: Option<Scalar>,
+    /// What each row adds: a number, or a duration for timestamps; days for dates. Default 1, or 1s.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step: Option<Scalar>,
+    /// Starts over after so many rows. Absent: never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub cycle: Option<u64>,
+    /// Text before the number of a STRING column. Default "".
+    #[schemars(length(max = 128))]
+    pub prefix: String,
+}
+
+/// Uniform values between two bounds.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Random {
+    /// Least value. Default 0, or 1970-01-01T00:00:00Z.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min: Option<Scalar>,
+    /// Greatest value; required for all but BOOLEAN, FLOAT and DOUBLE (default 1 there).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max: Option<Scalar>,
+}
+
+/// One of a list.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Choice {
+    /// The values; at least one. One that is given twice is twice as likely.
+    #[schemars(length(min = 1, max = 1000), extend("x-kubernetes-list-type" = "atomic"))]
+    pub values: Vec<Scalar>,
+}
+
+/// Random letters and digits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RandomText {
+    /// Number of characters. Default 16.
+    #[schemars(range(min = 1, max = 1_048_576))]
+    pub length: u32,
+}
+
+impl Default for RandomText {
+    fn default() -> Self {
+        Self { length: 16 }
+    }
+}
+
+/// One value for ever.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Constant {
+    /// The value.
+    pub value: Scalar,
+}
+
+/// A single value of YAML: a boolean, a number or a string.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Scalar {
+    /// `true` or `false`.
+    Bool(bool),
+    /// A whole number.
+    Int(i64),
+    /// A number with a point or an exponent.
+    Float(f64),
+    /// Text.
+    String(String),
+}
+
+impl JsonSchema for Scalar {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Scalar".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        // A structural schema has no union of types but int-or-string.
+        json_schema!({"x-kubernetes-preserve-unknown-fields": true})
+    }
+}
+
+/// Which column is event time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct WatermarkSpec {
+    /// A column of type TIMESTAMP or TIMESTAMP_LTZ.
+    #[schemars(length(min = 1, max = 128))]
+    pub column: String,
+    /// How far behind the greatest event time a row may be. Required; 0s means in order.
+    pub max_out_of_orderness: Duration,
+    /// A split that had no row for so long, its end reached, does not hold the watermark back. Absent: it always does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_timeout: Option<Duration>,
+}
+
+/// What becomes of a row that cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum OnError {
+    #[default]
+    Fail,
+    Skip,
+    DeadLetter,
+}
+
+/// What becomes of a row behind the watermark.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum OnLate {
+    #[default]
+    Drop,
+    DeadLetter,
+}
+
+/// Stops the job when too many rows are wrong.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FailAbove {
+    /// The share of wrong rows that is still borne, in percent: 0 to 100.
+    #[schemars(range(min = 0.0, max = 100.0))]
+    pub percent: f64,
+    /// Over which time. Default 5m.
+    #[serde(default = "five_minutes")]
+    pub window: Duration,
+    /// Judged from so many rows in the window on. Default 1000.
+    #[serde(default = "thousand")]
+    #[schemars(range(min = 1))]
+    pub min_rows: u64,
+}
+
+fn five_minutes() -> Duration {
+    Duration::from_secs(300)
+}
+
+fn thousand() -> u64 {
+    1000
+}
+
+/// Bounds of what an epoch may read; 0 means unbounded.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Limits {
+    /// Rows of a planned epoch. Default 0.
+    pub max_rows_per_epoch: u64,
+    /// Files of a planned epoch. Default 0.
+    pub max_files_per_epoch: u64,
+    /// Rows each second, of any epoch. Default 0.
+    pub max_rows_per_second: u64,
+}
