@@ -5,6 +5,21 @@ use arrow::datatypes::SchemaRef;
 
 use crate::error::Result;
 
+pub mod json;
+pub mod raw;
+
+/// Codes of bad records, registered in `penstock-crds`.
+pub mod code {
+    /// The body is not of the format: cut off, nested too deep, not UTF-8.
+    pub const BODY: &str = "PR0201";
+    /// A member does not have the column's type, or is out of its range.
+    pub const FIELD: &str = "PR0202";
+    /// Null or missing where the column may not be null.
+    pub const NULL: &str = "PR0203";
+    /// Larger than the reader's bound.
+    pub const BODY_SIZE: &str = "PR0204";
+}
+
 /// A record that did not decode.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DecodeError {
