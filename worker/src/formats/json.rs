@@ -103,9 +103,12 @@ impl Decoder for JsonDecoder {
         Arc::clone(&self.schema)
     }
 
-    fn feed(&mut self, record: &[u8]) {
+    fn feed(&mut self, record: &[u8]) -> bool {
         match self.read(record) {
-            Ok(()) => self.rows += 1,
+            Ok(()) => {
+                self.rows += 1;
+                true
+            }
             Err(fault) => {
                 self.root.truncate(self.rows);
                 self.errors.push(DecodeError {
@@ -113,6 +116,7 @@ impl Decoder for JsonDecoder {
                     code: fault.code,
                     text: fault.text(),
                 });
+                false
             }
         }
     }

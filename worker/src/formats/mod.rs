@@ -33,8 +33,9 @@ pub struct DecodeError {
 pub trait Decoder: Send {
     /// The columns that `finish` makes.
     fn schema(&self) -> SchemaRef;
-    /// Feeds the next record's bytes. Borrowed for the call only.
-    fn feed(&mut self, record: &[u8]);
+    /// Feeds the next record's bytes. Borrowed for the call only. `false`: the record is bad, and `finish` will say why; so
+    /// that a caller keeps the bytes of bad records alone.
+    fn feed(&mut self, record: &[u8]) -> bool;
     /// Records fed since the last `finish`.
     fn pending(&self) -> usize;
     /// Rows of the good records in order, and the bad ones by index. `rows.num_rows() + errors.len()` equals `pending`.

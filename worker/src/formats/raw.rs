@@ -58,7 +58,7 @@ impl Decoder for RawDecoder {
         Arc::clone(&self.schema)
     }
 
-    fn feed(&mut self, record: &[u8]) {
+    fn feed(&mut self, record: &[u8]) -> bool {
         // A batch of bodies stays well below the 2 GiB that its offsets can address: readers bound a batch's bytes.
         let fault = if record.len() > self.max_record_bytes {
             let size = record.len();
@@ -88,6 +88,7 @@ impl Decoder for RawDecoder {
                 },
             }
         };
+        let good = fault.is_none();
         match fault {
             None => self.rows += 1,
             Some((code, text)) => self.errors.push(DecodeError {
@@ -96,6 +97,7 @@ impl Decoder for RawDecoder {
                 text,
             }),
         }
+        good
     }
 
     fn pending(&self) -> usize {
