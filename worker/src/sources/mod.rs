@@ -11,6 +11,11 @@ use bytes::Bytes;
 use crate::error::Result;
 
 pub mod contract;
+pub mod decode;
+pub mod files;
+pub mod generator;
+pub mod memory;
+pub mod ranges;
 
 /// A split's name within its source: `topic/partition`, a file's path, `0`. Stable for the job's life.
 #[derive(
