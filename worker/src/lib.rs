@@ -15,12 +15,14 @@
 //! into the sources; each subtask freezes its state where the barrier passes and stages what it changed; the worker
 //! uploads one pack; the coordinator appends one commit record; then state goes to RocksDB and outputs are published.
 
+pub mod cli;
 pub mod clock;
 pub mod coordinator;
 pub mod error;
 pub mod fault;
 pub mod folder;
 pub mod formats;
+pub mod job;
 pub mod keys;
 pub mod member;
 pub mod message;

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use penstock_checkpoint::gc::Retention;
 use penstock_checkpoint::ids::{Entropy, MemberId, Nonce, SystemEntropy};
-use penstock_checkpoint::log::LogError;
+use penstock_checkpoint::log::{JobLog, LogError, Options as LogOptions};
 use penstock_checkpoint::record::Created;
 use penstock_checkpoint::store::{CheckpointStore, LocalFolder, Objects, Remote, S3Options};
 use penstock_crds::job::{StorageKind, StreamingJob};
-use penstock_plan::{Plan, plan_json};
+use penstock_plan::{Plan, StateVerdict, plan_json, verdict};
 use tokio::sync::{mpsc, watch};
 
 use crate::clock::{Clock, SystemClock};
@@ -83,7 +83,23 @@ pub fn open_store(job: &StreamingJob, secrets: Option<&PathBuf>) -> Result<Check
     Ok(CheckpointStore::new(objects, prefix).below(&format!("{namespace}/{name}")))
 }
 
-/// What the log and the new plan say of each other, before anything runs.
+/// What becomes of the state of the version that ran last, when its plan differs; `None` when nothing has changed or nothing
+/// ran yet.
+pub async fn state_verdicts(job: &StreamingJob, plan: &Plan, options: &RunOptions) -> Result<Option<Vec<StateVerdict>>> {
+    let store = open_store(job, options.secrets.as_ref())?;
+    for id in store.logs().await.map_err(|e| storage(LogError::from(e)))? {
+        let of = store.below(&id.to_string());
+        let Some(log) = JobLog::open(of, LogOptions::default()).await.map_err(storage)? else { continue };
+        let Some(claim) = log.fold().claim().filter(|c| c.plan_hash != plan.plan_hash) else { continue };
+        let old = log.store().get(&plan_path(&claim.plan_hash)).await.map_err(|e| storage(LogError::from(e)))?;
+        if let Some(old) = old.and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
+            return Ok(Some(verdict(&old, plan, &options.drop_state)));
+        }
+    }
+    Ok(None)
+}
+
+/// Where a plan lies below its log.
 pub fn plan_path(hash: &str) -> String {
     format!("plan/{hash}.json")
 }
@@ -184,6 +200,7 @@ async fn generation(
         state,
         slots: Arc::new(factory),
         sinks: connected.sinks,
+        sources: connected.infos.iter().map(|s| s.name.clone()).collect(),
         nonces: Box::new(|| Nonce::from_bytes(SystemEntropy.bytes16())),
         inbox: member_inbox,
         outbox: to_coordinator,
