@@ -32,8 +32,12 @@ impl Expression {
     /// `output`: the type that the plan promises; results of another type are cast.
     pub fn new(logical: &Expr, schema: &SchemaRef, output: DataType) -> Result<Self> {
         let not_executable = |e: DataFusionError| {
-            EngineError::fail("PR0311", format!("expression {logical}"), "cannot be executed")
-                .caused_by(e)
+            EngineError::fail(
+                "PR0311",
+                format!("expression {logical}"),
+                "cannot be executed",
+            )
+            .caused_by(e)
         };
         let df_schema = DFSchema::try_from(Arc::clone(schema)).map_err(not_executable)?;
         let reads_clock = reads_clock(logical).map_err(not_executable)?;
@@ -59,10 +63,7 @@ impl Expression {
             self.physical = bind(&self.logical, &self.schema, true, now_ms)?;
             self.bound_at_ms = now_ms;
         }
-        let array = self
-            .physical
-            .evaluate(rows)?
-            .into_array(rows.num_rows())?;
+        let array = self.physical.evaluate(rows)?.into_array(rows.num_rows())?;
         if array.data_type() == &self.output {
             return Ok(array);
         }

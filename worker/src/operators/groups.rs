@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, BinaryArray, Float32Array, Float64Array, Int64Array, RecordBatch};
+use arrow::array::{
+    Array, ArrayRef, AsArray, BinaryArray, Float32Array, Float64Array, Int64Array, RecordBatch,
+};
 use arrow::buffer::{Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Float32Type, Float64Type, Int64Type};
@@ -18,10 +20,7 @@ pub const NO_GROUP: u32 = u32::MAX;
 
 /// The columns of a key, with -0.0 as 0.0 and one NaN, so that equal hashes and equal bytes mean equal keys.
 pub fn key_columns(rows: &RecordBatch, columns: &[usize]) -> Vec<ArrayRef> {
-    columns
-        .iter()
-        .map(|c| normalise(rows.column(*c)))
-        .collect()
+    columns.iter().map(|c| normalise(rows.column(*c))).collect()
 }
 
 fn normalise(column: &ArrayRef) -> ArrayRef {
@@ -231,7 +230,15 @@ impl GroupIndex {
             };
         }
         match keys {
-            Keys::None { groups } => each!(i, _g, { let _ = i; true }, *groups += 1),
+            Keys::None { groups } => each!(
+                i,
+                _g,
+                {
+                    let _ = i;
+                    true
+                },
+                *groups += 1
+            ),
             Keys::Int { values, null } => {
                 let column = as_ints(&columns[0])?;
                 if column.null_count() == 0 {
@@ -244,8 +251,7 @@ impl GroupIndex {
                     each!(
                         i,
                         g,
-                        null[g] == column.is_null(i)
-                            && (null[g] || values[g] == column.value(i)),
+                        null[g] == column.is_null(i) && (null[g] || values[g] == column.value(i)),
                         {
                             let is_null = column.is_null(i);
                             values.push(if is_null { 0 } else { column.value(i) });
@@ -373,9 +379,7 @@ fn slice<'a>(data: &'a [u8], ends: &[usize], g: usize) -> &'a [u8] {
 fn as_ints(column: &ArrayRef) -> Result<Int64Array> {
     let ints = match column.data_type() {
         DataType::Int64 => return Ok(column.as_primitive::<Int64Type>().clone()),
-        DataType::Date32 => {
-            cast(column, &DataType::Int32).and_then(|c| cast(&c, &DataType::Int64))
-        }
+        DataType::Date32 => cast(column, &DataType::Int32).and_then(|c| cast(&c, &DataType::Int64)),
         _ => cast(column, &DataType::Int64),
     };
     let ints = ints.map_err(|e| internal("a key", e))?;
@@ -385,9 +389,7 @@ fn as_ints(column: &ArrayRef) -> Result<Int64Array> {
 fn from_ints(ints: ArrayRef, to: &DataType) -> Result<ArrayRef> {
     let back = match to {
         DataType::Int64 => return Ok(ints),
-        DataType::Date32 => {
-            cast(&ints, &DataType::Int32).and_then(|c| cast(&c, &DataType::Date32))
-        }
+        DataType::Date32 => cast(&ints, &DataType::Int32).and_then(|c| cast(&c, &DataType::Date32)),
         _ => cast(&ints, to),
     };
     back.map_err(|e| internal("a key", e))

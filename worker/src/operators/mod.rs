@@ -1,6 +1,17 @@
 //! Stream operators: synchronous, one per node of the graph that is neither a source nor a sink. An operator never waits;
 //! all waiting is in tasks.
 
+pub mod accumulate;
+pub mod calc;
+mod distinct;
+pub mod expression;
+mod extreme;
+mod foreign;
+pub mod groups;
+mod rows;
+pub mod union;
+pub mod window;
+
 use crate::error::Result;
 use crate::message::{Barrier, Batch, EventTime};
 use crate::state::SlotState;

@@ -14,12 +14,19 @@ use crate::message::{Batch, RowKind};
 /// Version of every value that an operator writes into state; the first byte.
 pub const STATE_VERSION: u8 = 1;
 
-pub(super) fn internal(what: &'static str, e: impl std::error::Error + Send + Sync + 'static) -> EngineError {
+pub(super) fn internal(
+    what: &'static str,
+    e: impl std::error::Error + Send + Sync + 'static,
+) -> EngineError {
     EngineError::fail("PR0313", "operator", what).caused_by(e)
 }
 
 pub(super) fn corrupt(what: &str) -> EngineError {
-    EngineError::fail("PR0314", "operator state", format!("cannot be read: {what}"))
+    EngineError::fail(
+        "PR0314",
+        "operator state",
+        format!("cannot be read: {what}"),
+    )
 }
 
 /// Whole rows to bytes and back. The bytes order and delimit themselves (arrow-row).
@@ -129,7 +136,8 @@ pub fn assemble(schema: &SchemaRef, columns: Vec<ArrayRef>, rows: usize) -> Resu
             if c.data_type() == f.data_type() {
                 Ok(c)
             } else {
-                cast(&c, f.data_type()).map_err(|e| internal("a result has another type than the plan says", e))
+                cast(&c, f.data_type())
+                    .map_err(|e| internal("a result has another type than the plan says", e))
             }
         })
         .collect::<Result<Vec<_>>>()?;
