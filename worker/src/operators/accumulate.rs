@@ -484,7 +484,13 @@ impl Accumulator for Sum {
                     arg.as_primitive::<Float64Type>(),
                     rows,
                     counts,
-                    |g, v, sign| { add_float(&mut hi[g], &mut lo[g], v * sign as f64) }
+                    |g, v, sign| {
+                        add_float(&mut hi[g], &mut lo[g], v * sign as f64);
+                        // What rounding left of an empty sum must not outlive it.
+                        if counts[g] == 0 {
+                            (hi[g], lo[g]) = (0.0, 0.0);
+                        }
+                    }
                 );
             }
         }
