@@ -1,9 +1,47 @@
 //! Stream operators: synchronous, one per node of the graph that is neither a source nor a sink. An operator never waits;
 //! all waiting is in tasks.
 
+pub mod accumulate;
+mod best;
+pub mod calc;
+mod distinct;
+pub mod expression;
+mod extreme;
+mod foreign;
+pub mod groups;
+mod hot;
+mod panes;
+mod rows;
+pub mod union;
+pub mod window;
+pub mod window_aggregate;
+pub mod window_assign;
+pub mod window_partial;
+
 use crate::error::Result;
 use crate::message::{Barrier, Batch, EventTime};
 use crate::state::SlotState;
+
+/// Bounds that the task layer sets per operator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Switches {
+    /// Hot tables above so many bytes are dropped after a barrier and read back from state when they are needed.
+    pub hot_bytes: usize,
+    /// A partial operator hands on what it has when it holds so many groups.
+    pub partial_groups: usize,
+    /// Rows per emitted batch, about.
+    pub emit_rows: usize,
+}
+
+impl Default for Switches {
+    fn default() -> Self {
+        Self {
+            hot_bytes: 256 << 20,
+            partial_groups: 1 << 17,
+            emit_rows: 4096,
+        }
+    }
+}
 
 /// What a call left behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
