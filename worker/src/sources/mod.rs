@@ -11,6 +11,7 @@ use bytes::Bytes;
 use crate::error::Result;
 
 pub mod contract;
+pub mod kafka;
 
 /// A split's name within its source: `topic/partition`, a file's path, `0`. Stable for the job's life.
 #[derive(
@@ -95,6 +96,8 @@ pub trait SourceReader: Send {
     fn positions(&self) -> BTreeMap<SplitId, Position>;
     /// Splits whose `until` is reached.
     fn finished(&self) -> Vec<SplitId>;
+    /// Splits whose position equals the end that the transport last confirmed.
+    fn caught_up(&self) -> Vec<SplitId>;
     /// Notified when `Empty` may have changed.
     fn set_waker(&mut self, waker: Arc<tokio::sync::Notify>);
 }
