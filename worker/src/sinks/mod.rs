@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::message::Batch;
 
 pub mod contract;
+pub mod kafka;
 
 /// What a sink can promise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
