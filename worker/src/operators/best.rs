@@ -281,12 +281,15 @@ fn slice_all(columns: &[ArrayRef], row: usize) -> Vec<ArrayRef> {
     columns.iter().map(|c| c.slice(row, 1)).collect()
 }
 
+/// Order and row bytes -> length of the order bytes, copies.
+type RankedRows = BTreeMap<Box<[u8]>, (u32, i64)>;
+
 /// Edges with retractions: all rows of a group, counted, in order.
 pub struct BestOfAll {
     order: RowOrder,
     rank: RowConverter,
     codec: RowCodec,
-    groups: Vec<BTreeMap<Box<[u8]>, (u32, i64)>>,
+    groups: Vec<RankedRows>,
     held: usize,
 }
 

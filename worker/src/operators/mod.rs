@@ -2,21 +2,29 @@
 //! all waiting is in tasks.
 
 pub mod accumulate;
+pub mod aggregate;
 mod best;
+pub mod build;
 pub mod calc;
+mod changes;
+pub mod deduplicate;
 mod distinct;
 pub mod expression;
 mod extreme;
 mod foreign;
 pub mod groups;
 mod hot;
+pub mod materialize;
 mod panes;
 mod rows;
 pub mod union;
 pub mod window;
 pub mod window_aggregate;
 pub mod window_assign;
+pub mod window_join;
 pub mod window_partial;
+
+pub use build::build;
 
 use crate::error::Result;
 use crate::message::{Barrier, Batch, EventTime};

@@ -48,6 +48,10 @@ impl RowCodec {
         Self::new(schema.fields().iter().map(|f| f.data_type().clone()))
     }
 
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
     pub fn encode(&self, columns: &[ArrayRef]) -> Result<Rows> {
         self.converter
             .convert_columns(columns)

@@ -1,7 +1,7 @@
 //! Writes the windows of a row beside it; hopping windows repeat the row. Stateless but for the watermark, by which it tells
 //! rows whose last window has closed.
 
-use arrow::array::{Array, ArrayRef};
+use arrow::array::ArrayRef;
 use arrow::datatypes::SchemaRef;
 use penstock_plan::graph::Window;
 
@@ -40,10 +40,10 @@ impl WindowAssign {
 impl Operator for WindowAssign {
     fn process(&mut self, _port: usize, batch: Batch, cx: &mut Context<'_>) -> Result<Progress> {
         let times = to_micros(batch.rows.column(self.column))?;
-        let mut rows: Vec<u32> = Vec::with_capacity(times.len());
-        let mut starts: Vec<i64> = Vec::with_capacity(times.len());
+        let mut rows: Vec<u32> = Vec::with_capacity(batch.num_rows());
+        let mut starts: Vec<i64> = Vec::with_capacity(batch.num_rows());
         let mut late: Vec<u32> = Vec::new();
-        for i in 0..times.len() {
+        for i in 0..batch.num_rows() {
             let Some(t) = time_at(&times, i) else {
                 late.push(i as u32);
                 continue;

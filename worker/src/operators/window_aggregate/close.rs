@@ -1,7 +1,5 @@
 //! Emitting one window: merging its panes part by part, so that a window of many keys streams out.
 
-use std::sync::Arc;
-
 use arrow::array::{ArrayRef, RecordBatch};
 use bytes::Bytes;
 use penstock_plan::graph::Emit;
@@ -39,7 +37,7 @@ enum Part {
         next: u32,
     },
     Merged {
-        table: Table,
+        table: Box<Table>,
         next: u32,
     },
 }
@@ -136,7 +134,7 @@ impl WindowAggregate {
             }
         }
         closing.part = Some(Part::Merged {
-            table: merged,
+            table: Box::new(merged),
             next: 0,
         });
         Ok(true)
@@ -374,7 +372,7 @@ impl WindowAggregate {
             .map_err(|e| super::super::rows::internal("changes", e))?;
         cx.output.emit(Batch {
             rows: take_rows(&all, &order)?,
-            kinds: kinds(changes).map(Arc::from),
+            kinds: kinds(changes),
             lane: Lane::Main,
         });
         Ok(())
