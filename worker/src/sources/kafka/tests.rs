@@ -75,7 +75,9 @@ async fn topic(broker: &str, partitions: i32) -> String {
         std::hash::RandomState::new().build_hasher().finish()
     });
     let admin: AdminClient<DefaultClientContext> = client(broker).create().unwrap();
-    let new = NewTopic::new(&name, partitions, TopicReplication::Fixed(1));
+    // Some records here are of 1970: retention would take them within seconds.
+    let new =
+        NewTopic::new(&name, partitions, TopicReplication::Fixed(1)).set("retention.ms", "-1");
     let made = admin
         .create_topics([&new], &AdminOptions::new())
         .await
