@@ -86,7 +86,9 @@ async fn target(broker: &str, partitions: i32) -> String {
         .set("bootstrap.servers", broker)
         .create()
         .unwrap();
-    let new = NewTopic::new(&topic, partitions, TopicReplication::Fixed(1));
+    // Some records here are of 1970: retention would take them within seconds.
+    let new =
+        NewTopic::new(&topic, partitions, TopicReplication::Fixed(1)).set("retention.ms", "-1");
     let made = admin
         .create_topics([&new], &AdminOptions::new())
         .await
