@@ -142,7 +142,12 @@ pub(crate) fn refused(code: RDKafkaErrorCode) -> bool {
 }
 
 /// An error of the client as the engine's: `Fail` where asking again cannot help, else `Retry`.
-pub(crate) fn error(code: &'static str, object: &str, doing: &str, cause: KafkaError) -> EngineError {
+pub(crate) fn error(
+    code: &'static str,
+    object: &str,
+    doing: &str,
+    cause: KafkaError,
+) -> EngineError {
     let native = match &cause {
         KafkaError::Transaction(e) => Some(e.code()),
         other => other.rdkafka_error_code(),

@@ -64,7 +64,10 @@ impl KafkaEncoder {
             let group = keys::key_group(hash, config.key_groups);
             keys::shard_of_group(group, config.key_groups, config.shards)
         };
-        keys::hash_columns(&columns, rows).into_iter().map(shard).collect()
+        keys::hash_columns(&columns, rows)
+            .into_iter()
+            .map(shard)
+            .collect()
     }
 }
 
@@ -183,7 +186,13 @@ pub(super) fn murmur2(data: &[u8]) -> u32 {
 }
 
 /// Begins a record without headers, up to and with its key; the value is appended by the caller, then [`close`].
-fn open(out: &mut StagedRecords, timestamp: i64, partition: i32, key: Option<&[u8]>, headers: u16) -> usize {
+fn open(
+    out: &mut StagedRecords,
+    timestamp: i64,
+    partition: i32,
+    key: Option<&[u8]>,
+    headers: u16,
+) -> usize {
     let start = out.data.len();
     let data = &mut out.data;
     data.extend_from_slice(&[0; 4]);
@@ -219,15 +228,23 @@ fn close(out: &mut StagedRecords, start: usize, key: Option<&[u8]>, value: Optio
 
 /// Stages a record made outside SQL.
 pub(super) fn stage(record: &Record, partition: i32, out: &mut StagedRecords) {
-    let Record { key, value, headers, timestamp_ms } = record;
+    let Record {
+        key,
+        value,
+        headers,
+        timestamp_ms,
+    } = record;
     let key = key.as_deref();
     let timestamp = timestamp_ms.unwrap_or(i64::MIN);
     let start = open(out, timestamp, partition, key, headers.len() as u16);
-    out.data.extend_from_slice(value.as_deref().unwrap_or_default());
+    out.data
+        .extend_from_slice(value.as_deref().unwrap_or_default());
     for (name, value) in headers {
-        out.data.extend_from_slice(&(name.len() as u16).to_le_bytes());
+        out.data
+            .extend_from_slice(&(name.len() as u16).to_le_bytes());
         out.data.extend_from_slice(name.as_bytes());
-        out.data.extend_from_slice(&(value.len() as u32).to_le_bytes());
+        out.data
+            .extend_from_slice(&(value.len() as u32).to_le_bytes());
         out.data.extend_from_slice(value);
     }
     close(out, start, key, value.as_ref().map(bytes::Bytes::len));

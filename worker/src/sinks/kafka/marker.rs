@@ -33,12 +33,26 @@ struct Value {
 }
 
 pub(super) fn key(log_id: &str, sink: &str, shard: u16) -> Vec<u8> {
-    serde_json::to_vec(&Key { log_id, sink, shard }).expect("text and a number are JSON")
+    serde_json::to_vec(&Key {
+        log_id,
+        sink,
+        shard,
+    })
+    .expect("text and a number are JSON")
 }
 
 pub(super) fn value(marker: Marker) -> Vec<u8> {
-    let Marker { epoch, chunk, nonce } = marker;
-    serde_json::to_vec(&Value { epoch, chunk, nonce }).expect("numbers are JSON")
+    let Marker {
+        epoch,
+        chunk,
+        nonce,
+    } = marker;
+    serde_json::to_vec(&Value {
+        epoch,
+        chunk,
+        nonce,
+    })
+    .expect("numbers are JSON")
 }
 
 /// The newest marker with this key, from the partition's end backwards in doubling steps: the end holds little else.
@@ -51,21 +65,32 @@ pub(super) fn read(
     deadline: Instant,
 ) -> Result<Option<Marker>> {
     let failed = |e| kafka::error("PR0209", object, "reading the marker", e);
-    let (low, end) = consumer.fetch_watermarks(topic, partition, ASK).map_err(failed)?;
+    let (low, end) = consumer
+        .fetch_watermarks(topic, partition, ASK)
+        .map_err(failed)?;
     let mut step = 16;
     let mut before = end;
     while before > low {
         let from = low.max(end - step);
         let mut list = TopicPartitionList::new();
-        list.add_partition_offset(topic, partition, Offset::Offset(from)).map_err(failed)?;
+        list.add_partition_offset(topic, partition, Offset::Offset(from))
+            .map_err(failed)?;
         consumer.assign(&list).map_err(failed)?;
         let found = newest(consumer, key, before, deadline).map_err(failed)?;
         if let Some(bytes) = found {
-            let Value { epoch, chunk, nonce } = serde_json::from_slice(&bytes).map_err(|e| {
+            let Value {
+                epoch,
+                chunk,
+                nonce,
+            } = serde_json::from_slice(&bytes).map_err(|e| {
                 let text = format!("the marker in {topic}/{partition} cannot be read");
                 EngineError::fail(CODE, object, text).caused_by(e)
             })?;
-            return Ok(Some(Marker { epoch, chunk, nonce }));
+            return Ok(Some(Marker {
+                epoch,
+                chunk,
+                nonce,
+            }));
         }
         before = from;
         step *= 2;
@@ -91,15 +116,17 @@ fn newest(
         match consumer.poll(left.min(Duration::from_millis(100))) {
             None => {}
             Some(Ok(message)) if message.offset() >= before => return Ok(found),
-            Some(Ok(message)) => {
-                if message.key() == Some(key) {
-                    found = message.payload().map(<[u8]>::to_vec);
-                }
+            Some(Ok(message)) if message.key() == Some(key) => {
+                found = message.payload().map(<[u8]>::to_vec);
             }
+            // Another shard's or another job's.
+            Some(Ok(_)) => {}
             Some(Err(KafkaError::PartitionEOF(_))) => return Ok(found),
             Some(Err(e)) => match e.rdkafka_error_code() {
                 // Of a broker that comes back; the client tries on.
-                Some(code) if !kafka::refused(code) && code != rdkafka::types::RDKafkaErrorCode::AutoOffsetReset => {}
+                Some(code)
+                    if !kafka::refused(code)
+                        && code != rdkafka::types::RDKafkaErrorCode::AutoOffsetReset => {}
                 _ => return Err(e),
             },
         }

@@ -24,9 +24,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 pub use crate::kafka::client_properties;
 
-use super::{
-    DirectSender, Guarantee, Record, ShardPublisher, Sink, SinkEncoder, StagedRecords,
-};
+use super::{DirectSender, Guarantee, Record, ShardPublisher, Sink, SinkEncoder, StagedRecords};
 use crate::error::{EngineError, Result};
 use crate::formats::Encoder;
 use crate::kafka::{self, Logged};
@@ -128,7 +126,10 @@ impl KafkaSinkConfig {
         // What a producer may be told, and a consumer does not know.
         client.retain(|name, _| !PRODUCER_ONLY.contains(&name.as_str()));
         kafka::client_config(
-            &[("fetch.wait.max.ms", "50"), ("queued.max.messages.kbytes", "4096")],
+            &[
+                ("fetch.wait.max.ms", "50"),
+                ("queued.max.messages.kbytes", "4096"),
+            ],
             &client,
             &[
                 // Never joined and nothing is committed to it; the client wants a name to assign partitions at all.
@@ -199,12 +200,18 @@ impl Sink for KafkaSink {
 
     fn stage_record(&self, record: &Record, out: &mut StagedRecords) {
         let partitions = self.partitions.load(Ordering::Relaxed);
-        encoder::stage(record, encoder::partition(&self.config, record.key.as_deref(), partitions), out);
+        encoder::stage(
+            record,
+            encoder::partition(&self.config, record.key.as_deref(), partitions),
+            out,
+        );
     }
 
     fn publisher(&self, shard: u16, partition: i32) -> Result<Box<dyn ShardPublisher>> {
         let config = Arc::clone(&self.config);
-        Ok(Box::new(publisher::KafkaPublisher::new(config, shard, partition)))
+        Ok(Box::new(publisher::KafkaPublisher::new(
+            config, shard, partition,
+        )))
     }
 
     fn direct(&self) -> Result<Box<dyn DirectSender>> {
@@ -249,14 +256,25 @@ impl KafkaSink {
             match answer {
                 // Of two at once, one is told that it came late; who asks for more partitions than another, likewise.
                 Ok(_)
-                | Err((_, RDKafkaErrorCode::TopicAlreadyExists | RDKafkaErrorCode::InvalidPartitions)) => {}
+                | Err((
+                    _,
+                    RDKafkaErrorCode::TopicAlreadyExists | RDKafkaErrorCode::InvalidPartitions,
+                )) => {}
                 Err((_, code)) => {
-                    return Err(kafka::error(CODE, &object, &doing, KafkaError::AdminOp(code)));
+                    return Err(kafka::error(
+                        CODE,
+                        &object,
+                        &doing,
+                        KafkaError::AdminOp(code),
+                    ));
                 }
             }
         }
         let appeared = async {
-            while count(admin, &object, topic).await?.is_none_or(|n| n < wanted) {
+            while count(admin, &object, topic)
+                .await?
+                .is_none_or(|n| n < wanted)
+            {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
             Ok(())
@@ -264,7 +282,8 @@ impl KafkaSink {
         match tokio::time::timeout(APPEAR, appeared).await {
             Ok(outcome) => outcome,
             Err(_) => {
-                let text = format!("the marker topic {topic} does not come to have {wanted} partitions");
+                let text =
+                    format!("the marker topic {topic} does not come to have {wanted} partitions");
                 Err(EngineError::retry(CODE, &object, text))
             }
         }
@@ -278,8 +297,14 @@ async fn count(admin: &Arc<AdminClient<Logged>>, object: &str, topic: &str) -> R
     let doing = format!("asking for topic {topic}");
     match tokio::time::timeout(ASK * 2, asked).await {
         Ok(Ok(answer)) => answer.map_err(|e| kafka::error(CODE, object, &doing, e)),
-        Ok(Err(e)) => Err(EngineError::retry(CODE, object, format!("{doing} ended early")).caused_by(e)),
-        Err(_) => Err(EngineError::retry(CODE, object, format!("{doing} took too long"))),
+        Ok(Err(e)) => {
+            Err(EngineError::retry(CODE, object, format!("{doing} ended early")).caused_by(e))
+        }
+        Err(_) => Err(EngineError::retry(
+            CODE,
+            object,
+            format!("{doing} took too long"),
+        )),
     }
 }
 
@@ -290,7 +315,9 @@ fn ask_count(client: &Client<Logged>, name: &str) -> Result<Option<i32>, KafkaEr
     };
     match topic.error().map(RDKafkaErrorCode::from) {
         None => Ok(i32::try_from(topic.partitions().len()).ok()),
-        Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => Ok(None),
+        Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
+            Ok(None)
+        }
         Some(code) => Err(KafkaError::MetadataFetch(code)),
     }
 }

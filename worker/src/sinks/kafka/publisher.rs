@@ -65,7 +65,11 @@ impl KafkaPublisher {
     async fn transaction(&mut self, records: Bytes, marker: Marker) -> Result<()> {
         let shard = Arc::clone(&self.shard);
         let Some(producer) = self.producer.clone() else {
-            return Err(EngineError::retry(CODE, &shard.object, "the publisher is not open"));
+            return Err(EngineError::retry(
+                CODE,
+                &shard.object,
+                "the publisher is not open",
+            ));
         };
         let outcome = blocking(&self.shard, "a transaction", move || {
             shard.transact(&producer, &records, marker)
@@ -86,10 +90,21 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T> {
     let object = &shard.object;
     // The work's own deadlines end it first, if the client lets them.
-    match tokio::time::timeout(CALL + Duration::from_secs(5), tokio::task::spawn_blocking(work)).await {
+    match tokio::time::timeout(
+        CALL + Duration::from_secs(5),
+        tokio::task::spawn_blocking(work),
+    )
+    .await
+    {
         Ok(Ok(outcome)) => outcome,
-        Ok(Err(e)) => Err(EngineError::retry(CODE, object, format!("{doing} ended early")).caused_by(e)),
-        Err(_) => Err(EngineError::retry(CODE, object, format!("{doing} took too long"))),
+        Ok(Err(e)) => {
+            Err(EngineError::retry(CODE, object, format!("{doing} ended early")).caused_by(e))
+        }
+        Err(_) => Err(EngineError::retry(
+            CODE,
+            object,
+            format!("{doing} took too long"),
+        )),
     }
 }
 
@@ -105,7 +120,10 @@ impl Shard {
         let config = &self.config;
         let id = format!("penstock.{}.{}.{}", config.log_id, config.name, self.shard);
         let producer: BaseProducer<Logged> = config
-            .producer(&[("transactional.id", &id), ("transaction.timeout.ms", "60000")])
+            .producer(&[
+                ("transactional.id", &id),
+                ("transaction.timeout.ms", "60000"),
+            ])
             .create_with_context(Logged::new(&self.object))
             .map_err(|e| self.error("making a producer", e))?;
         let topics = [config.topic.as_str(), config.marker_topic.as_str()];
@@ -135,11 +153,18 @@ impl Shard {
     fn transact(&self, rows: &RowProducer, records: &[u8], marker: Marker) -> Result<()> {
         let deadline = Instant::now() + CALL;
         let producer = &rows.producer;
-        producer.begin_transaction().map_err(|e| self.error("begin_transaction", e))?;
+        producer
+            .begin_transaction()
+            .map_err(|e| self.error("begin_transaction", e))?;
         let mut left = records;
         while !left.is_empty() {
             let record = first(&mut left).ok_or_else(|| {
-                EngineError::new(ErrorKind::Fail, CODE, &self.object, "staged records are not whole")
+                EngineError::new(
+                    ErrorKind::Fail,
+                    CODE,
+                    &self.object,
+                    "staged records are not whole",
+                )
             })?;
             self.put(rows, ROWS, &record, deadline)?;
         }
@@ -161,7 +186,13 @@ impl Shard {
             .map_err(|e| self.error("commit_transaction", e))
     }
 
-    fn put(&self, rows: &RowProducer, to: Topic, record: &Staged<'_>, deadline: Instant) -> Result<()> {
+    fn put(
+        &self,
+        rows: &RowProducer,
+        to: Topic,
+        record: &Staged<'_>,
+        deadline: Instant,
+    ) -> Result<()> {
         put(rows, to, record, deadline).map_err(|e| self.error("producing", e))
     }
 }

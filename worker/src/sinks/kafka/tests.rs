@@ -82,9 +82,17 @@ fn sink(config: KafkaSinkConfig) -> KafkaSink {
 
 async fn target(broker: &str, partitions: i32) -> String {
     let topic = format!("dst-{}", chance());
-    let admin: AdminClient<_> = ClientConfig::new().set("bootstrap.servers", broker).create().unwrap();
-    let new = NewTopic::new(&topic, partitions, TopicReplication::Fixed(1));
-    let made = admin.create_topics([&new], &AdminOptions::new()).await.unwrap();
+    let admin: AdminClient<_> = ClientConfig::new()
+        .set("bootstrap.servers", broker)
+        .create()
+        .unwrap();
+    // Some records here are of 1970: retention would take them within seconds.
+    let new =
+        NewTopic::new(&topic, partitions, TopicReplication::Fixed(1)).set("retention.ms", "-1");
+    let made = admin
+        .create_topics([&new], &AdminOptions::new())
+        .await
+        .unwrap();
     assert!(made[0].is_ok(), "{made:?}");
     topic
 }
@@ -96,7 +104,9 @@ fn rows(numbers: std::ops::Range<i64>) -> Batch {
     ]);
     let keys: StringArray = numbers.clone().map(|n| Some(format!("key-{n}"))).collect();
     let numbers: Int64Array = numbers.collect();
-    Batch::inserts(RecordBatch::try_new(Arc::new(schema), vec![Arc::new(keys), Arc::new(numbers)]).unwrap())
+    Batch::inserts(
+        RecordBatch::try_new(Arc::new(schema), vec![Arc::new(keys), Arc::new(numbers)]).unwrap(),
+    )
 }
 
 fn stages(sink: &KafkaSink) -> Vec<StagedRecords> {
@@ -106,17 +116,27 @@ fn stages(sink: &KafkaSink) -> Vec<StagedRecords> {
 /// One shard's bytes for numbers that all are of its own.
 fn chunk(sink: &KafkaSink, numbers: std::ops::Range<i64>) -> Bytes {
     let mut out = stages(sink);
-    sink.encoder().unwrap().encode(&rows(numbers), 0, &mut out).unwrap();
+    sink.encoder()
+        .unwrap()
+        .encode(&rows(numbers), 0, &mut out)
+        .unwrap();
     let all: Vec<u8> = out.into_iter().flat_map(|s| s.data).collect();
     all.into()
 }
 
 const fn marker(epoch: u64, chunk: u32) -> Marker {
-    Marker { epoch, chunk, nonce: 7 }
+    Marker {
+        epoch,
+        chunk,
+        nonce: 7,
+    }
 }
 
-/// Everything committed: (partition, key, value, number of headers).
-fn committed(broker: &str, topic: &str, partitions: i32) -> Vec<(i32, Option<Vec<u8>>, Option<Vec<u8>>, usize)> {
+/// (partition, key, value, number of headers).
+type Seen = (i32, Option<Vec<u8>>, Option<Vec<u8>>, usize);
+
+/// Everything committed.
+fn committed(broker: &str, topic: &str, partitions: i32) -> Vec<Seen> {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", broker)
         .set("group.id", "look")
@@ -127,7 +147,8 @@ fn committed(broker: &str, topic: &str, partitions: i32) -> Vec<(i32, Option<Vec
         .unwrap();
     let mut list = TopicPartitionList::new();
     for p in 0..partitions {
-        list.add_partition_offset(topic, p, Offset::Beginning).unwrap();
+        list.add_partition_offset(topic, p, Offset::Beginning)
+            .unwrap();
     }
     consumer.assign(&list).unwrap();
     let (mut out, mut ends) = (Vec::new(), 0);
@@ -154,7 +175,10 @@ fn numbers(broker: &str, topic: &str) -> Vec<i64> {
         let value: serde_json::Value = serde_json::from_slice(&value.unwrap()).unwrap();
         value["n"].as_i64().unwrap()
     };
-    let mut all: Vec<i64> = committed(broker, topic, 3).into_iter().map(|r| number(r.2)).collect();
+    let mut all: Vec<i64> = committed(broker, topic, 3)
+        .into_iter()
+        .map(|r| number(r.2))
+        .collect();
     all.sort_unstable();
     all
 }
@@ -162,7 +186,16 @@ fn numbers(broker: &str, topic: &str) -> Vec<i64> {
 #[test]
 fn murmur2_is_that_of_java_clients() {
     // Of Kafka's own UtilsTest.
-    for (text, hash) in [("21", -973_932_308_i32), ("foobar", -790_332_482), ("a-little-bit-long-string", -985_981_536), ("lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8", -58_897_971), ("abc", 479_470_107)] {
+    for (text, hash) in [
+        ("21", -973_932_308_i32),
+        ("foobar", -790_332_482),
+        ("a-little-bit-long-string", -985_981_536),
+        (
+            "lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8",
+            -58_897_971,
+        ),
+        ("abc", 479_470_107),
+    ] {
         assert_eq!(murmur2(text.as_bytes()) as i32, hash, "{text}");
     }
 }
@@ -173,20 +206,39 @@ fn staged_records_read_back_and_keys_follow_the_mode() {
     given.shards = 1;
     let plain = sink(given.clone());
     let mut out = stages(&plain);
-    plain.encoder().unwrap().encode(&rows(0..2), 0, &mut out).unwrap();
+    plain
+        .encoder()
+        .unwrap()
+        .encode(&rows(0..2), 0, &mut out)
+        .unwrap();
     let record = first(&mut &out[0].data[..]).unwrap();
     assert_eq!(record.key, Some(&b"key-0"[..]));
     assert_eq!(record.value, Some(&br#"{"k":"key-0","n":0}"#[..]));
     assert_eq!((record.partition, record.timestamp_ms), (-1, None));
-    assert_eq!((out[0].rows, &out[0].chunk_ends[..]), (2, &[out[0].data.len()][..]));
+    assert_eq!(
+        (out[0].rows, &out[0].chunk_ends[..]),
+        (2, &[out[0].data.len()][..])
+    );
 
     given.mode = OutputMode::Update;
     let upsert = sink(given);
     let mut batch = rows(0..4);
-    batch.kinds = Some(vec![RowKind::Insert, RowKind::UpdateBefore, RowKind::UpdateAfter, RowKind::Delete].into());
+    batch.kinds = Some(
+        vec![
+            RowKind::Insert,
+            RowKind::UpdateBefore,
+            RowKind::UpdateAfter,
+            RowKind::Delete,
+        ]
+        .into(),
+    );
     batch.lane = Lane::Main;
     let mut out = stages(&upsert);
-    upsert.encoder().unwrap().encode(&batch, 0, &mut out).unwrap();
+    upsert
+        .encoder()
+        .unwrap()
+        .encode(&batch, 0, &mut out)
+        .unwrap();
     let mut left = &out[0].data[..];
     let mut seen = Vec::new();
     while !left.is_empty() {
@@ -201,7 +253,12 @@ fn staged_records_read_back_and_keys_follow_the_mode() {
 fn chunks_are_cut_before_they_grow_beyond_their_bound() {
     let sink = sink(config("b:9092", "t"));
     let mut out = StagedRecords::default();
-    let record = Record { key: None, value: Some(vec![1; 3 << 20].into()), headers: vec![("a".to_owned(), Bytes::from_static(b"b"))], timestamp_ms: Some(5) };
+    let record = Record {
+        key: None,
+        value: Some(vec![1; 3 << 20].into()),
+        headers: vec![("a".to_owned(), Bytes::from_static(b"b"))],
+        timestamp_ms: Some(5),
+    };
     for _ in 0..5 {
         sink.stage_record(&record, &mut out);
     }
@@ -214,23 +271,43 @@ fn chunks_are_cut_before_they_grow_beyond_their_bound() {
 
 #[tokio::test]
 async fn rows_and_marker_come_out_together_and_survive_a_crash_between() {
-    let Some(broker) = broker("rows_and_marker_come_out_together_and_survive_a_crash_between") else { return };
+    let Some(broker) = broker("rows_and_marker_come_out_together_and_survive_a_crash_between")
+    else {
+        return;
+    };
     let topic = target(&broker, 3).await;
     let sink = sink(config(&broker, &topic));
     sink.prepare().await.unwrap();
     sink.prepare().await.unwrap();
 
     let mut publisher = sink.publisher(1, 2).unwrap();
-    assert!(publisher.publish(Bytes::new(), marker(1, 0)).await.is_err(), "not open");
+    assert!(
+        publisher.publish(Bytes::new(), marker(1, 0)).await.is_err(),
+        "not open"
+    );
     assert_eq!(publisher.open().await.unwrap(), None);
     publisher.init_marker(marker(3, Marker::ALL)).await.unwrap();
-    publisher.publish(chunk(&sink, 0..100), marker(4, 0)).await.unwrap();
-    publisher.publish(chunk(&sink, 100..150), marker(4, 1)).await.unwrap();
+    publisher
+        .publish(chunk(&sink, 0..100), marker(4, 0))
+        .await
+        .unwrap();
+    publisher
+        .publish(chunk(&sink, 100..150), marker(4, 1))
+        .await
+        .unwrap();
     // Gone without a word, then opened by another: what is out is known, and is not sent again.
     drop(publisher);
     let mut publisher = sink.publisher(1, 2).unwrap();
     assert_eq!(publisher.open().await.unwrap(), Some(marker(4, 1)));
-    publisher.publish(chunk(&sink, 150..160), marker(5, Marker::ALL)).await.unwrap();
+    publisher
+        .publish(chunk(&sink, 150..160), marker(5, Marker::ALL))
+        .await
+        .unwrap();
+    // A commit is answered before its control records are written; whoever inits again waits for them.
+    assert_eq!(
+        publisher.open().await.unwrap(),
+        Some(marker(5, Marker::ALL))
+    );
     assert_eq!(numbers(&broker, &topic), (0..160).collect::<Vec<_>>());
     // Java's partition for every key.
     for (p, key, ..) in committed(&broker, &topic, 3) {
@@ -242,40 +319,67 @@ async fn rows_and_marker_come_out_together_and_survive_a_crash_between() {
     for epoch in 1..40 {
         other.publish(Bytes::new(), marker(epoch, 0)).await.unwrap();
     }
-    assert_eq!(publisher.open().await.unwrap(), Some(marker(5, Marker::ALL)));
+    assert_eq!(
+        publisher.open().await.unwrap(),
+        Some(marker(5, Marker::ALL))
+    );
 }
 
 #[tokio::test]
 async fn the_newer_opener_fences_the_older_whose_open_transaction_is_lost() {
-    let Some(broker) = broker("the_newer_opener_fences_the_older_whose_open_transaction_is_lost") else { return };
+    let Some(broker) = broker("the_newer_opener_fences_the_older_whose_open_transaction_is_lost")
+    else {
+        return;
+    };
     let topic = target(&broker, 3).await;
     let sink = sink(config(&broker, &topic));
     sink.prepare().await.unwrap();
     let mut zombie = sink.publisher(0, 0).unwrap();
     zombie.open().await.unwrap();
-    zombie.publish(chunk(&sink, 0..10), marker(1, 0)).await.unwrap();
+    zombie
+        .publish(chunk(&sink, 0..10), marker(1, 0))
+        .await
+        .unwrap();
     let mut newer = sink.publisher(0, 0).unwrap();
     assert_eq!(newer.open().await.unwrap(), Some(marker(1, 0)));
-    let fenced = zombie.publish(chunk(&sink, 10..20), marker(2, 0)).await.unwrap_err();
+    let fenced = zombie
+        .publish(chunk(&sink, 10..20), marker(2, 0))
+        .await
+        .unwrap_err();
     assert_eq!(fenced.kind, crate::error::ErrorKind::Retry);
-    newer.publish(chunk(&sink, 10..20), marker(2, 0)).await.unwrap();
+    newer
+        .publish(chunk(&sink, 10..20), marker(2, 0))
+        .await
+        .unwrap();
     // The zombie opens again, learns that its epoch is out, and would fence the newer one in its turn.
     assert_eq!(zombie.open().await.unwrap(), Some(marker(2, 0)));
-    assert!(newer.publish(chunk(&sink, 20..30), marker(3, 0)).await.is_err());
+    assert!(
+        newer
+            .publish(chunk(&sink, 20..30), marker(3, 0))
+            .await
+            .is_err()
+    );
     assert_eq!(numbers(&broker, &topic), (0..20).collect::<Vec<_>>());
 }
 
 #[tokio::test]
 async fn a_missing_target_is_named() {
-    let Some(broker) = broker("a_missing_target_is_named") else { return };
-    let missing = sink(config(&broker, "no-such-topic")).prepare().await.unwrap_err();
+    let Some(broker) = broker("a_missing_target_is_named") else {
+        return;
+    };
+    let missing = sink(config(&broker, "no-such-topic"))
+        .prepare()
+        .await
+        .unwrap_err();
     assert_eq!(missing.code, "PR0209");
     assert!(missing.to_string().contains("no-such-topic"));
 }
 
 #[tokio::test]
 async fn at_least_once_sends_rows_headers_and_null_values_at_once() {
-    let Some(broker) = broker("at_least_once_sends_rows_headers_and_null_values_at_once") else { return };
+    let Some(broker) = broker("at_least_once_sends_rows_headers_and_null_values_at_once") else {
+        return;
+    };
     let topic = target(&broker, 3).await;
     let mut given = config(&broker, &topic);
     given.guarantee = Guarantee::AtLeastOnce;
@@ -284,20 +388,44 @@ async fn at_least_once_sends_rows_headers_and_null_values_at_once() {
     let mut direct = sink.direct().unwrap();
     let mut out = StagedRecords::default();
     let header = ("epoch".to_owned(), Bytes::from_static(b"5"));
-    sink.stage_record(&Record { key: Some(Bytes::from_static(b"k")), value: None, headers: vec![header], timestamp_ms: Some(1) }, &mut out);
-    sink.stage_record(&Record { key: None, value: Some(Bytes::new()), headers: vec![], timestamp_ms: None }, &mut out);
+    sink.stage_record(
+        &Record {
+            key: Some(Bytes::from_static(b"k")),
+            value: None,
+            headers: vec![header],
+            timestamp_ms: Some(1),
+        },
+        &mut out,
+    );
+    sink.stage_record(
+        &Record {
+            key: None,
+            value: Some(Bytes::new()),
+            headers: vec![],
+            timestamp_ms: None,
+        },
+        &mut out,
+    );
     direct.send(&out).unwrap();
     direct.flush().unwrap();
     let mut seen = committed(&broker, &topic, 3);
     seen.sort_by_key(|r| r.1.is_none());
-    assert_eq!((&seen[0].1, &seen[0].2, seen[0].3), (&Some(b"k".to_vec()), &None, 1));
-    assert_eq!((&seen[1].1, &seen[1].2, seen[1].3), (&None, &Some(Vec::new()), 0));
+    assert_eq!(
+        (&seen[0].1, &seen[0].2, seen[0].3),
+        (&Some(b"k".to_vec()), &None, 1)
+    );
+    assert_eq!(
+        (&seen[1].1, &seen[1].2, seen[1].3),
+        (&None, &Some(Vec::new()), 0)
+    );
 }
 
 #[tokio::test]
 #[ignore = "measures"]
 async fn throughput_of_producing_in_transactions() {
-    let Some(broker) = broker("throughput_of_producing_in_transactions") else { return };
+    let Some(broker) = broker("throughput_of_producing_in_transactions") else {
+        return;
+    };
     let topic = target(&broker, 3).await;
     let sink = sink(config(&broker, &topic));
     sink.prepare().await.unwrap();
@@ -308,13 +436,22 @@ async fn throughput_of_producing_in_transactions() {
     let chunk = chunk(&sink, 0..100_000);
     let started = Instant::now();
     for epoch in 0..10 {
-        publisher.publish(chunk.clone(), marker(epoch, 0)).await.unwrap();
+        publisher
+            .publish(chunk.clone(), marker(epoch, 0))
+            .await
+            .unwrap();
     }
-    println!("produced {:.0} rows/s", 1e6 / started.elapsed().as_secs_f64());
+    println!(
+        "produced {:.0} rows/s",
+        1e6 / started.elapsed().as_secs_f64()
+    );
     let one = self::chunk(&sink, 0..1);
     let started = Instant::now();
     for epoch in 10..30 {
-        publisher.publish(one.clone(), marker(epoch, 0)).await.unwrap();
+        publisher
+            .publish(one.clone(), marker(epoch, 0))
+            .await
+            .unwrap();
     }
     println!("{:?} per transaction of one row", started.elapsed() / 20);
 }

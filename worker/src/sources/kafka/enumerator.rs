@@ -76,11 +76,7 @@ impl KafkaEnumerator {
     }
 }
 
-fn consumer(
-    config: &KafkaSourceConfig,
-    group: &str,
-    object: &str,
-) -> Result<BaseConsumer<Logged>> {
+fn consumer(config: &KafkaSourceConfig, group: &str, object: &str) -> Result<BaseConsumer<Logged>> {
     config
         .consumer(group, false)
         .create_with_context(Logged::new(object))
@@ -133,7 +129,8 @@ impl Asker {
                     .map_err(|e| self.error("listing topics", e))?;
                 for topic in metadata.topics() {
                     let name = topic.name();
-                    if !name.starts_with("__") && topic.error().is_none() && pattern.is_match(name) {
+                    if !name.starts_with("__") && topic.error().is_none() && pattern.is_match(name)
+                    {
                         out.extend(topic.partitions().iter().map(|p| (name.to_owned(), p.id())));
                     }
                 }
@@ -167,7 +164,11 @@ impl Asker {
 
     /// ListOffsets in one question per broker. `at`: an instant in ms, or -1 for the end and -2 for the beginning, which
     /// the protocol writes in the same field. The answer -1 means that no record is so late.
-    fn list_offsets(&self, partitions: &[Partition], at: Offset) -> Result<BTreeMap<Partition, i64>> {
+    fn list_offsets(
+        &self,
+        partitions: &[Partition],
+        at: Offset,
+    ) -> Result<BTreeMap<Partition, i64>> {
         let mut list = TopicPartitionList::new();
         for (topic, partition) in partitions {
             list.add_partition_offset(topic, *partition, at)
@@ -279,7 +280,9 @@ impl SourceEnumerator for KafkaEnumerator {
         let known: Vec<SplitId> = known.keys().cloned().collect();
         self.ask(move |asker| {
             let mut new = asker.partitions()?;
-            new.retain(|(topic, partition)| known.binary_search(&split_id(topic, *partition)).is_err());
+            new.retain(|(topic, partition)| {
+                known.binary_search(&split_id(topic, *partition)).is_err()
+            });
             let starts = if first {
                 asker.first_starts(&new)?
             } else {

@@ -157,8 +157,8 @@ impl Native {
                 {
                     return;
                 }
-                let value =
-                    (!value.is_null()).then(|| std::slice::from_raw_parts(value.cast::<u8>(), size));
+                let value = (!value.is_null())
+                    .then(|| std::slice::from_raw_parts(value.cast::<u8>(), size));
                 each(CStr::from_ptr(name), value);
             }
         }

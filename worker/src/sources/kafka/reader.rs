@@ -167,7 +167,9 @@ impl KafkaReader {
                 let text = format!("{}: {text}", split.id.0);
                 self.failure = Some(EngineError::retry(CODE, &self.object, text));
             }
-            _ => tracing::warn!(object = %self.object, split = %split.id.0, ?code, text, "kafka consumer"),
+            _ => {
+                tracing::warn!(object = %self.object, split = %split.id.0, ?code, text, "kafka consumer")
+            }
         }
     }
 
@@ -175,7 +177,14 @@ impl KafkaReader {
     fn take(&mut self, max: usize) -> Result<Vec<(usize, Native)>> {
         let mut keep = Vec::with_capacity(max.min(4096));
         let mut still_held = VecDeque::new();
-        let mut stays = vec![false; if self.held.is_empty() { 0 } else { self.splits.len() }];
+        let mut stays = vec![
+            false;
+            if self.held.is_empty() {
+                0
+            } else {
+                self.splits.len()
+            }
+        ];
         while let Some((i, message)) = self.held.pop_front() {
             // What is held keeps its order per split: once one stays, all later ones of its split do.
             let within = self.splits[i].until.is_none_or(|u| message.offset() < u);
@@ -201,7 +210,9 @@ impl KafkaReader {
             for message in taken.drain(..) {
                 let split = self.split_of(&message);
                 match (message.error(), split) {
-                    (Some(code), Some(i)) if code == RDKafkaErrorCode::PartitionEOF && self.splits[i].paused => {
+                    (Some(code), Some(i))
+                        if code == RDKafkaErrorCode::PartitionEOF && self.splits[i].paused =>
+                    {
                         self.held.push_back((i, message));
                     }
                     (Some(code), split) => self.event(split, code, &message),
@@ -256,7 +267,12 @@ impl KafkaReader {
             let body = message.payload();
             bytes += key.map_or(0, <[u8]>::len) + body.map_or(0, <[u8]>::len);
             if self.key_is_text && key.is_some_and(|k| std::str::from_utf8(k).is_err()) {
-                bad.push(bad_record(*i, message, "PR0202", "the key is not UTF-8".to_owned()));
+                bad.push(bad_record(
+                    *i,
+                    message,
+                    "PR0202",
+                    "the key is not UTF-8".to_owned(),
+                ));
                 continue;
             }
             self.decoder.feed(body.unwrap_or_default());

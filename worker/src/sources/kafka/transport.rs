@@ -14,7 +14,11 @@ use super::ffi::Native;
 use crate::error::{EngineError, Result};
 
 /// The column `field` of the given records. A key that is no UTF-8 must have been refused before, if the column is text.
-pub(super) fn column(what: TransportField, field: &FieldRef, records: &[&Native]) -> Result<ArrayRef> {
+pub(super) fn column(
+    what: TransportField,
+    field: &FieldRef,
+    records: &[&Native],
+) -> Result<ArrayRef> {
     let natural: ArrayRef = match what {
         TransportField::Key => {
             let mut out = BinaryBuilder::new();
@@ -44,7 +48,10 @@ pub(super) fn column(what: TransportField, field: &FieldRef, records: &[&Native]
         }
         TransportField::Headers => return headers(field, records),
         TransportField::Path => {
-            return Err(mismatch(field.data_type(), "a record of Kafka has no path for"));
+            return Err(mismatch(
+                field.data_type(),
+                "a record of Kafka has no path for",
+            ));
         }
     };
     cast(&natural, field.data_type())
