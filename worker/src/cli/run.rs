@@ -74,7 +74,7 @@ async fn serve(args: &RunArgs, checked: check::Checked, output: Output) -> Resul
     let memory_state = args.state.as_ref().is_some_and(|s| s.as_os_str() == "memory");
     let options = RunOptions {
         secrets: args.secrets.clone(),
-        memory: usize::try_from(args.memory.bytes()).unwrap_or(usize::MAX),
+        memory: usize::try_from(args.memory.as_bytes()).unwrap_or(usize::MAX),
         state: args.state.clone().filter(|_| !memory_state),
         memory_state,
         drop_state: args.drop_state.clone(),

@@ -12,20 +12,25 @@ use penstock_crds::job::StreamingJob;
 use penstock_crds::sink::{Delivery, Sink as SinkSpec, SinkKind};
 use penstock_crds::source::{OnError, OnLate, SecretRef, Source as SourceSpec, SourceKind};
 use penstock_plan::Plan;
-use penstock_plan::graph::hidden;
+use penstock_plan::graph::{OutputMode, hidden};
 use penstock_plan::source_plan::{SinkPlan, SourcePlan};
 
 use crate::clock::{Clock, SystemClock};
 use crate::coordinator::SourceInfo;
 use crate::error::{EngineError, Result};
+use crate::formats::json::{JsonDecoder, JsonEncoder, Timestamps};
+use crate::formats::raw::{RawDecoder, RawEncoder};
+use crate::formats::{Decoder, Encoder};
+use crate::kafka::client_properties;
 use crate::sinks::files::{FilesSink, FilesSinkConfig};
 use crate::sinks::kafka::{KafkaSink, KafkaSinkConfig};
 use crate::sinks::print::PrintSink;
+use crate::sinks::rows::{KeyKind, RowPlan, ValueFormat};
 use crate::sinks::{Guarantee, SinkRef};
 use crate::sources::decode::{BodyFormat, DecodePlan};
 use crate::sources::files::{FilesConfig, FilesSource};
 use crate::sources::generator::{GeneratorConfig, GeneratorSource};
-use crate::sources::kafka::{KafkaSource, KafkaSourceConfig};
+use crate::sources::kafka::{KafkaSource, KafkaSourceConfig, Topics};
 use crate::sources::Source;
 use crate::task::{FailAbove, Policy, ScanColumns, SourceRules, WatermarkRule};
 
@@ -49,11 +54,7 @@ pub fn connect(job: &StreamingJob, plan: &Plan, options: &RunOptions, log_id: &s
     let mut connected = Connected { sources: Vec::new(), infos: Vec::new(), sinks: Vec::new() };
     for spec in &job.spec.sinks {
         let sink = sink(job, spec, plan.sinks.get(&spec.name), options, log_id, markers)?;
-        let guarantee = match spec.effective_delivery() {
-            Delivery::ExactlyOnce => Guarantee::ExactlyOnce,
-            Delivery::AtLeastOnce => Guarantee::AtLeastOnce,
-        };
-        connected.sinks.push((spec.name.clone(), sink, guarantee));
+        connected.sinks.push((spec.name.clone(), sink, guarantee(spec)));
     }
     for spec in job.spec.sources.iter().filter(|s| plan.sources.contains_key(&s.name)) {
         let scan = &plan.sources[&spec.name];
@@ -63,7 +64,7 @@ pub fn connect(job: &StreamingJob, plan: &Plan, options: &RunOptions, log_id: &s
             name: spec.name.clone(),
             enumerator: source.enumerator()?,
             out_of_orderness: scan.watermark.as_ref().map(|w| micros(w.max_out_of_orderness_ms)),
-            max_rows_per_epoch: spec.limits.as_ref().and_then(|l| l.max_rows_per_epoch).filter(|n| *n > 0),
+            max_rows_per_epoch: spec.limits.as_ref().map(|l| l.max_rows_per_epoch).filter(|n| *n > 0),
             max_files_per_epoch: max_files(spec),
             discover_every: discover_every(spec),
             forget_finished: matches!(spec.kind(), Some(SourceKind::Files(_))),
@@ -79,7 +80,7 @@ fn micros(ms: u64) -> i64 {
 }
 
 fn max_files(spec: &SourceSpec) -> usize {
-    let limit = spec.limits.as_ref().and_then(|l| l.max_files_per_epoch).filter(|n| *n > 0);
+    let limit = spec.limits.as_ref().map(|l| l.max_files_per_epoch).filter(|n| *n > 0);
     limit.and_then(|n| usize::try_from(n).ok()).unwrap_or(FILES_PER_EPOCH)
 }
 
@@ -98,7 +99,7 @@ fn rules(job: &StreamingJob, spec: &SourceSpec, scan: &SourcePlan, index: usize)
         at.ok_or_else(|| EngineError::fail("PR0304", format!("source {}", spec.name), format!("no sink is called {name}")))
     };
     let slots = u64::try_from(job.spec.workers.slots).unwrap_or(1).max(1);
-    let per_second = spec.limits.as_ref().and_then(|l| l.max_rows_per_second).unwrap_or(0);
+    let per_second = spec.limits.as_ref().map_or(0, |l| l.max_rows_per_second);
     Ok(SourceRules {
         index,
         name: spec.name.clone(),
@@ -222,10 +223,36 @@ fn source(job: &StreamingJob, spec: &SourceSpec, scan: &SourcePlan, options: &Ru
         Some(SourceKind::Kafka(kafka)) => {
             let secret = secret(options, kafka.secret_ref.as_ref(), &object)?;
             let (namespace, name) = super::full_name(job);
-            Ok(Arc::new(KafkaSource::new(KafkaSourceConfig::from_spec(&spec.name, kafka, decode()?, &secret, &namespace, &name)?)))
+            let plan = decode()?;
+            let config = KafkaSourceConfig {
+                name: spec.name.clone(),
+                client: client_properties(&kafka.bootstrap_servers, &kafka.properties, &secret)?,
+                topics: match &kafka.topic_pattern {
+                    Some(pattern) => Topics::Pattern(pattern.clone()),
+                    None => Topics::Named(kafka.topics.clone()),
+                },
+                start_from: kafka.start_from.clone(),
+                stop_at_ms: kafka.stop_at.as_ref().map(|s| s.timestamp.epoch_millis()),
+                group_id: match kafka.group_id.as_str() {
+                    "" => format!("penstock.{namespace}.{name}"),
+                    given => given.to_owned(),
+                },
+                transport: scan.metadata.iter().enumerate().map(|(i, m)| (scan.decode.fields().len() + i, m.from)).collect(),
+                schema: plan.schema.clone(),
+                keep_raw: plan.keep_raw,
+            };
+            let (body, format) = (scan.decode.clone(), plan.format);
+            Ok(Arc::new(KafkaSource::new(config, Box::new(move || decoder(body.clone(), format)))))
         }
         None => Err(EngineError::fail("PR0208", object, "it has no connector")),
     }
+}
+
+fn decoder(body: SchemaRef, format: BodyFormat) -> Result<Box<dyn Decoder>> {
+    Ok(match format {
+        BodyFormat::Json(config) => Box::new(JsonDecoder::new(body, config)?),
+        BodyFormat::Raw { max_record_bytes } => Box::new(RawDecoder::new(body, max_record_bytes)?),
+    })
 }
 
 fn sink(
@@ -237,17 +264,68 @@ fn sink(
     markers: i32,
 ) -> Result<SinkRef> {
     let object = format!("sink {}", spec.name);
+    let later = || EngineError::fail("PR0209", object.clone(), "its format is not in this version");
     let key_groups = u16::try_from(job.spec.key_groups).unwrap_or(u16::MAX);
+    let shards = u16::try_from(spec.shards).unwrap_or(1);
+    let format = match spec.format.as_ref().and_then(|f| f.kind()) {
+        Some(format) => ValueFormat::from_spec(format).ok_or_else(later)?,
+        None => ValueFormat::Json(Timestamps::default()),
+    };
+    let mode = plan.map_or(OutputMode::Append, |p| p.mode);
+    let record_key = plan.and_then(|p| p.record_key.clone()).unwrap_or_default();
+    let rows = |key: KeyKind, tombstones: bool| RowPlan {
+        name: spec.name.clone(),
+        format,
+        key,
+        changes: RowPlan::changes_of(mode, tombstones),
+        shard_by: record_key.clone(),
+        key_groups,
+        shards,
+        round_robin: None,
+    };
     match spec.kind() {
-        Some(SinkKind::Print(_)) => Ok(Arc::new(PrintSink::stdout(spec, plan)?)),
+        Some(SinkKind::Print(_)) => Ok(Arc::new(PrintSink::to_stdout(rows(KeyKind::None, false)))),
         Some(SinkKind::Files(files)) => {
             let secret = secret(options, files.secret_ref.as_ref(), &object)?;
-            Ok(Arc::new(FilesSink::new(FilesSinkConfig::from_spec(spec, files, plan, key_groups, log_id, &secret)?)?))
+            let folders = plan.map(|p| p.partition_by.clone()).unwrap_or_default();
+            let key = if folders.is_empty() { KeyKind::None } else { KeyKind::Folder(folders) };
+            Ok(Arc::new(FilesSink::new(FilesSinkConfig::from_spec(files, rows(key, false), log_id, &secret)?)))
         }
         Some(SinkKind::Kafka(kafka)) => {
             let secret = secret(options, kafka.secret_ref.as_ref(), &object)?;
-            Ok(Arc::new(KafkaSink::new(KafkaSinkConfig::from_spec(spec, kafka, plan, key_groups, log_id, markers, &secret)?)))
+            let config = KafkaSinkConfig {
+                name: spec.name.clone(),
+                log_id: log_id.to_owned(),
+                client: client_properties(&kafka.bootstrap_servers, &kafka.properties, &secret)?,
+                topic: kafka.topic.clone(),
+                guarantee: guarantee(spec),
+                mode: spec.output_mode,
+                key_columns: record_key.clone(),
+                shard_columns: record_key,
+                partition_by: kafka.partition_by,
+                compression: kafka.compression,
+                shards,
+                key_groups,
+                marker_topic: kafka.marker_topic.clone(),
+                marker_partitions: markers,
+            };
+            let value = move || -> Result<Box<dyn Encoder>> {
+                Ok(match format {
+                    ValueFormat::Json(timestamps) => Box::new(JsonEncoder::new(timestamps)),
+                    ValueFormat::Raw => Box::new(RawEncoder::default()),
+                })
+            };
+            let key = || -> Result<Box<dyn Encoder>> { Ok(Box::new(JsonEncoder::new(Timestamps::default()))) };
+            Ok(Arc::new(KafkaSink::new(config, Box::new(value), Box::new(key))))
         }
         None => Err(EngineError::fail("PR0209", object, "it has no connector")),
+    }
+}
+
+/// What the job asks of the sink, or the most that it gives.
+fn guarantee(spec: &SinkSpec) -> Guarantee {
+    match spec.effective_delivery() {
+        Delivery::ExactlyOnce => Guarantee::ExactlyOnce,
+        Delivery::AtLeastOnce => Guarantee::AtLeastOnce,
     }
 }

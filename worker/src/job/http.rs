@@ -41,7 +41,7 @@ pub async fn serve(address: SocketAddr, shown: Shown) -> std::io::Result<SocketA
     Ok(bound)
 }
 
-fn metrics_page(shown: &Shown) -> impl IntoResponse {
+fn metrics_page(shown: &Shown) -> impl IntoResponse + use<> {
     let content_type = [(axum::http::header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")];
     (content_type, metrics::text(&shown.job, &shown.progress.now()))
 }

@@ -157,7 +157,7 @@ impl GraphSlots {
         }
     }
 
-    fn slot(&self, index: usize, start: &Start, mut state: SlotState, mut wires: Wires, names: &SplitNames) -> Result<Slot> {
+    fn slot(&self, index: usize, start: &Start, state: SlotState, mut wires: Wires, names: &SplitNames) -> Result<Slot> {
         let restored = |uid: &str| {
             let at = start.restore.state.watermarks.get(&OperatorUid::new(uid));
             at.map_or(EventTime::MIN, |t| EventTime::from_micros(t.get()))
@@ -188,7 +188,7 @@ impl GraphSlots {
                     sinks.push(SinkTask::new(uid.clone(), stage, inlets, *mode, key.clone(), restored(&uid)));
                 }
                 _ => {
-                    let operator = self.operator(node, &mut state)?;
+                    let operator = self.operator(node)?;
                     operators.push(OperatorTask::new(uid.clone(), operator, inlets, &ports, routes, restored(&uid)));
                 }
             }
@@ -236,7 +236,7 @@ impl GraphSlots {
             .collect()
     }
 
-    fn operator(&self, node: &Node, state: &mut SlotState) -> Result<Box<dyn operators::Operator>> {
+    fn operator(&self, node: &Node) -> Result<Box<dyn operators::Operator>> {
         let inputs: Vec<&Edge> = {
             let mut inputs: Vec<&Edge> = self.graph.edges.iter().filter(|e| e.to == node.id).collect();
             inputs.sort_by_key(|e| e.port);
@@ -252,7 +252,7 @@ impl GraphSlots {
             let before = self.graph.edges.iter().find(|b| partial && b.to == e.from)?;
             Some(self.graph.nodes[before.from.0].schema.clone())
         });
-        operators::build(node, &schemas, late, &kinds, state)
+        operators::build(node, &schemas, late, &kinds, operators::Switches::default())
     }
 
     fn source(&self, name: &str) -> Result<&SourceParts> {

@@ -55,7 +55,7 @@ pub struct Member {
     pub sinks: Vec<(String, SinkRef, Guarantee)>,
     /// Names of the sources, by index.
     pub sources: Vec<String>,
-    pub nonces: Box<dyn FnMut() -> Nonce + Send>,
+    pub nonces: Box<dyn FnMut() -> Nonce + Send + Sync>,
     pub inbox: mpsc::UnboundedReceiver<ToMember>,
     pub outbox: mpsc::UnboundedSender<FromMember>,
 }

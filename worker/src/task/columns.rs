@@ -6,7 +6,7 @@ use datafusion_expr::Expr;
 
 use crate::error::Result;
 use crate::message::Batch;
-use crate::operators::Calc;
+use crate::operators::calc::Calc;
 
 /// What to compute, the same in every slot.
 #[derive(Debug, Clone)]
