@@ -7,7 +7,7 @@
 //! 3  task (source, chain, sink, align, output)      coordinator (epochs, membership, recovery)
 //! 2  operators (expression, window, aggregate, join, dedup, ...)
 //! 1  state   sources   sinks   formats   network    (peers, no cross imports)
-//! 0  message, keys, clock, folder, metrics, error           (graph is the plan crate's)
+//! 0  message, keys, clock, folder, kafka, metrics, error           (graph is the plan crate's)
 //! ```
 //!
 //! Two flows run through them. **Rows**: a source subtask decodes into Arrow, runs the operators of its stage, and hands
@@ -19,6 +19,7 @@ pub mod clock;
 pub mod error;
 pub mod folder;
 pub mod formats;
+pub mod kafka;
 pub mod keys;
 pub mod message;
 pub mod operators;
