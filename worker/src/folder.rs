@@ -81,10 +81,13 @@ impl Folder {
         }
     }
 
-    /// The object of that name below the folder.
+    /// The object of that name below the folder. Names are taken as they are, so that a listed one is found again.
     pub fn object(&self, name: &str) -> Path {
-        let parts = self.prefix.parts().chain(Path::from(name).parts().map(|p| p.as_ref().to_owned().into()).collect::<Vec<_>>());
-        parts.collect()
+        let whole = match self.prefix.as_ref() {
+            "" => name.to_owned(),
+            prefix => format!("{prefix}/{name}"),
+        };
+        Path::parse(&whole).unwrap_or_else(|_| Path::from(whole))
     }
 
     /// The name below the folder.

@@ -10,7 +10,12 @@ use crate::error::Result;
 use crate::message::Batch;
 
 pub mod contract;
+pub mod files;
 pub mod kafka;
+pub mod memory;
+pub mod print;
+pub mod rows;
+pub mod staged;
 
 /// What a sink can promise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -14,6 +14,7 @@ pub mod contract;
 pub mod decode;
 pub mod files;
 pub mod generator;
+pub mod kafka;
 pub mod memory;
 pub mod ranges;
 pub mod kafka;
