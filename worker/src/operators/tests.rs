@@ -1,0 +1,7 @@
+//! Every operator against a plain model, with random batches, watermarks, barriers, restarts and full outputs. A failing
+//! seed names itself.
+
+mod harness;
+mod speed;
+mod unwindowed;
+mod windowed;
