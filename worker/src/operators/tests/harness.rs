@@ -106,6 +106,10 @@ impl Subtask {
     }
 
     pub fn barrier(&mut self) {
+        self.try_barrier().unwrap();
+    }
+
+    pub fn try_barrier(&mut self) -> crate::error::Result<()> {
         self.epoch += 1;
         let barrier = Barrier {
             epoch: self.epoch,
@@ -113,8 +117,15 @@ impl Subtask {
             kind: BarrierKind::Checkpoint,
             now_ms: 1_000 * self.epoch as i64,
         };
-        self.call(|o, cx| o.on_barrier(&barrier, cx).unwrap());
+        let mut failed = None;
+        self.call(|o, cx| {
+            o.on_barrier(&barrier, cx).unwrap_or_else(|e| {
+                failed = Some(e);
+                Progress::Idle
+            })
+        });
         self.state.freeze(self.epoch);
+        failed.map_or(Ok(()), Err)
     }
 
     /// The operator is lost; its state stays. Only right after a barrier.

@@ -306,6 +306,10 @@ fn complete_mode_shows_the_whole_result_per_epoch_and_refuses_too_many_rows() {
         [show(Delete, row(1, 1)), show(Insert, row(2, 3))]
     );
     assert_eq!(all(&mut task, &[], vec![]), Vec::<String>::new());
+    let more = [row(4, 4), row(5, 5)];
+    task.process(0, batch(&more, Some(vec![Insert, Insert])));
+    let refused = task.try_barrier().unwrap_err();
+    assert_eq!(refused.code, "PR0310");
 }
 
 #[test]
@@ -336,4 +340,48 @@ fn rows_that_cannot_be_evaluated_are_set_apart() {
         .map(|i| (100 / (i % 7)).to_string())
         .collect();
     assert_eq!(text(&good.unwrap().rows), fine);
+}
+
+#[test]
+fn a_group_that_expired_starts_again() {
+    let n = Node {
+        op: Op::Aggregate {
+            keys: vec![0],
+            aggregates: vec![aggregate(
+                AggregateFunction::Count,
+                &[],
+                false,
+                DataType::Int64,
+            )],
+            ttl_ms: Some(1_500),
+        },
+        ..aggregate_node(vec![aggregate(
+            AggregateFunction::Count,
+            &[],
+            false,
+            DataType::Int64,
+        )])
+    };
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let mut task = tasks(&n, &EdgeKind::Append, 1, &mut rng).remove(0);
+    let one = [Row {
+        k: Some(1),
+        t: 0,
+        v: None,
+        offset: 0,
+    }];
+    // An epoch is a second.
+    let mut epoch = |rows: &[Row]| {
+        if !rows.is_empty() {
+            task.process(0, batch(rows, None));
+        }
+        task.barrier();
+        let out = std::mem::take(&mut task.sink.batches);
+        out.iter().flat_map(|b| text(&b.rows)).collect::<Vec<_>>()
+    };
+    assert_eq!(epoch(&one), ["1|1"]);
+    assert_eq!(epoch(&one), ["1|1", "1|2"]);
+    assert!(epoch(&[]).is_empty());
+    assert!(epoch(&[]).is_empty());
+    assert_eq!(epoch(&one), ["1|1"]);
 }
