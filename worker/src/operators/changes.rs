@@ -1,9 +1,11 @@
 //! Old rows and new rows to the changes between them. Pure.
 
-use arrow::array::{ArrayRef, RecordBatch};
-use arrow::datatypes::SchemaRef;
+use std::sync::Arc;
 
-use super::rows::{RowCodec, assemble, internal, take_rows};
+use arrow::array::{ArrayRef, RecordBatch};
+use arrow::datatypes::{Schema, SchemaRef};
+
+use super::rows::{RowCodec, assemble, conform, internal, take_rows};
 use crate::error::Result;
 use crate::message::{Batch, Lane, RowKind};
 
@@ -22,8 +24,16 @@ pub fn changes(
     versions: Versions<'_>,
 ) -> Result<Option<Batch>> {
     let n = versions.was.len();
-    let old = assemble(schema, versions.old, n)?;
-    let new = assemble(schema, versions.new, n)?;
+    // A version that does not exist is all nulls, whatever the schema says of its columns.
+    let nullable: SchemaRef = Arc::new(Schema::new(
+        schema
+            .fields()
+            .iter()
+            .map(|f| f.as_ref().clone().with_nullable(true))
+            .collect::<Vec<_>>(),
+    ));
+    let old = assemble(&nullable, versions.old, n)?;
+    let new = assemble(&nullable, versions.new, n)?;
     let (a, b) = (codec.encode(old.columns())?, codec.encode(new.columns())?);
     let mut kinds = Vec::new();
     let mut order: Vec<u32> = Vec::new();
@@ -49,10 +59,10 @@ pub fn changes(
     if order.is_empty() {
         return Ok(None);
     }
-    let rows: RecordBatch =
-        arrow::compute::concat_batches(schema, [&old, &new]).map_err(|e| internal("changes", e))?;
+    let rows: RecordBatch = arrow::compute::concat_batches(&nullable, [&old, &new])
+        .map_err(|e| internal("changes", e))?;
     Ok(Some(Batch {
-        rows: take_rows(&rows, &order)?,
+        rows: conform(take_rows(&rows, &order)?, schema)?,
         kinds: not_only_inserts(&kinds).then_some(kinds.into()),
         lane: Lane::Main,
     }))

@@ -18,6 +18,9 @@ use crate::keys::{hash_columns, key_group};
 use crate::message::{Barrier, Batch, EventTime, Lane, RowKind};
 use crate::state::TableId;
 
+/// Key group, key bytes.
+type Key = (u16, Box<[u8]>);
+
 pub struct Materialize {
     uid: String,
     key: Vec<usize>,
@@ -29,9 +32,9 @@ pub struct Materialize {
     codec: RowCodec,
     table: TableId,
     /// (key group, key) -> row, copies.
-    rows: BTreeMap<(u16, Box<[u8]>), (Box<[u8]>, i64)>,
+    rows: BTreeMap<Key, (Box<[u8]>, i64)>,
     /// Keys that changed in this epoch, with the row consumers have.
-    changed: BTreeMap<(u16, Box<[u8]>), Option<Box<[u8]>>>,
+    changed: BTreeMap<Key, Option<Box<[u8]>>>,
     pending: Vec<(RowKind, Box<[u8]>)>,
     next: usize,
     opened: bool,

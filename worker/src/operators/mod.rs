@@ -17,6 +17,8 @@ mod hot;
 pub mod materialize;
 mod panes;
 mod rows;
+#[cfg(test)]
+mod tests;
 pub mod union;
 pub mod window;
 pub mod window_aggregate;

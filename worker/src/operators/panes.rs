@@ -111,10 +111,10 @@ impl Windows {
 
     /// End of the first window that holds a pane and is open at `watermark`.
     pub fn next_end(&self, pane: Span, watermark: i64) -> Option<i64> {
-        self.windows_of(pane)
-            .into_iter()
-            .map(|w| w.end)
-            .find(|end| *end > watermark)
+        match self {
+            Self::Time { assigner, .. } => assigner.next_end(pane.start, watermark),
+            Self::Attached { .. } => (pane.end > watermark).then_some(pane.end),
+        }
     }
 
     /// The panes of a window.
@@ -130,9 +130,19 @@ impl Windows {
 
     /// Windows with rows whose end lies in (`from`, `to`], in the order of their ends. `live`: the panes that hold rows.
     pub fn closing(&self, live: impl Iterator<Item = Span>, from: i64, to: i64) -> BTreeSet<Span> {
-        live.flat_map(|pane| self.windows_of(pane))
-            .filter(|w| from < w.end && w.end <= to)
-            .collect()
+        let mut due = BTreeSet::new();
+        for pane in live {
+            let mut next = self.next_end(pane, from);
+            while let Some(end) = next.filter(|end| *end <= to) {
+                let start = match self {
+                    Self::Time { assigner, .. } => end.saturating_sub(assigner.size()),
+                    Self::Attached { .. } => pane.start,
+                };
+                due.insert(Span { end, start });
+                next = self.next_end(pane, end);
+            }
+        }
+        due
     }
 }
 

@@ -80,6 +80,19 @@ impl Assigner {
             .map(move |k| last.saturating_sub(k * self.slide))
     }
 
+    /// End of the first window that holds `t` and ends after `watermark`.
+    pub fn next_end(self, t: i64, watermark: i64) -> Option<i64> {
+        let first = self.starts(t).next()?;
+        let behind = i128::from(watermark) - i128::from(first) - i128::from(self.size) + 1;
+        let steps = if behind <= 0 {
+            0
+        } else {
+            (behind as u128).div_ceil(self.slide as u128) as i128
+        };
+        let start = i128::from(first) + steps * i128::from(self.slide);
+        (start <= i128::from(self.last_start(t))).then(|| (start as i64).saturating_add(self.size))
+    }
+
     /// Starts of the panes of the window that begins at `start`.
     pub fn panes(self, start: i64) -> impl Iterator<Item = i64> {
         (0..self.size / self.pane).map(move |k| start.saturating_add(k * self.pane))

@@ -73,8 +73,8 @@ pub struct WindowAggregate {
     panes: BTreeMap<Span, Hot>,
     /// Windows that end at or before it were emitted.
     closed_to: i64,
-    /// What `closed` in state says.
-    closed_written: i64,
+    /// What `closed` in state says, per own key group.
+    closed_written: Vec<i64>,
     /// No window closes before it.
     next_close: i64,
     opened: bool,
@@ -102,7 +102,7 @@ impl WindowAggregate {
             switches,
             panes: BTreeMap::new(),
             closed_to: i64::MIN,
-            closed_written: i64::MIN,
+            closed_written: Vec::new(),
             next_close: i64::MAX,
             opened: false,
             queue: VecDeque::new(),
@@ -139,6 +139,7 @@ impl WindowAggregate {
             cx.state.register(table, None);
         }
         let own = cx.state.key_groups();
+        self.closed_written = vec![i64::MIN; own.len()];
         for group in own.clone() {
             let live = cx
                 .state
@@ -162,7 +163,7 @@ impl WindowAggregate {
                 .get_many(self.tables.closed, &[(group, &[])], cx.now_ms)?;
             if let Some(Some(value)) = closed.first() {
                 let t = from_sortable(&mut &value[..])?;
-                self.closed_written = self.closed_written.max(t);
+                self.closed_written[usize::from(group - own.start)] = t;
                 self.closed_to = self.closed_to.max(t);
             }
         }
@@ -373,14 +374,16 @@ impl WindowAggregate {
                 any[i] |= is;
             }
         }
-        if self.plan.windows.overlaps() && self.closed_to != self.closed_written {
-            for (i, _) in any.iter().enumerate().filter(|(_, any)| **any) {
-                let group = own.start + i as u16;
-                let value = sortable(self.closed_to);
-                cx.state
-                    .put(self.tables.closed, group, &[], &value, cx.now_ms);
+        if self.plan.windows.overlaps() {
+            for (i, written) in self.closed_written.iter_mut().enumerate() {
+                if any[i] && *written != self.closed_to {
+                    let group = own.start + i as u16;
+                    let value = sortable(self.closed_to);
+                    cx.state
+                        .put(self.tables.closed, group, &[], &value, cx.now_ms);
+                    *written = self.closed_to;
+                }
             }
-            self.closed_written = self.closed_to;
         }
         // The panes that close last go first: they are read again latest.
         let mut held: usize = self.memory_bytes();
