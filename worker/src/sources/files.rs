@@ -345,6 +345,10 @@ impl SourceReader for Reader {
         self.ranges.positions()
     }
 
+    fn caught_up(&self) -> Vec<SplitId> {
+        self.finished()
+    }
+
     fn finished(&self) -> Vec<SplitId> {
         // A file that ended before its range's end has ended.
         let done = self.ranges.iter().filter(|r| r.done() || r.next == Position::END);

@@ -277,6 +277,10 @@ impl SourceReader for Reader {
         self.ranges.positions()
     }
 
+    fn caught_up(&self) -> Vec<SplitId> {
+        self.finished()
+    }
+
     fn finished(&self) -> Vec<SplitId> {
         self.ranges.finished()
     }

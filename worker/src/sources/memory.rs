@@ -123,6 +123,10 @@ impl SourceReader for MemoryReader {
         self.ranges.positions()
     }
 
+    fn caught_up(&self) -> Vec<SplitId> {
+        self.finished()
+    }
+
     fn finished(&self) -> Vec<SplitId> {
         self.ranges.finished()
     }
