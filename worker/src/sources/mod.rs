@@ -17,7 +17,6 @@ pub mod generator;
 pub mod kafka;
 pub mod memory;
 pub mod ranges;
-pub mod kafka;
 
 /// A split's name within its source: `topic/partition`, a file's path, `0`. Stable for the job's life.
 #[derive(
