@@ -18,7 +18,11 @@ fn faults(name: &str, text: &str) -> Vec<String> {
     };
     let jobs = resources.iter().filter_map(|r| r.job());
     let plans = jobs.map(penstock_plan::plan);
-    plans.filter_map(Result::err).flatten().map(|f| format!("{name}: {f}")).collect()
+    plans
+        .filter_map(Result::err)
+        .flatten()
+        .map(|f| format!("{name}: {f}"))
+        .collect()
 }
 
 #[test]
@@ -64,7 +68,10 @@ fn every_manifest_of_the_docs_is_planned() {
         for (n, block) in text.split("\n```yaml\n").skip(1).enumerate() {
             let block = block.split("\n```").next().unwrap_or_default();
             if block.lines().any(|l| l == "kind: StreamingJob") {
-                wrong.extend(faults(&format!("{} block {}", file.display(), n + 1), block));
+                wrong.extend(faults(
+                    &format!("{} block {}", file.display(), n + 1),
+                    block,
+                ));
             }
         }
     }
