@@ -45,7 +45,10 @@ fn armed() -> Option<&'static Armed> {
         .get_or_init(|| {
             let text = std::env::var("PENSTOCK_FAULT_POINT").ok()?;
             let (name, count) = text.split_once(':').unwrap_or((&text, "1"));
-            Some(Armed { name: name.to_owned(), left: AtomicU64::new(count.parse().unwrap_or(1)) })
+            Some(Armed {
+                name: name.to_owned(),
+                left: AtomicU64::new(count.parse().unwrap_or(1)),
+            })
         })
         .as_ref()
 }
@@ -53,9 +56,12 @@ fn armed() -> Option<&'static Armed> {
 /// Passes a fault point: the process ends here, without a word, when it is armed.
 pub fn point(name: &'static str) {
     debug_assert!(POINTS.contains(&name));
-    let Some(armed) = armed().filter(|a| a.name == name) else { return };
+    let Some(armed) = armed().filter(|a| a.name == name) else {
+        return;
+    };
     if armed.left.fetch_sub(1, Ordering::SeqCst) == 1 {
         // SIGKILL: no destructor, no flush, as a crash would.
-        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        let _ =
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     }
 }

@@ -38,8 +38,8 @@ impl Folder {
                     .map_err(|e| refuse("the current folder is unknown").caused_by(e))?;
                 here.join(path.strip_prefix("./").unwrap_or(path))
             };
-            let prefix = Path::from_absolute_path(&path)
-                .map_err(|e| refuse("not a path").caused_by(e))?;
+            let prefix =
+                Path::from_absolute_path(&path).map_err(|e| refuse("not a path").caused_by(e))?;
             // Rooted at /, so that a folder which is made later is found.
             return Ok(Self {
                 store: Arc::new(LocalFileSystem::new()),

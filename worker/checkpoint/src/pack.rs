@@ -161,7 +161,15 @@ impl PackWriter {
             matches!(name, SectionName::Output { sink: s, shard: h, .. } if s == sink && *h == shard)
         });
         let chunk = u32::try_from(n.count()).unwrap_or(u32::MAX);
-        self.section(SectionName::Output { sink: sink.clone(), shard, chunk }, 1, &[bytes]);
+        self.section(
+            SectionName::Output {
+                sink: sink.clone(),
+                shard,
+                chunk,
+            },
+            1,
+            &[bytes],
+        );
     }
 
     /// A chunk as it was cut when it was staged. Call in the order of chunks; the number is given here.

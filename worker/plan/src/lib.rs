@@ -55,22 +55,38 @@ pub fn plan(job: &StreamingJob) -> Result<Plan, Vec<Diagnostic>> {
 
 /// As [`plan`], from the parts of a job that matter.
 pub fn plan_input(input: PlanInput<'_>) -> Result<Plan, Vec<Diagnostic>> {
-    planner::plan_input(input).map_err(|faults| faults.into_iter().map(|f| diagnostic(f, false)).collect())
+    planner::plan_input(input)
+        .map_err(|faults| faults.into_iter().map(|f| diagnostic(f, false)).collect())
 }
 
 impl Plan {
     /// What a person should know, though the job runs.
     pub fn warnings(&self) -> Vec<Diagnostic> {
-        self.warnings.iter().cloned().map(|f| diagnostic(f, true)).collect()
+        self.warnings
+            .iter()
+            .cloned()
+            .map(|f| diagnostic(f, true))
+            .collect()
     }
 }
 
 fn diagnostic(fault: fault::Fault, warning: bool) -> Diagnostic {
     let code = Code::new(fault.code);
     let path = fault.path.clone().unwrap_or_else(|| "spec.sql".to_owned());
-    let mut diagnostic = if warning { Diagnostic::warning(code, path, fault.message) } else { Diagnostic::error(code, path, fault.message) };
+    let mut diagnostic = if warning {
+        Diagnostic::warning(code, path, fault.message)
+    } else {
+        Diagnostic::error(code, path, fault.message)
+    };
     // A position within another field's text is not one of the SQL.
-    diagnostic.sql_position = fault.position.filter(|_| fault.path.is_none()).map(|p| SqlPosition { line: p.line as usize, column: p.column as usize });
+    diagnostic.sql_position =
+        fault
+            .position
+            .filter(|_| fault.path.is_none())
+            .map(|p| SqlPosition {
+                line: p.line as usize,
+                column: p.column as usize,
+            });
     diagnostic.help = fault.help;
     diagnostic
 }

@@ -50,9 +50,19 @@ pub fn check(file: &Path, output: Output) -> Result<Checked, ExitCode> {
     };
     let resources = manifest::load(&text, &file.display().to_string()).map_err(refused)?;
     let mut jobs = resources.into_iter().filter(|r| r.job().is_some());
-    let (Some(Resource { kind: manifest::ResourceKind::StreamingJob(job), positions, warnings }), None) = (jobs.next(), jobs.next())
+    let (
+        Some(Resource {
+            kind: manifest::ResourceKind::StreamingJob(job),
+            positions,
+            warnings,
+        }),
+        None,
+    ) = (jobs.next(), jobs.next())
     else {
-        eprintln!("error: {}: a file with exactly one StreamingJob is needed", file.display());
+        eprintln!(
+            "error: {}: a file with exactly one StreamingJob is needed",
+            file.display()
+        );
         return Err(tell::wrong_input());
     };
     let plan = plan_of(&job, &positions).map_err(refused)?;
@@ -60,7 +70,12 @@ pub fn check(file: &Path, output: Output) -> Result<Checked, ExitCode> {
     let mut planned = plan.warnings();
     planned.iter_mut().for_each(|w| positions.place(w));
     warnings.extend(planned);
-    Ok(Checked { job: *job, plan, warnings, text })
+    Ok(Checked {
+        job: *job,
+        plan,
+        warnings,
+        text,
+    })
 }
 
 pub fn lint(files: &[std::path::PathBuf], output: Output) -> ExitCode {
@@ -95,13 +110,26 @@ pub fn lint(files: &[std::path::PathBuf], output: Output) -> ExitCode {
         let errors = faults.iter().filter(|f| f.is_error()).count();
         wrong += errors;
         if output == Output::Text {
-            println!("{}: {errors} errors, {} warnings", file.display(), faults.len() - errors);
+            println!(
+                "{}: {errors} errors, {} warnings",
+                file.display(),
+                faults.len() - errors
+            );
         }
     }
-    if wrong == 0 { ExitCode::SUCCESS } else { tell::wrong_input() }
+    if wrong == 0 {
+        ExitCode::SUCCESS
+    } else {
+        tell::wrong_input()
+    }
 }
 
-pub fn plan(file: &Path, against: Option<&Path>, drop_state: &[String], output: Output) -> ExitCode {
+pub fn plan(
+    file: &Path,
+    against: Option<&Path>,
+    drop_state: &[String],
+    output: Output,
+) -> ExitCode {
     let checked = match check(file, output) {
         Ok(checked) => checked,
         Err(code) => return code,
@@ -111,14 +139,20 @@ pub fn plan(file: &Path, against: Option<&Path>, drop_state: &[String], output: 
         Output::Text => print!("{}", penstock_plan::explain(&checked.plan)),
         Output::Json => println!("{}", penstock_plan::plan_json(&checked.plan)),
     }
-    let Some(against) = against else { return ExitCode::SUCCESS };
+    let Some(against) = against else {
+        return ExitCode::SUCCESS;
+    };
     let old = match old_plan(against, output) {
         Ok(old) => old,
         Err(code) => return code,
     };
     let verdicts = penstock_plan::verdict(&old, &checked.plan, drop_state);
     tell_verdicts(&verdicts, output);
-    if refused(&verdicts) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    if refused(&verdicts) {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    }
 }
 
 fn old_plan(file: &Path, output: Output) -> Result<Value, ExitCode> {
@@ -157,7 +191,10 @@ pub fn explain(code: &str, output: Output) -> ExitCode {
     };
     match output {
         Output::Text => println!("{}: {}\n\n{}", entry.code, entry.title, entry.text),
-        Output::Json => println!("{}", json!({"code": entry.code, "title": entry.title, "text": entry.text})),
+        Output::Json => println!(
+            "{}",
+            json!({"code": entry.code, "title": entry.title, "text": entry.text})
+        ),
     }
     ExitCode::SUCCESS
 }

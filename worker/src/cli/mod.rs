@@ -66,8 +66,11 @@ enum Command {
 /// Runs the command line; the exit code is 0 when all went well, 1 when the job failed, 2 when the input is wrong.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let filter = tracing_subscriber::EnvFilter::try_from_env("PENSTOCK_LOG").unwrap_or_else(|_| "warn".into());
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let filter = tracing_subscriber::EnvFilter::try_from_env("PENSTOCK_LOG")
+        .unwrap_or_else(|_| "warn".into());
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match cli.output {
         Output::Text => logs.compact().init(),
         Output::Json => logs.json().init(),
@@ -75,7 +78,11 @@ pub fn main() -> ExitCode {
     match cli.command {
         Command::Run(args) => run::run(args, cli.output),
         Command::Lint { files } => check::lint(&files, cli.output),
-        Command::Plan { file, against, drop_state } => check::plan(&file, against.as_deref(), &drop_state, cli.output),
+        Command::Plan {
+            file,
+            against,
+            drop_state,
+        } => check::plan(&file, against.as_deref(), &drop_state, cli.output),
         Command::Explain { code } => check::explain(&code, cli.output),
         Command::Log { file, secrets } => log::log(&file, secrets.as_ref(), cli.output),
         Command::FaultPoints => {

@@ -52,7 +52,10 @@ pub fn run(args: RunArgs, output: Output) -> ExitCode {
     if !ignored.is_empty() {
         eprintln!("note: only a cluster acts on {}", ignored.join(", "));
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
     let ended = runtime
         .map_err(|e| EngineError::fail("PR0304", "runtime", e.to_string()))
         .and_then(|runtime| {
@@ -71,7 +74,10 @@ pub fn run(args: RunArgs, output: Output) -> ExitCode {
 }
 
 async fn serve(args: &RunArgs, checked: check::Checked, output: Output) -> Result<Outcome> {
-    let memory_state = args.state.as_ref().is_some_and(|s| s.as_os_str() == "memory");
+    let memory_state = args
+        .state
+        .as_ref()
+        .is_some_and(|s| s.as_os_str() == "memory");
     let options = RunOptions {
         secrets: args.secrets.clone(),
         memory: usize::try_from(args.memory.as_bytes()).unwrap_or(usize::MAX),
@@ -89,9 +95,16 @@ async fn serve(args: &RunArgs, checked: check::Checked, output: Output) -> Resul
         }
     }
     let progress = Arc::new(Progress::default());
-    let shown = http::Shown { job: job.clone(), progress: progress.clone() };
+    let shown = http::Shown {
+        job: job.clone(),
+        progress: progress.clone(),
+    };
     let address = http::serve(args.listen, shown).await.map_err(|e| {
-        EngineError::fail("PR0304", format!("address {}", args.listen), format!("cannot listen: {e}; name another with --listen"))
+        EngineError::fail(
+            "PR0304",
+            format!("address {}", args.listen),
+            format!("cannot listen: {e}; name another with --listen"),
+        )
     })?;
     eprintln!("status: http://{address}/status");
     let (stop, stopping) = watch::channel(false);
@@ -131,8 +144,13 @@ async fn interrupts(stop: watch::Sender<bool>) {
 
 async fn progress_line(progress: Arc<Progress>, output: Output) {
     let terminal = std::io::stderr().is_terminal() && output == Output::Text;
-    let bar = terminal.then(|| ProgressBar::new_spinner().with_style(ProgressStyle::default_spinner()));
-    let every = if terminal { Duration::from_millis(500) } else { Duration::from_secs(10) };
+    let bar =
+        terminal.then(|| ProgressBar::new_spinner().with_style(ProgressStyle::default_spinner()));
+    let every = if terminal {
+        Duration::from_millis(500)
+    } else {
+        Duration::from_secs(10)
+    };
     loop {
         tokio::time::sleep(every).await;
         let line = http::line(&progress.now(), SystemClock.now().get());
@@ -146,11 +164,23 @@ async fn progress_line(progress: Arc<Progress>, output: Output) {
 
 fn say_end(outcome: &Outcome, output: Output) -> ExitCode {
     let (name, epoch, text) = match outcome {
-        Outcome::Stopped { epoch } => ("Stopped", epoch, format!("stopped at epoch {epoch}; the next run goes on from there")),
-        Outcome::Completed { epoch } => {
-            ("Completed", epoch, format!("completed at epoch {epoch}: everything available was read; the next run goes on from there"))
-        }
-        Outcome::Drained { epoch } => ("Drained", epoch, format!("finished at epoch {epoch}: the input ended and every window is closed")),
+        Outcome::Stopped { epoch } => (
+            "Stopped",
+            epoch,
+            format!("stopped at epoch {epoch}; the next run goes on from there"),
+        ),
+        Outcome::Completed { epoch } => (
+            "Completed",
+            epoch,
+            format!(
+                "completed at epoch {epoch}: everything available was read; the next run goes on from there"
+            ),
+        ),
+        Outcome::Drained { epoch } => (
+            "Drained",
+            epoch,
+            format!("finished at epoch {epoch}: the input ended and every window is closed"),
+        ),
     };
     match output {
         Output::Text => eprintln!("{text}"),

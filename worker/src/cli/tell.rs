@@ -40,9 +40,16 @@ fn report(d: &Diagnostic, text: &str) -> Report {
     }
     let file = d.file.clone().unwrap_or_default();
     let at = d.position.and_then(|p| {
-        let line = text.split_inclusive('\n').take(p.line.saturating_sub(1)).map(str::len).sum::<usize>();
+        let line = text
+            .split_inclusive('\n')
+            .take(p.line.saturating_sub(1))
+            .map(str::len)
+            .sum::<usize>();
         let rest = text.get(line..)?;
-        let column = rest.char_indices().nth(p.column.saturating_sub(1)).map_or(rest.len(), |(i, _)| i);
+        let column = rest
+            .char_indices()
+            .nth(p.column.saturating_sub(1))
+            .map_or(rest.len(), |(i, _)| i);
         Some(line + column)
     });
     match at {
@@ -53,7 +60,10 @@ fn report(d: &Diagnostic, text: &str) -> Report {
 }
 
 fn code(d: &Diagnostic) -> String {
-    serde_json::to_value(d.code).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
+    serde_json::to_value(d.code)
+        .ok()
+        .and_then(|v| v.as_str().map(str::to_owned))
+        .unwrap_or_default()
 }
 
 /// Writes why a job failed.
@@ -69,7 +79,10 @@ pub fn failure(error: &EngineError, output: Output) {
     }
     match output {
         Output::Json => {
-            println!("{}", json!({"outcome": "Failed", "code": error.code, "object": error.object, "message": error.message, "causes": causes}));
+            println!(
+                "{}",
+                json!({"outcome": "Failed", "code": error.code, "object": error.object, "message": error.message, "causes": causes})
+            );
         }
         Output::Text => {
             eprintln!("error: {error} [{}]", error.code);

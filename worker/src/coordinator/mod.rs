@@ -9,12 +9,13 @@ use penstock_checkpoint::collect::Collector;
 use penstock_checkpoint::decide::{Wish, may_commit};
 use penstock_checkpoint::gc::Retention;
 use penstock_checkpoint::ids::{
-    Epoch, Generation, MemberId, Micros, Nonce, OperatorUid, ShardId, SinkName, SourceName, SplitId as LogSplit,
+    Epoch, Generation, MemberId, Micros, Nonce, OperatorUid, ShardId, SinkName, SourceName,
+    SplitId as LogSplit,
 };
 use penstock_checkpoint::log::JobLog;
 use penstock_checkpoint::record::{
-    Assignment as LogAssignment, Claim, ClaimKind, Commit, EpochRecord, Kind, Plan, Position as LogPosition, Range, SinkBorn,
-    SplitState, StopReason, Stopped,
+    Assignment as LogAssignment, Claim, ClaimKind, Commit, EpochRecord, Kind, Plan,
+    Position as LogPosition, Range, SinkBorn, SplitState, StopReason, Stopped,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -129,7 +130,16 @@ pub struct Parts {
 
 impl Coordinator {
     pub fn new(parts: Parts) -> Self {
-        let Parts { settings, log, sources, member, inbox, clock, stop, progress } = parts;
+        let Parts {
+            settings,
+            log,
+            sources,
+            member,
+            inbox,
+            clock,
+            stop,
+            progress,
+        } = parts;
         Self {
             settings,
             log,
@@ -162,16 +172,30 @@ impl Coordinator {
 
     async fn generation(&mut self) -> Result<Outcome> {
         self.progress.phase(Phase::Restoring);
-        if let Some(Stopped { epoch, why: StopReason::Drained }) = self.log.fold().stopped() {
+        if let Some(Stopped {
+            epoch,
+            why: StopReason::Drained,
+        }) = self.log.fold().stopped()
+        {
             return Ok(Outcome::Drained { epoch: epoch.get() });
         }
         self.claim().await?;
-        let restore = self.log.restore(self.log.fold().head()).await.map_err(storage)?;
+        let restore = self
+            .log
+            .restore(self.log.fold().head())
+            .await
+            .map_err(storage)?;
         for text in &restore.repaired {
-            tracing::warn!(object = text, "checkpoint object was damaged, another copy is used");
+            tracing::warn!(
+                object = text,
+                "checkpoint object was damaged, another copy is used"
+            );
         }
         self.take_state(&restore.state);
-        self.log.write_closure(self.generation).await.map_err(storage)?;
+        self.log
+            .write_closure(self.generation)
+            .await
+            .map_err(storage)?;
         let replan = self.log.fold().planned().cloned();
         self.resolve_splits().await?;
         let backlog = restore
@@ -194,7 +218,11 @@ impl Coordinator {
         while !matches!(self.hear().await?, FromMember::Started) {}
         self.progress.phase(Phase::Running);
         self.progress.restored(self.log.fold().head().get());
-        if self.settings.trigger.planned() { self.run_planned(replan).await } else { self.run_continuous().await }
+        if self.settings.trigger.planned() {
+            self.run_planned(replan).await
+        } else {
+            self.run_continuous().await
+        }
     }
 
     async fn claim(&mut self) -> Result<()> {
@@ -216,7 +244,11 @@ impl Coordinator {
         fault::point("claim.after");
         self.generation = record.generation;
         self.done = self.log.fold().done_through();
-        tracing::info!(generation = self.generation.get(), epoch = self.log.fold().head().get(), "claimed the job");
+        tracing::info!(
+            generation = self.generation.get(),
+            epoch = self.log.fold().head().get(),
+            "claimed the job"
+        );
         Ok(())
     }
 
@@ -224,11 +256,17 @@ impl Coordinator {
         for (i, source) in self.sources.iter().enumerate() {
             let name = SourceName::new(source.name.clone());
             let splits = state.offsets.get(&name).into_iter().flatten();
-            let splits = splits.map(|(id, s)| (SplitId(id.as_str().into()), s.clone())).collect();
+            let splits = splits
+                .map(|(id, s)| (SplitId(id.as_str().into()), s.clone()))
+                .collect();
             self.splits.insert(i, splits);
-            self.seen.insert(i, state.seen_files.get(&name).cloned().unwrap_or_default());
+            self.seen
+                .insert(i, state.seen_files.get(&name).cloned().unwrap_or_default());
             let uid = OperatorUid::new(format!("source:{}", source.name));
-            let at = state.watermarks.get(&uid).map_or(EventTime::MIN, |t| EventTime::from_micros(t.get()));
+            let at = state
+                .watermarks
+                .get(&uid)
+                .map_or(EventTime::MIN, |t| EventTime::from_micros(t.get()));
             self.floor.insert(i, at);
         }
     }
@@ -252,14 +290,21 @@ impl Coordinator {
         let mut found = false;
         for (i, source) in self.sources.iter_mut().enumerate() {
             let splits = self.splits.entry(i).or_default();
-            let mut known: BTreeMap<SplitId, Position> =
-                splits.iter().map(|(id, s)| (id.clone(), ranges::position(s))).collect();
+            let mut known: BTreeMap<SplitId, Position> = splits
+                .iter()
+                .map(|(id, s)| (id.clone(), ranges::position(s)))
+                .collect();
             let seen = self.seen.get(&i).into_iter().flatten();
             known.extend(seen.map(|file| (SplitId(file.as_str().into()), Position::END)));
             for new in patiently(&mut *source.enumerator, &known, first).await? {
                 tracing::info!(source = source.name, split = %new.split.0, start = new.start.0, "adopted a split");
                 let position = LogPosition::Offset(new.start.0);
-                let state = SplitState { position, max_event_time: None, idle: false, done: false };
+                let state = SplitState {
+                    position,
+                    max_event_time: None,
+                    idle: false,
+                    done: false,
+                };
                 splits.insert(new.split, state);
                 found = true;
             }
@@ -270,7 +315,11 @@ impl Coordinator {
     async fn check_starts(&mut self, i: usize) -> Result<()> {
         let source = &mut self.sources[i];
         let splits = self.splits.entry(i).or_default();
-        let ids: Vec<SplitId> = splits.iter().filter(|(_, s)| !s.done).map(|(id, _)| id.clone()).collect();
+        let ids: Vec<SplitId> = splits
+            .iter()
+            .filter(|(_, s)| !s.done)
+            .map(|(id, _)| id.clone())
+            .collect();
         if ids.is_empty() {
             return Ok(());
         }
@@ -288,7 +337,8 @@ impl Coordinator {
                 }
                 Some(_) => {}
                 None => {
-                    let text = "DataLossRisk: it is not there any more, and it was not read to its end";
+                    let text =
+                        "DataLossRisk: it is not there any more, and it was not read to its end";
                     return Err(EngineError::fail("PR0207", object, text));
                 }
             }
@@ -301,7 +351,17 @@ impl Coordinator {
         let sinks = self.settings.sinks.iter().enumerate();
         sinks
             .filter_map(|(i, (name, _))| Some((i, shards.get(&SinkName::new(name.clone()))?)))
-            .flat_map(|(i, of)| of.iter().map(move |(s, b)| ((i, s.get()), BornMarker { partition: b.partition, nonce: b.nonce })))
+            .flat_map(|(i, of)| {
+                of.iter().map(move |(s, b)| {
+                    (
+                        (i, s.get()),
+                        BornMarker {
+                            partition: b.partition,
+                            nonce: b.nonce,
+                        },
+                    )
+                })
+            })
             .collect()
     }
 
@@ -320,7 +380,11 @@ impl Coordinator {
             if drained {
                 self.tell(ToMember::Drain);
             }
-            let kind = if stop || drained { BarrierKind::Stop } else { BarrierKind::Checkpoint };
+            let kind = if stop || drained {
+                BarrierKind::Stop
+            } else {
+                BarrierKind::Checkpoint
+            };
             last = Instant::now();
             let barrier = self.barrier(kind);
             self.tell(ToMember::Inject(barrier));
@@ -329,7 +393,12 @@ impl Coordinator {
             if let Some(ended) = self.ended(stop, drained).await? {
                 return Ok(ended);
             }
-            let every = self.sources.iter().map(|s| s.discover_every).min().unwrap_or(Duration::MAX);
+            let every = self
+                .sources
+                .iter()
+                .map(|s| s.discover_every)
+                .min()
+                .unwrap_or(Duration::MAX);
             if looked.elapsed() >= every {
                 looked = Instant::now();
                 self.adopt().await?;
@@ -343,7 +412,10 @@ impl Coordinator {
         let due = last + self.settings.interval;
         loop {
             let allowed = may_commit(self.log.fold(), self.done, K);
-            let now = *self.stop.borrow() || self.failing.is_some() || self.wants_barrier || self.sources_done;
+            let now = *self.stop.borrow()
+                || self.failing.is_some()
+                || self.wants_barrier
+                || self.sources_done;
             if allowed && (now || Instant::now() >= due) {
                 self.wants_barrier = false;
                 return Ok(());
@@ -354,8 +426,11 @@ impl Coordinator {
 
     /// Splits that appeared since: committed with the next epoch, assigned now.
     async fn adopt(&mut self) -> Result<()> {
-        let before: BTreeMap<usize, BTreeSet<SplitId>> =
-            self.splits.iter().map(|(i, s)| (*i, s.keys().cloned().collect())).collect();
+        let before: BTreeMap<usize, BTreeSet<SplitId>> = self
+            .splits
+            .iter()
+            .map(|(i, s)| (*i, s.keys().cloned().collect()))
+            .collect();
         if self.discover(false).await? {
             for i in 0..self.sources.len() {
                 self.assign(i, before.get(&i));
@@ -396,10 +471,20 @@ impl Coordinator {
             };
             let Some(plan) = plan else {
                 if bounded {
-                    let drain = matches!(trigger, Trigger::AvailableNow { drain: true } | Trigger::Once { drain: true });
-                    return self.stop_with(if drain { StopReason::Drained } else { StopReason::Completed }).await;
+                    let drain = matches!(
+                        trigger,
+                        Trigger::AvailableNow { drain: true } | Trigger::Once { drain: true }
+                    );
+                    return self
+                        .stop_with(if drain {
+                            StopReason::Drained
+                        } else {
+                            StopReason::Completed
+                        })
+                        .await;
                 }
-                self.wait(Some(Instant::now() + Duration::from_millis(100))).await?;
+                self.wait(Some(Instant::now() + Duration::from_millis(100)))
+                    .await?;
                 continue;
             };
             let began = Instant::now();
@@ -419,7 +504,12 @@ impl Coordinator {
     }
 
     /// Decides the next epoch's input and appends it to the log, before a row of it is read. `None`: nothing to do.
-    async fn next_plan(&mut self, bounded: bool, trigger: Trigger, epochs: u64) -> Result<Option<Plan>> {
+    async fn next_plan(
+        &mut self,
+        bounded: bool,
+        trigger: Trigger,
+        epochs: u64,
+    ) -> Result<Option<Plan>> {
         let fixed = self.log.fold().end().cloned();
         if fixed.is_none() || !bounded {
             self.discover(false).await?;
@@ -427,11 +517,24 @@ impl Coordinator {
         let mut ends: BTreeMap<usize, BTreeMap<SplitId, Position>> = BTreeMap::new();
         for (i, source) in self.sources.iter_mut().enumerate() {
             let name = SourceName::new(source.name.clone());
-            let of = match fixed.as_ref().filter(|_| bounded).and_then(|f| f.get(&name)) {
-                Some(of) => of.iter().map(|(id, p)| (SplitId(id.as_str().into()), log_position(p))).collect(),
+            let of = match fixed
+                .as_ref()
+                .filter(|_| bounded)
+                .and_then(|f| f.get(&name))
+            {
+                Some(of) => of
+                    .iter()
+                    .map(|(id, p)| (SplitId(id.as_str().into()), log_position(p)))
+                    .collect(),
                 None if fixed.is_some() && bounded => BTreeMap::new(),
                 None => {
-                    let ids: Vec<SplitId> = self.splits.get(&i).into_iter().flatten().map(|(id, _)| id.clone()).collect();
+                    let ids: Vec<SplitId> = self
+                        .splits
+                        .get(&i)
+                        .into_iter()
+                        .flatten()
+                        .map(|(id, _)| id.clone())
+                        .collect();
                     source.enumerator.ends(&ids).await?
                 }
             };
@@ -446,9 +549,15 @@ impl Coordinator {
             let splits = self.splits.get(&i).unwrap_or(&none);
             let rows = source.max_rows_per_epoch.unwrap_or(self.planned_rows);
             let bounds = if once {
-                Bounds { rows: u64::MAX, files: usize::MAX }
+                Bounds {
+                    rows: u64::MAX,
+                    files: usize::MAX,
+                }
             } else {
-                Bounds { rows, files: source.max_files_per_epoch }
+                Bounds {
+                    rows,
+                    files: source.max_files_per_epoch,
+                }
             };
             if !(once && epochs > 0) {
                 plan_ranges.insert(i, ranges::next_ranges(splits, &ends[&i], bounds));
@@ -461,19 +570,31 @@ impl Coordinator {
             }
         }
         let empty = plan_ranges.values().all(BTreeMap::is_empty);
-        let drain = matches!(trigger, Trigger::AvailableNow { drain: true } | Trigger::Once { drain: true });
+        let drain = matches!(
+            trigger,
+            Trigger::AvailableNow { drain: true } | Trigger::Once { drain: true }
+        );
         if empty {
             let drained = self.floor.values().all(|t| *t == EventTime::MAX);
             if drain && !drained {
-                watermarks = (0..self.sources.len()).map(|i| (i, EventTime::MAX)).collect();
+                watermarks = (0..self.sources.len())
+                    .map(|i| (i, EventTime::MAX))
+                    .collect();
             } else if !advanced || drained {
                 return Ok(None);
             }
         }
         let plan = self.plan_record(&plan_ranges, &watermarks, fixed.is_none() && bounded, &ends);
         fault::point("plan.before");
-        let record = EpochRecord { commit: None, plan: Some(plan.clone()), done_through: self.done_through() };
-        self.log.append(self.generation, Kind::Epoch(record)).await.map_err(storage)?;
+        let record = EpochRecord {
+            commit: None,
+            plan: Some(plan.clone()),
+            done_through: self.done_through(),
+        };
+        self.log
+            .append(self.generation, Kind::Epoch(record))
+            .await
+            .map_err(storage)?;
         fault::point("plan.after");
         Ok(Some(plan))
     }
@@ -489,16 +610,40 @@ impl Coordinator {
         let split = |id: &SplitId| LogSplit::new(id.0.to_string());
         let offset = |p: Position| LogPosition::Offset(p.0);
         let of = |spans: &BTreeMap<SplitId, Span>| {
-            spans.iter().map(|(id, s)| (split(id), Range { from: offset(s.from), to: offset(s.to) })).collect()
+            spans
+                .iter()
+                .map(|(id, s)| {
+                    (
+                        split(id),
+                        Range {
+                            from: offset(s.from),
+                            to: offset(s.to),
+                        },
+                    )
+                })
+                .collect()
         };
         let end = fix_end.then(|| {
-            ends.iter().map(|(i, e)| (name(i), e.iter().map(|(id, p)| (split(id), offset(*p))).collect())).collect()
+            ends.iter()
+                .map(|(i, e)| {
+                    (
+                        name(i),
+                        e.iter().map(|(id, p)| (split(id), offset(*p))).collect(),
+                    )
+                })
+                .collect()
         });
         Plan {
             epoch: self.log.fold().next_epoch(),
-            ranges: ranges.iter().map(|(i, spans)| (name(i), of(spans))).collect(),
+            ranges: ranges
+                .iter()
+                .map(|(i, spans)| (name(i), of(spans)))
+                .collect(),
             end,
-            watermark: watermarks.iter().map(|(i, t)| (name(i), Micros::new(t.micros()))).collect(),
+            watermark: watermarks
+                .iter()
+                .map(|(i, t)| (name(i), Micros::new(t.micros())))
+                .collect(),
             now: Micros::from_millis(self.clock.now().get()),
         }
     }
@@ -534,7 +679,12 @@ impl Coordinator {
             }
         }
         let now_ms = plan.now.get().div_euclid(1000);
-        let barrier = Barrier { epoch: plan.epoch.get(), generation: self.generation.get(), kind: BarrierKind::Checkpoint, now_ms };
+        let barrier = Barrier {
+            epoch: plan.epoch.get(),
+            generation: self.generation.get(),
+            kind: BarrierKind::Checkpoint,
+            now_ms,
+        };
         self.tell(ToMember::Plan(assignments, watermarks.clone(), barrier));
         let snapshot = self.snapshot(barrier.epoch).await?;
         for (i, t) in watermarks {
@@ -546,7 +696,9 @@ impl Coordinator {
         let took = began.elapsed().as_secs_f64().max(0.001);
         if rows > 0 {
             let fit = (rows as f64 * self.settings.interval.as_secs_f64() / took) as u64;
-            self.planned_rows = fit.clamp(self.planned_rows / 2, self.planned_rows.saturating_mul(4)).clamp(10_000, 5_000_000);
+            self.planned_rows = fit
+                .clamp(self.planned_rows / 2, self.planned_rows.saturating_mul(4))
+                .clamp(10_000, 5_000_000);
         }
         Ok(())
     }
@@ -555,7 +707,12 @@ impl Coordinator {
 
     fn barrier(&self, kind: BarrierKind) -> Barrier {
         let epoch = self.log.fold().next_epoch().get();
-        Barrier { epoch, generation: self.generation.get(), kind, now_ms: self.clock.now().get() }
+        Barrier {
+            epoch,
+            generation: self.generation.get(),
+            kind,
+            now_ms: self.clock.now().get(),
+        }
     }
 
     async fn snapshot(&mut self, epoch: u64) -> Result<Box<Snapshot>> {
@@ -563,7 +720,10 @@ impl Coordinator {
             match self.hear().await? {
                 FromMember::Snapshot(s) if s.barrier.epoch == epoch => return Ok(s),
                 FromMember::Snapshot(s) => {
-                    let text = format!("a member answered for epoch {}, epoch {epoch} is in the making", s.barrier.epoch);
+                    let text = format!(
+                        "a member answered for epoch {}, epoch {epoch} is in the making",
+                        s.barrier.epoch
+                    );
                     return Err(EngineError::fail("PR0304", "coordinator", text));
                 }
                 _ => {}
@@ -571,10 +731,18 @@ impl Coordinator {
         }
     }
 
-    async fn commit_snapshot(&mut self, snapshot: Box<Snapshot>, barrier: Barrier, began: Instant) -> Result<()> {
+    async fn commit_snapshot(
+        &mut self,
+        snapshot: Box<Snapshot>,
+        barrier: Barrier,
+        began: Instant,
+    ) -> Result<()> {
         self.bear_shards(&snapshot).await?;
         for (i, splits) in &snapshot.splits {
-            let (Some(mine), forget) = (self.splits.get_mut(i), self.sources[*i].forget_finished) else { continue };
+            let (Some(mine), forget) = (self.splits.get_mut(i), self.sources[*i].forget_finished)
+            else {
+                continue;
+            };
             for (id, p) in splits {
                 let state = SplitState {
                     position: LogPosition::Offset(p.position.0),
@@ -585,25 +753,43 @@ impl Coordinator {
                 mine.insert(id.clone(), state);
             }
         }
-        let mut watermarks: BTreeMap<OperatorUid, Micros> =
-            snapshot.watermarks.iter().map(|(uid, t)| (OperatorUid::new(uid.clone()), Micros::new(t.micros()))).collect();
+        let mut watermarks: BTreeMap<OperatorUid, Micros> = snapshot
+            .watermarks
+            .iter()
+            .map(|(uid, t)| (OperatorUid::new(uid.clone()), Micros::new(t.micros())))
+            .collect();
         for (i, t) in &self.floor {
             let uid = OperatorUid::new(format!("source:{}", self.sources[*i].name));
-            watermarks.entry(uid).and_modify(|w| *w = (*w).max(Micros::new(t.micros()))).or_insert(Micros::new(t.micros()));
+            watermarks
+                .entry(uid)
+                .and_modify(|w| *w = (*w).max(Micros::new(t.micros())))
+                .or_insert(Micros::new(t.micros()));
         }
-        self.commit(Some((&snapshot, watermarks)), barrier.now_ms).await?;
+        self.commit(Some((&snapshot, watermarks)), barrier.now_ms)
+            .await?;
         let publish = self.log.fold().is_publishable(Epoch::new(barrier.epoch));
-        self.tell(ToMember::Committed { epoch: Epoch::new(barrier.epoch), publish, now_ms: barrier.now_ms });
-        self.progress.committed(barrier, &snapshot, began.elapsed(), self.clock.now().get());
+        self.tell(ToMember::Committed {
+            epoch: Epoch::new(barrier.epoch),
+            publish,
+            now_ms: barrier.now_ms,
+        });
+        self.progress
+            .committed(barrier, &snapshot, began.elapsed(), self.clock.now().get());
         self.show_positions().await;
         Ok(())
     }
 
     /// New shards get their initial marker, and the log says so, before their first epoch commits.
     async fn bear_shards(&mut self, snapshot: &Snapshot) -> Result<()> {
-        let Some(pack) = &snapshot.pack else { return Ok(()) };
+        let Some(pack) = &snapshot.pack else {
+            return Ok(());
+        };
         for (sink, shards) in pack.outputs.clone() {
-            let index = self.settings.sinks.iter().position(|(name, _)| *name == sink.as_str());
+            let index = self
+                .settings
+                .sinks
+                .iter()
+                .position(|(name, _)| *name == sink.as_str());
             let Some(index) = index else { continue };
             for shard in shards.keys() {
                 if self.log.fold().shard(&sink, *shard).is_some() {
@@ -612,35 +798,70 @@ impl Coordinator {
                 let epoch = self.log.fold().newest();
                 let partition = self.partition(index, *shard);
                 let nonce = self.log.nonce();
-                let nonce = self.bear((index, shard.get()), partition, epoch, nonce).await?;
-                let born = SinkBorn { sink: sink.clone(), shard: *shard, partition, epoch, nonce };
-                self.log.append(self.generation, Kind::SinkBorn(born)).await.map_err(storage)?;
+                let nonce = self
+                    .bear((index, shard.get()), partition, epoch, nonce)
+                    .await?;
+                let born = SinkBorn {
+                    sink: sink.clone(),
+                    shard: *shard,
+                    partition,
+                    epoch,
+                    nonce,
+                };
+                self.log
+                    .append(self.generation, Kind::SinkBorn(born))
+                    .await
+                    .map_err(storage)?;
                 fault::point("born.logged");
             }
         }
         Ok(())
     }
 
-    /// The partition of the marker topic for a shard. Each sink has a range of its own: where its first shard was logged, or
-    /// after every range that the log knows, in the order of the manifest. Never reused.
+    /// The partition of the marker topic for a shard. Each sink has a range of its own: where its first shard was logged, else
+    /// its place in the order of the manifest, else, where that is taken, after every range that the log knows. Never reused.
     fn partition(&self, sink: usize, shard: ShardId) -> i32 {
-        let born = self.log.fold().shards();
-        let base = |name: &str| {
-            let first = born.get(&SinkName::new(name))?.iter().next()?;
-            Some(first.1.partition - i32::from(first.0.get()))
-        };
-        let width = |name: &str| self.settings.sinks.iter().find(|(n, _)| n == name).map_or(i32::from(u16::MAX), |(_, w)| i32::from(*w));
-        if let Some(base) = base(&self.settings.sinks[sink].0) {
-            return base + i32::from(shard.get());
+        let own = i32::from(shard.get());
+        let ranges = marker_ranges(self.log.fold());
+        let (name, width) = &self.settings.sinks[sink];
+        if let Some((_, base, _)) = ranges.iter().find(|(n, ..)| n == name) {
+            return base + own;
         }
-        let known = born.keys().filter_map(|name| Some(base(name.as_str())? + width(name.as_str()))).max().unwrap_or(0);
-        let unknown = self.settings.sinks[..sink].iter().filter(|(name, _)| base(name).is_none());
-        known + unknown.map(|(_, w)| i32::from(*w)).sum::<i32>() + i32::from(shard.get())
+        let place: i32 = self.settings.sinks[..sink]
+            .iter()
+            .map(|(_, w)| i32::from(*w))
+            .sum();
+        let end = place + i32::from(*width);
+        let free = ranges
+            .iter()
+            .all(|(_, base, last)| end <= *base || *last < place);
+        let after = ranges
+            .iter()
+            .map(|(_, _, last)| last + 1)
+            .max()
+            .unwrap_or(0);
+        let whole: i32 = self.settings.sinks.iter().map(|(_, w)| i32::from(*w)).sum();
+        own + if free {
+            place
+        } else {
+            after.max(whole) + place
+        }
     }
 
     /// Has the shard's marker written, or found; answers the nonce that it carries.
-    async fn bear(&mut self, shard: Shard, partition: i32, epoch: Epoch, nonce: Nonce) -> Result<Nonce> {
-        self.tell(ToMember::Bear { shard, partition, epoch, nonce });
+    async fn bear(
+        &mut self,
+        shard: Shard,
+        partition: i32,
+        epoch: Epoch,
+        nonce: Nonce,
+    ) -> Result<Nonce> {
+        self.tell(ToMember::Bear {
+            shard,
+            partition,
+            epoch,
+            nonce,
+        });
         loop {
             if let FromMember::Born { shard: s, nonce } = self.hear().await?
                 && s == shard
@@ -650,7 +871,11 @@ impl Coordinator {
         }
     }
 
-    async fn commit(&mut self, snapshot: Option<(&Snapshot, BTreeMap<OperatorUid, Micros>)>, now_ms: i64) -> Result<()> {
+    async fn commit(
+        &mut self,
+        snapshot: Option<(&Snapshot, BTreeMap<OperatorUid, Micros>)>,
+        now_ms: i64,
+    ) -> Result<()> {
         let mut commit = Commit {
             epoch: self.log.fold().next_epoch(),
             parent: self.log.fold().head(),
@@ -659,28 +884,54 @@ impl Coordinator {
         };
         for (i, source) in self.sources.iter().enumerate() {
             let name = SourceName::new(source.name.clone());
-            let Some(splits) = self.splits.get_mut(&i) else { continue };
+            let Some(splits) = self.splits.get_mut(&i) else {
+                continue;
+            };
             if source.forget_finished {
-                let finished: Vec<SplitId> = splits.iter().filter(|(_, s)| s.done).map(|(id, _)| id.clone()).collect();
+                let finished: Vec<SplitId> = splits
+                    .iter()
+                    .filter(|(_, s)| s.done)
+                    .map(|(id, _)| id.clone())
+                    .collect();
                 for id in finished {
                     splits.remove(&id);
                     self.seen.entry(i).or_default().insert(id.0.to_string());
-                    commit.forgotten.entry(name.clone()).or_default().insert(LogSplit::new(id.0.to_string()));
-                    commit.seen_files.entry(name.clone()).or_default().insert(id.0.to_string());
+                    commit
+                        .forgotten
+                        .entry(name.clone())
+                        .or_default()
+                        .insert(LogSplit::new(id.0.to_string()));
+                    commit
+                        .seen_files
+                        .entry(name.clone())
+                        .or_default()
+                        .insert(id.0.to_string());
                 }
             }
-            let states = splits.iter().map(|(id, s)| (LogSplit::new(id.0.to_string()), s.clone())).collect();
+            let states = splits
+                .iter()
+                .map(|(id, s)| (LogSplit::new(id.0.to_string()), s.clone()))
+                .collect();
             commit.offsets.insert(name, states);
         }
         if let Some((snapshot, watermarks)) = snapshot {
             commit.packs = snapshot.pack.clone().into_iter().collect();
             commit.watermarks = watermarks;
-            commit.counts.insert("rowsOut".to_owned(), snapshot.rows_out);
+            commit
+                .counts
+                .insert("rowsOut".to_owned(), snapshot.rows_out);
             commit.counts.insert("bytes".to_owned(), snapshot.bytes);
         }
         fault::point("commit.before");
-        let record = EpochRecord { commit: Some(commit), plan: None, done_through: self.done_through() };
-        self.log.append(self.generation, Kind::Epoch(record)).await.map_err(storage)?;
+        let record = EpochRecord {
+            commit: Some(commit),
+            plan: None,
+            done_through: self.done_through(),
+        };
+        self.log
+            .append(self.generation, Kind::Epoch(record))
+            .await
+            .map_err(storage)?;
         fault::point("commit.after");
         Ok(())
     }
@@ -692,7 +943,9 @@ impl Coordinator {
     async fn show_positions(&mut self) {
         for (i, source) in self.sources.iter_mut().enumerate() {
             let positions = self.splits.get(&i).into_iter().flatten();
-            let positions = positions.map(|(id, s)| (id.clone(), ranges::position(s))).collect();
+            let positions = positions
+                .map(|(id, s)| (id.clone(), ranges::position(s)))
+                .collect();
             source.enumerator.show_positions(&positions).await;
         }
     }
@@ -702,10 +955,16 @@ impl Coordinator {
             return Ok(());
         }
         fault::point("closure.before");
-        self.log.write_closure(self.generation).await.map_err(storage)?;
+        self.log
+            .write_closure(self.generation)
+            .await
+            .map_err(storage)?;
         fault::point("closure.after");
         let retention = self.settings.retention;
-        self.collector.collect(&mut self.log, self.generation, retention).await.map_err(storage)?;
+        self.collector
+            .collect(&mut self.log, self.generation, retention)
+            .await
+            .map_err(storage)?;
         Ok(())
     }
 
@@ -726,24 +985,55 @@ impl Coordinator {
 
     /// The wrong rows are committed; then the job stops.
     async fn fail_above(&mut self, source: &str, text: &str) -> Result<Outcome> {
-        self.stop_with(StopReason::Failed { code: "PR0206".to_owned() }).await?;
-        Err(EngineError::fail("PR0206", format!("source {source}"), text))
+        self.stop_with(StopReason::Failed {
+            code: "PR0206".to_owned(),
+        })
+        .await?;
+        Err(EngineError::fail(
+            "PR0206",
+            format!("source {source}"),
+            text,
+        ))
     }
 
     /// Waits until everything that may be published is out, then says that the job has stopped.
     async fn stop_with(&mut self, why: StopReason) -> Result<Outcome> {
-        while self.log.fold().last_publishable().is_some_and(|last| last > self.done_through()) {
+        while self
+            .log
+            .fold()
+            .last_publishable()
+            .is_some_and(|last| last > self.done_through())
+        {
             self.wait(None).await?;
         }
         fault::point("stop.before");
         let head = self.log.fold().head();
         let epoch = head.get();
         if self.log.fold().done_through() < self.done {
-            let record = EpochRecord { commit: None, plan: None, done_through: self.done_through() };
-            self.log.append(self.generation, Kind::Epoch(record)).await.map_err(storage)?;
+            let record = EpochRecord {
+                commit: None,
+                plan: None,
+                done_through: self.done_through(),
+            };
+            self.log
+                .append(self.generation, Kind::Epoch(record))
+                .await
+                .map_err(storage)?;
         }
-        self.log.append(self.generation, Kind::Stopped(Stopped { epoch: head, why: why.clone() })).await.map_err(storage)?;
-        self.log.write_closure(self.generation).await.map_err(storage)?;
+        self.log
+            .append(
+                self.generation,
+                Kind::Stopped(Stopped {
+                    epoch: head,
+                    why: why.clone(),
+                }),
+            )
+            .await
+            .map_err(storage)?;
+        self.log
+            .write_closure(self.generation)
+            .await
+            .map_err(storage)?;
         fault::point("stop.after");
         Ok(match why {
             StopReason::Suspended | StopReason::Failed { .. } => Outcome::Stopped { epoch },
@@ -761,7 +1051,11 @@ impl Coordinator {
 
     /// The next message that the loop has to act on; the others are taken in here.
     async fn hear(&mut self) -> Result<FromMember> {
-        let message = self.inbox.recv().await.ok_or_else(|| EngineError::fail("PR0304", "coordinator", "the member is gone"))?;
+        let message = self
+            .inbox
+            .recv()
+            .await
+            .ok_or_else(|| EngineError::fail("PR0304", "coordinator", "the member is gone"))?;
         self.take_in(message)
     }
 
@@ -773,8 +1067,12 @@ impl Coordinator {
             }
             FromMember::WantsBarrier => self.wants_barrier = true,
             FromMember::SourcesDone => self.sources_done = true,
-            FromMember::Failing { source, text } => self.failing = Some((source.clone(), text.clone())),
-            FromMember::Held { sink, text } => self.progress.held(&self.settings.sinks[*sink].0, text),
+            FromMember::Failing { source, text } => {
+                self.failing = Some((source.clone(), text.clone()))
+            }
+            FromMember::Held { sink, text } => {
+                self.progress.held(&self.settings.sinks[*sink].0, text)
+            }
             FromMember::Failed(_) => {
                 if let FromMember::Failed(error) = message {
                     return Err(error);
@@ -801,7 +1099,11 @@ impl Coordinator {
         };
         match message {
             Some(Some(message)) => self.take_in(message).map(|_| ()),
-            Some(None) => Err(EngineError::fail("PR0304", "coordinator", "the member is gone")),
+            Some(None) => Err(EngineError::fail(
+                "PR0304",
+                "coordinator",
+                "the member is gone",
+            )),
             None => Ok(()),
         }
     }
@@ -828,8 +1130,14 @@ async fn patiently(
 
 fn assignment_of(id: &SplitId, state: &SplitState, until: Option<Position>) -> Assignment {
     Assignment {
-        range: SplitRange { split: id.clone(), from: ranges::position(state), until },
-        greatest: state.max_event_time.map(|t| EventTime::from_micros(t.get())),
+        range: SplitRange {
+            split: id.clone(),
+            from: ranges::position(state),
+            until,
+        },
+        greatest: state
+            .max_event_time
+            .map(|t| EventTime::from_micros(t.get())),
         idle: state.idle,
     }
 }
@@ -848,7 +1156,12 @@ fn assignment(settings: &Settings) -> LogAssignment {
         shards: settings
             .sinks
             .iter()
-            .map(|(name, shards)| (SinkName::new(name.clone()), vec![MemberId::ZERO; usize::from(*shards)]))
+            .map(|(name, shards)| {
+                (
+                    SinkName::new(name.clone()),
+                    vec![MemberId::ZERO; usize::from(*shards)],
+                )
+            })
             .collect(),
     }
 }
@@ -863,4 +1176,32 @@ fn ancestors(fold: &penstock_checkpoint::Fold) -> Vec<(u64, u64)> {
         }
     }
     ranges
+}
+
+/// Per sink that has shards in the log: its name, the partition of its shard 0, and the last one that it may use.
+fn marker_ranges(fold: &penstock_checkpoint::Fold) -> Vec<(String, i32, i32)> {
+    let of = |(name, shards): (
+        &SinkName,
+        &BTreeMap<ShardId, penstock_checkpoint::fold::BornShard>,
+    )| {
+        let (shard, born) = shards.iter().next()?;
+        let base = born.partition - i32::from(shard.get());
+        let last = shards.values().map(|b| b.partition).max().unwrap_or(base);
+        Some((name.as_str().to_owned(), base, last))
+    };
+    fold.shards().iter().filter_map(of).collect()
+}
+
+/// Partitions that the marker topic needs for sinks of these many shards in all.
+pub fn marker_partitions(fold: &penstock_checkpoint::Fold, shards: i32) -> i32 {
+    let after = marker_ranges(fold)
+        .iter()
+        .map(|(_, _, last)| last + 1)
+        .max()
+        .unwrap_or(0);
+    if after > shards {
+        after.max(shards) + shards
+    } else {
+        shards
+    }
 }

@@ -111,7 +111,10 @@ impl Progress {
     }
 
     pub fn held(&self, sink: &str, text: &str) {
-        self.now.lock().held.insert(sink.to_owned(), text.to_owned());
+        self.now
+            .lock()
+            .held
+            .insert(sink.to_owned(), text.to_owned());
     }
 
     pub fn log(&self, id: String) {
@@ -128,7 +131,9 @@ impl Progress {
 
     pub fn committed(&self, barrier: Barrier, snapshot: &Snapshot, took: Duration, now_ms: i64) {
         let mut now = self.now.lock();
-        let sum = |f: &dyn Fn(&crate::task::SlotCounts) -> u64| snapshot.counts.iter().map(f).sum::<u64>();
+        let sum = |f: &dyn Fn(&crate::task::SlotCounts) -> u64| {
+            snapshot.counts.iter().map(f).sum::<u64>()
+        };
         let rows_in = sum(&|c| c.sources.iter().map(|s| s.rows).sum());
         let duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         now.epoch = LastEpoch {
@@ -150,9 +155,20 @@ impl Progress {
         if now.durations.len() < DURATIONS {
             now.durations.push(duration_ms);
         }
-        let least = snapshot.watermarks.values().min().copied().filter(|t| *t > EventTime::MIN);
+        let least = snapshot
+            .watermarks
+            .values()
+            .min()
+            .copied()
+            .filter(|t| *t > EventTime::MIN);
         now.watermark = least.map(EventTime::micros);
-        now.held_back_by = snapshot.counts.iter().flat_map(|c| &c.held_back_by).flatten().next().map(|s| s.0.to_string());
+        now.held_back_by = snapshot
+            .counts
+            .iter()
+            .flat_map(|c| &c.held_back_by)
+            .flatten()
+            .next()
+            .map(|s| s.0.to_string());
         let mut operators: BTreeMap<String, (u64, u64, u64, u64)> = BTreeMap::new();
         let sources = snapshot.counts.first().map_or(0, |c| c.sources.len());
         now.by_source = vec![SourceNow::default(); sources];
@@ -180,6 +196,9 @@ impl Progress {
                 *of += rows;
             }
         }
-        now.operators = operators.into_iter().map(|(uid, (i, o, k, b))| (uid, i, o, k, b)).collect();
+        now.operators = operators
+            .into_iter()
+            .map(|(uid, (i, o, k, b))| (uid, i, o, k, b))
+            .collect();
     }
 }

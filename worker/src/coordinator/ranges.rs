@@ -36,7 +36,9 @@ pub fn next_ranges(
     let mut files = 0;
     for (split, state) in positions.iter().filter(|(_, s)| !s.done) {
         let from = position(state);
-        let Some(end) = ends.get(split).copied().filter(|e| *e > from) else { continue };
+        let Some(end) = ends.get(split).copied().filter(|e| *e > from) else {
+            continue;
+        };
         if end == Position::END {
             if files < bounds.files {
                 ranges.insert(split.clone(), Span { from, to: end });
@@ -54,7 +56,13 @@ pub fn next_ranges(
             let share = (left.unsigned_abs() as u128 * u128::from(bounds.rows)).div_ceil(total);
             i64::try_from(share).unwrap_or(i64::MAX).max(1).min(left)
         };
-        ranges.insert(split, Span { from, to: Position(from.0 + share) });
+        ranges.insert(
+            split,
+            Span {
+                from,
+                to: Position(from.0 + share),
+            },
+        );
     }
     ranges
 }
@@ -93,7 +101,12 @@ mod tests {
 
     fn split(position: i64, max: Option<i64>) -> SplitState {
         let position = LogPosition::Offset(position);
-        SplitState { position, max_event_time: max.map(Micros::new), idle: false, done: false }
+        SplitState {
+            position,
+            max_event_time: max.map(Micros::new),
+            idle: false,
+            done: false,
+        }
     }
     fn id(n: u32) -> SplitId {
         SplitId(format!("t/{n}").into())
@@ -101,12 +114,40 @@ mod tests {
 
     #[test]
     fn rows_are_shared_out_by_what_is_left() {
-        let positions = BTreeMap::from([(id(0), split(0, None)), (id(1), split(100, None)), (id(2), split(7, None))]);
-        let ends = BTreeMap::from([(id(0), Position(300)), (id(1), Position(200)), (id(2), Position(7))]);
-        let all = next_ranges(&positions, &ends, Bounds { rows: 1000, files: 1 });
-        assert_eq!(all[&id(0)], Span { from: Position(0), to: Position(300) });
+        let positions = BTreeMap::from([
+            (id(0), split(0, None)),
+            (id(1), split(100, None)),
+            (id(2), split(7, None)),
+        ]);
+        let ends = BTreeMap::from([
+            (id(0), Position(300)),
+            (id(1), Position(200)),
+            (id(2), Position(7)),
+        ]);
+        let all = next_ranges(
+            &positions,
+            &ends,
+            Bounds {
+                rows: 1000,
+                files: 1,
+            },
+        );
+        assert_eq!(
+            all[&id(0)],
+            Span {
+                from: Position(0),
+                to: Position(300)
+            }
+        );
         assert_eq!(all.len(), 2);
-        let some = next_ranges(&positions, &ends, Bounds { rows: 100, files: 1 });
+        let some = next_ranges(
+            &positions,
+            &ends,
+            Bounds {
+                rows: 100,
+                files: 1,
+            },
+        );
         assert_eq!(some[&id(0)].to, Position(75));
         assert_eq!(some[&id(1)].to, Position(125));
     }
@@ -124,7 +165,10 @@ mod tests {
     fn a_split_with_rows_to_come_holds_the_watermark_back_and_an_empty_one_does_not() {
         let splits = BTreeMap::from([(id(0), split(10, Some(1000))), (id(1), split(0, None))]);
         let ends = BTreeMap::from([(id(0), Position(10)), (id(1), Position(0))]);
-        assert_eq!(watermark(&splits, &ends, 100), Some(EventTime::from_micros(900)));
+        assert_eq!(
+            watermark(&splits, &ends, 100),
+            Some(EventTime::from_micros(900))
+        );
         let ends = BTreeMap::from([(id(0), Position(10)), (id(1), Position(5))]);
         assert_eq!(watermark(&splits, &ends, 100), None);
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use arrow::datatypes::{FieldRef, Schema, SchemaRef};
 use datafusion_common::Column as ColumnName;
 use datafusion_expr::Expr;
+use penstock_checkpoint::Fold;
 use penstock_crds::job::StreamingJob;
 use penstock_crds::sink::{Delivery, Sink as SinkSpec, SinkKind};
 use penstock_crds::source::{OnError, OnLate, SecretRef, Source as SourceSpec, SourceKind};
@@ -16,7 +17,7 @@ use penstock_plan::graph::{OutputMode, hidden};
 use penstock_plan::source_plan::{SinkPlan, SourcePlan};
 
 use crate::clock::{Clock, SystemClock};
-use crate::coordinator::SourceInfo;
+use crate::coordinator::{SourceInfo, marker_partitions};
 use crate::error::{EngineError, Result};
 use crate::formats::json::{JsonDecoder, JsonEncoder, Timestamps};
 use crate::formats::raw::{RawDecoder, RawEncoder};
@@ -27,11 +28,11 @@ use crate::sinks::kafka::{KafkaSink, KafkaSinkConfig};
 use crate::sinks::print::PrintSink;
 use crate::sinks::rows::{KeyKind, RowPlan, ValueFormat};
 use crate::sinks::{Guarantee, SinkRef};
+use crate::sources::Source;
 use crate::sources::decode::{BodyFormat, DecodePlan};
 use crate::sources::files::{FilesConfig, FilesSource};
 use crate::sources::generator::{GeneratorConfig, GeneratorSource};
 use crate::sources::kafka::{KafkaSource, KafkaSourceConfig, Topics};
-use crate::sources::Source;
 use crate::task::{FailAbove, Policy, ScanColumns, SourceRules, WatermarkRule};
 
 use super::RunOptions;
@@ -48,29 +49,66 @@ pub struct Connected {
 }
 
 /// Makes every source that the plan reads and every sink of the manifest.
-pub fn connect(job: &StreamingJob, plan: &Plan, options: &RunOptions, log_id: &str) -> Result<Connected> {
+pub fn connect(
+    job: &StreamingJob,
+    plan: &Plan,
+    options: &RunOptions,
+    fold: &Fold,
+) -> Result<Connected> {
+    let log_id = &fold.log().to_string();
     let planned = job.spec.trigger.kind().is_planned();
-    let markers = i32::try_from(job.spec.sinks.iter().map(|s| s.shards).sum::<u32>()).unwrap_or(i32::MAX);
-    let mut connected = Connected { sources: Vec::new(), infos: Vec::new(), sinks: Vec::new() };
+    let shards =
+        i32::try_from(job.spec.sinks.iter().map(|s| s.shards).sum::<u32>()).unwrap_or(i32::MAX);
+    let markers = marker_partitions(fold, shards);
+    let mut connected = Connected {
+        sources: Vec::new(),
+        infos: Vec::new(),
+        sinks: Vec::new(),
+    };
     for spec in &job.spec.sinks {
-        let sink = sink(job, spec, plan.sinks.get(&spec.name), options, log_id, markers)?;
-        connected.sinks.push((spec.name.clone(), sink, guarantee(spec)));
+        let sink = sink(
+            job,
+            spec,
+            plan.sinks.get(&spec.name),
+            options,
+            log_id,
+            markers,
+        )?;
+        connected
+            .sinks
+            .push((spec.name.clone(), sink, guarantee(spec)));
     }
-    for spec in job.spec.sources.iter().filter(|s| plan.sources.contains_key(&s.name)) {
+    for spec in job
+        .spec
+        .sources
+        .iter()
+        .filter(|s| plan.sources.contains_key(&s.name))
+    {
         let scan = &plan.sources[&spec.name];
         let index = connected.sources.len();
         let source = source(job, spec, scan, options, planned)?;
         connected.infos.push(SourceInfo {
             name: spec.name.clone(),
             enumerator: source.enumerator()?,
-            out_of_orderness: scan.watermark.as_ref().map(|w| micros(w.max_out_of_orderness_ms)),
-            max_rows_per_epoch: spec.limits.as_ref().map(|l| l.max_rows_per_epoch).filter(|n| *n > 0),
+            out_of_orderness: scan
+                .watermark
+                .as_ref()
+                .map(|w| micros(w.max_out_of_orderness_ms)),
+            max_rows_per_epoch: spec
+                .limits
+                .as_ref()
+                .map(|l| l.max_rows_per_epoch)
+                .filter(|n| *n > 0),
             max_files_per_epoch: max_files(spec),
             discover_every: discover_every(spec),
             forget_finished: matches!(spec.kind(), Some(SourceKind::Files(_))),
         });
         let rules = Arc::new(rules(job, spec, scan, index)?);
-        connected.sources.push(SourceParts { rules, source, columns: scan_columns(scan)? });
+        connected.sources.push(SourceParts {
+            rules,
+            source,
+            columns: scan_columns(scan)?,
+        });
     }
     Ok(connected)
 }
@@ -80,8 +118,14 @@ fn micros(ms: u64) -> i64 {
 }
 
 fn max_files(spec: &SourceSpec) -> usize {
-    let limit = spec.limits.as_ref().map(|l| l.max_files_per_epoch).filter(|n| *n > 0);
-    limit.and_then(|n| usize::try_from(n).ok()).unwrap_or(FILES_PER_EPOCH)
+    let limit = spec
+        .limits
+        .as_ref()
+        .map(|l| l.max_files_per_epoch)
+        .filter(|n| *n > 0);
+    limit
+        .and_then(|n| usize::try_from(n).ok())
+        .unwrap_or(FILES_PER_EPOCH)
 }
 
 fn discover_every(spec: &SourceSpec) -> Duration {
@@ -92,11 +136,22 @@ fn discover_every(spec: &SourceSpec) -> Duration {
 }
 
 /// What a source task needs: schema, watermark, policies.
-fn rules(job: &StreamingJob, spec: &SourceSpec, scan: &SourcePlan, index: usize) -> Result<SourceRules> {
+fn rules(
+    job: &StreamingJob,
+    spec: &SourceSpec,
+    scan: &SourcePlan,
+    index: usize,
+) -> Result<SourceRules> {
     let letters = || {
         let name = spec.dead_letters.clone().unwrap_or_default();
         let at = job.spec.sinks.iter().position(|s| s.name == name);
-        at.ok_or_else(|| EngineError::fail("PR0304", format!("source {}", spec.name), format!("no sink is called {name}")))
+        at.ok_or_else(|| {
+            EngineError::fail(
+                "PR0304",
+                format!("source {}", spec.name),
+                format!("no sink is called {name}"),
+            )
+        })
     };
     let slots = u64::try_from(job.spec.workers.slots).unwrap_or(1).max(1);
     let per_second = spec.limits.as_ref().map_or(0, |l| l.max_rows_per_second);
@@ -106,7 +161,9 @@ fn rules(job: &StreamingJob, spec: &SourceSpec, scan: &SourcePlan, index: usize)
         schema: scan.output.clone(),
         watermark: scan.watermark.as_ref().map(|w| WatermarkRule {
             out_of_orderness: micros(w.max_out_of_orderness_ms),
-            idle_timeout_ms: w.idle_timeout_ms.map(|ms| i64::try_from(ms).unwrap_or(i64::MAX)),
+            idle_timeout_ms: w
+                .idle_timeout_ms
+                .map(|ms| i64::try_from(ms).unwrap_or(i64::MAX)),
         }),
         on_error: match spec.on_error {
             OnError::Fail => Policy::Fail,
@@ -129,7 +186,9 @@ fn rules(job: &StreamingJob, spec: &SourceSpec, scan: &SourcePlan, index: usize)
 /// Columns that the reader makes: those of the body, then those of the transport.
 fn input_schema(scan: &SourcePlan) -> SchemaRef {
     let body = scan.decode.fields().iter().cloned();
-    let fields: Vec<FieldRef> = body.chain(scan.metadata.iter().map(|m| m.field.clone())).collect();
+    let fields: Vec<FieldRef> = body
+        .chain(scan.metadata.iter().map(|m| m.field.clone()))
+        .collect();
     Arc::new(Schema::new(fields))
 }
 
@@ -138,15 +197,34 @@ fn scan_columns(scan: &SourcePlan) -> Result<ScanColumns> {
     let input = input_schema(scan);
     let column = |name: &str| -> Expr {
         let computed = scan.computed.iter().find(|c| c.name == name);
-        computed.map_or_else(|| Expr::Column(ColumnName::new_unqualified(name)), |c| c.expr.clone())
+        computed.map_or_else(
+            || Expr::Column(ColumnName::new_unqualified(name)),
+            |c| c.expr.clone(),
+        )
     };
     let field = |name: &str| -> Result<FieldRef> {
-        let computed = scan.computed.iter().find(|c| c.name == name).map(|c| c.field.clone());
+        let computed = scan
+            .computed
+            .iter()
+            .find(|c| c.name == name)
+            .map(|c| c.field.clone());
         let read = || input.fields().iter().find(|f| f.name() == name).cloned();
-        let missing = || EngineError::fail("PR0304", format!("source {}", scan.name), format!("the plan names no column {name}"));
+        let missing = || {
+            EngineError::fail(
+                "PR0304",
+                format!("source {}", scan.name),
+                format!("the plan names no column {name}"),
+            )
+        };
         computed.or_else(read).ok_or_else(missing)
     };
-    let visible: Vec<FieldRef> = scan.output.fields().iter().filter(|f| !is_hidden(f.name())).cloned().collect();
+    let visible: Vec<FieldRef> = scan
+        .output
+        .fields()
+        .iter()
+        .filter(|f| !is_hidden(f.name()))
+        .cloned()
+        .collect();
     let mut exprs: Vec<Expr> = visible.iter().map(|f| column(f.name())).collect();
     let mut fields = visible.clone();
     let event_time = match &scan.watermark {
@@ -161,23 +239,53 @@ fn scan_columns(scan: &SourcePlan) -> Result<ScanColumns> {
         },
     };
     // Nullable: a null event time must come out, to be judged, and not fail the batch.
-    let fields: Vec<FieldRef> = fields.iter().map(|f| Arc::new(f.as_ref().clone().with_nullable(true))).collect();
-    Ok(ScanColumns { input, exprs, output: Arc::new(Schema::new(fields)), event_time, visible: visible.len() })
+    let fields: Vec<FieldRef> = fields
+        .iter()
+        .map(|f| Arc::new(f.as_ref().clone().with_nullable(true)))
+        .collect();
+    Ok(ScanColumns {
+        input,
+        exprs,
+        output: Arc::new(Schema::new(fields)),
+        event_time,
+        visible: visible.len(),
+    })
 }
 
 fn is_hidden(name: &str) -> bool {
-    [hidden::SPLIT, hidden::OFFSET, hidden::RAW_KEY, hidden::RAW_VALUE].contains(&name)
+    [
+        hidden::SPLIT,
+        hidden::OFFSET,
+        hidden::RAW_KEY,
+        hidden::RAW_VALUE,
+    ]
+    .contains(&name)
 }
 
 /// What a secret's folder holds: file names to contents.
-fn secret(options: &RunOptions, reference: Option<&SecretRef>, object: &str) -> Result<BTreeMap<String, String>> {
-    let Some(reference) = reference else { return Ok(BTreeMap::new()) };
+fn secret(
+    options: &RunOptions,
+    reference: Option<&SecretRef>,
+    object: &str,
+) -> Result<BTreeMap<String, String>> {
+    let Some(reference) = reference else {
+        return Ok(BTreeMap::new());
+    };
     let Some(folder) = &options.secrets else {
-        let text = format!("secret {} is asked for; say where secrets lie with --secrets DIR (DIR/{}/KEY)", reference.name, reference.name);
+        let text = format!(
+            "secret {} is asked for; say where secrets lie with --secrets DIR (DIR/{}/KEY)",
+            reference.name, reference.name
+        );
         return Err(EngineError::fail("PR0208", object.to_owned(), text));
     };
     let folder: PathBuf = folder.join(&reference.name);
-    let failed = |e: std::io::Error| EngineError::fail("PR0208", object.to_owned(), format!("cannot read {}: {e}", folder.display()));
+    let failed = |e: std::io::Error| {
+        EngineError::fail(
+            "PR0208",
+            object.to_owned(),
+            format!("cannot read {}: {e}", folder.display()),
+        )
+    };
     let mut values = BTreeMap::new();
     for entry in std::fs::read_dir(&folder).map_err(failed)? {
         let entry = entry.map_err(failed)?;
@@ -191,24 +299,55 @@ fn secret(options: &RunOptions, reference: Option<&SecretRef>, object: &str) -> 
     Ok(values)
 }
 
-fn source(job: &StreamingJob, spec: &SourceSpec, scan: &SourcePlan, options: &RunOptions, planned: bool) -> Result<Arc<dyn Source>> {
+fn source(
+    job: &StreamingJob,
+    spec: &SourceSpec,
+    scan: &SourcePlan,
+    options: &RunOptions,
+    planned: bool,
+) -> Result<Arc<dyn Source>> {
     let object = format!("source {}", spec.name);
-    let kept_raw = scan.output.fields().iter().any(|f| f.name() == hidden::RAW_VALUE);
+    let kept_raw = scan
+        .output
+        .fields()
+        .iter()
+        .any(|f| f.name() == hidden::RAW_VALUE);
     let decode = || -> Result<DecodePlan> {
-        let format = spec.format.as_ref().and_then(|f| f.kind()).and_then(BodyFormat::from_spec);
+        let format = spec
+            .format
+            .as_ref()
+            .and_then(|f| f.kind())
+            .and_then(BodyFormat::from_spec);
         let schema = input_schema(scan);
-        let from = scan.decode.fields().iter().map(|_| None).chain(scan.metadata.iter().map(|m| Some(m.from))).collect();
+        let from = scan
+            .decode
+            .fields()
+            .iter()
+            .map(|_| None)
+            .chain(scan.metadata.iter().map(|m| Some(m.from)))
+            .collect();
         Ok(DecodePlan {
             schema,
             from,
-            format: format.ok_or_else(|| EngineError::fail("PR0208", object.clone(), "its format is not in this version"))?,
+            format: format.ok_or_else(|| {
+                EngineError::fail(
+                    "PR0208",
+                    object.clone(),
+                    "its format is not in this version",
+                )
+            })?,
             keep_raw: kept_raw,
         })
     };
     match spec.kind() {
         Some(SourceKind::Files(files)) => {
             let secret = secret(options, files.secret_ref.as_ref(), &object)?;
-            Ok(Arc::new(FilesSource::new(FilesConfig::from_spec(&spec.name, files, decode()?, &secret)?)?))
+            Ok(Arc::new(FilesSource::new(FilesConfig::from_spec(
+                &spec.name,
+                files,
+                decode()?,
+                &secret,
+            )?)?))
         }
         Some(SourceKind::Generator(generator)) => {
             let made = |f: &FieldRef| {
@@ -237,12 +376,20 @@ fn source(job: &StreamingJob, spec: &SourceSpec, scan: &SourcePlan, options: &Ru
                     "" => format!("penstock.{namespace}.{name}"),
                     given => given.to_owned(),
                 },
-                transport: scan.metadata.iter().enumerate().map(|(i, m)| (scan.decode.fields().len() + i, m.from)).collect(),
+                transport: scan
+                    .metadata
+                    .iter()
+                    .enumerate()
+                    .map(|(i, m)| (scan.decode.fields().len() + i, m.from))
+                    .collect(),
                 schema: plan.schema.clone(),
                 keep_raw: plan.keep_raw,
             };
             let (body, format) = (scan.decode.clone(), plan.format);
-            Ok(Arc::new(KafkaSource::new(config, Box::new(move || decoder(body.clone(), format)))))
+            Ok(Arc::new(KafkaSource::new(
+                config,
+                Box::new(move || decoder(body.clone(), format)),
+            )))
         }
         None => Err(EngineError::fail("PR0208", object, "it has no connector")),
     }
@@ -264,7 +411,13 @@ fn sink(
     markers: i32,
 ) -> Result<SinkRef> {
     let object = format!("sink {}", spec.name);
-    let later = || EngineError::fail("PR0209", object.clone(), "its format is not in this version");
+    let later = || {
+        EngineError::fail(
+            "PR0209",
+            object.clone(),
+            "its format is not in this version",
+        )
+    };
     let key_groups = u16::try_from(job.spec.key_groups).unwrap_or(u16::MAX);
     let shards = u16::try_from(spec.shards).unwrap_or(1);
     let format = match spec.format.as_ref().and_then(|f| f.kind()) {
@@ -288,8 +441,17 @@ fn sink(
         Some(SinkKind::Files(files)) => {
             let secret = secret(options, files.secret_ref.as_ref(), &object)?;
             let folders = plan.map(|p| p.partition_by.clone()).unwrap_or_default();
-            let key = if folders.is_empty() { KeyKind::None } else { KeyKind::Folder(folders) };
-            Ok(Arc::new(FilesSink::new(FilesSinkConfig::from_spec(files, rows(key, false), log_id, &secret)?)))
+            let key = if folders.is_empty() {
+                KeyKind::None
+            } else {
+                KeyKind::Folder(folders)
+            };
+            Ok(Arc::new(FilesSink::new(FilesSinkConfig::from_spec(
+                files,
+                rows(key, false),
+                log_id,
+                &secret,
+            )?)))
         }
         Some(SinkKind::Kafka(kafka)) => {
             let secret = secret(options, kafka.secret_ref.as_ref(), &object)?;
@@ -315,8 +477,14 @@ fn sink(
                     ValueFormat::Raw => Box::new(RawEncoder::default()),
                 })
             };
-            let key = || -> Result<Box<dyn Encoder>> { Ok(Box::new(JsonEncoder::new(Timestamps::default()))) };
-            Ok(Arc::new(KafkaSink::new(config, Box::new(value), Box::new(key))))
+            let key = || -> Result<Box<dyn Encoder>> {
+                Ok(Box::new(JsonEncoder::new(Timestamps::default())))
+            };
+            Ok(Arc::new(KafkaSink::new(
+                config,
+                Box::new(value),
+                Box::new(key),
+            )))
         }
         None => Err(EngineError::fail("PR0209", object, "it has no connector")),
     }

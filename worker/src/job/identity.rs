@@ -19,11 +19,22 @@ const IDENTITY: &str = "log-id";
 ///
 /// # Errors
 /// `PR0407` when several logs have this name and nothing says which is meant.
-pub async fn open_log(store: &CheckpointStore, volume: &Path, created: Created, start_fresh: bool) -> Result<JobLog> {
+pub async fn open_log(
+    store: &CheckpointStore,
+    volume: &Path,
+    created: Created,
+    start_fresh: bool,
+) -> Result<JobLog> {
     std::fs::create_dir_all(volume).map_err(|e| disk(volume, e))?;
-    let lock = File::options().create(true).truncate(false).write(true).open(volume.join("lock")).map_err(|e| disk(volume, e))?;
+    let lock = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(volume.join("lock"))
+        .map_err(|e| disk(volume, e))?;
     // Held until the log is open; the log's own fence decides from then on.
-    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).map_err(|e| disk(volume, e.into()))?;
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
+        .map_err(|e| disk(volume, e.into()))?;
     let known = read_identity(volume);
     let mut logs = store.logs().await.map_err(|e| storage(LogError::from(e)))?;
     if let Some(known) = known.filter(|k| logs.contains(k)) {
@@ -34,14 +45,25 @@ pub async fn open_log(store: &CheckpointStore, volume: &Path, created: Created, 
     match logs.as_slice() {
         [] => {
             let id = LogId::from_bytes(SystemEntropy.bytes16());
-            let log = JobLog::create(store.below(&id.to_string()), id, created, Options::default()).await.map_err(storage)?;
+            let log = JobLog::create(
+                store.below(&id.to_string()),
+                id,
+                created,
+                Options::default(),
+            )
+            .await
+            .map_err(storage)?;
             write_identity(volume, id)?;
             Ok(log)
         }
         [id] => {
-            let log = JobLog::open(store.below(&id.to_string()), Options::default()).await.map_err(storage)?;
+            let log = JobLog::open(store.below(&id.to_string()), Options::default())
+                .await
+                .map_err(storage)?;
             write_identity(volume, *id)?;
-            log.ok_or_else(|| EngineError::fail("PR0405", format!("log {id}"), "its folder holds no record"))
+            log.ok_or_else(|| {
+                EngineError::fail("PR0405", format!("log {id}"), "its folder holds no record")
+            })
         }
         several => newest(store, volume, several).await,
     }
@@ -51,20 +73,30 @@ pub async fn open_log(store: &CheckpointStore, volume: &Path, created: Created, 
 async fn newest(store: &CheckpointStore, volume: &Path, ids: &[LogId]) -> Result<JobLog> {
     let mut best: Option<JobLog> = None;
     for id in ids {
-        let log = JobLog::open(store.below(&id.to_string()), Options::default()).await.map_err(storage)?;
+        let log = JobLog::open(store.below(&id.to_string()), Options::default())
+            .await
+            .map_err(storage)?;
         if let Some(log) = log
-            && best.as_ref().is_none_or(|b| b.fold().created() < log.fold().created())
+            && best
+                .as_ref()
+                .is_none_or(|b| b.fold().created() < log.fold().created())
         {
             best = Some(log);
         }
     }
-    let log = best.ok_or_else(|| EngineError::fail("PR0405", "logs of this name", "no folder holds a record"))?;
+    let log = best.ok_or_else(|| {
+        EngineError::fail("PR0405", "logs of this name", "no folder holds a record")
+    })?;
     write_identity(volume, log.fold().log())?;
     Ok(log)
 }
 
 fn read_identity(volume: &Path) -> Option<LogId> {
-    std::fs::read_to_string(volume.join(IDENTITY)).ok()?.trim().parse().ok()
+    std::fs::read_to_string(volume.join(IDENTITY))
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
 }
 
 fn write_identity(volume: &Path, id: LogId) -> Result<()> {
@@ -73,5 +105,10 @@ fn write_identity(volume: &Path, id: LogId) -> Result<()> {
 
 fn disk(volume: &Path, e: std::io::Error) -> EngineError {
     let object = format!("state folder {}", volume.display());
-    EngineError::fail("PR0409", object, format!("it cannot be written: {e}; make room or name another with --state")).caused_by(e)
+    EngineError::fail(
+        "PR0409",
+        object,
+        format!("it cannot be written: {e}; make room or name another with --state"),
+    )
+    .caused_by(e)
 }

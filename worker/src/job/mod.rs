@@ -46,7 +46,11 @@ pub struct RunOptions {
 
 /// The name of a job.
 pub fn full_name(job: &StreamingJob) -> (String, String) {
-    let namespace = job.metadata.namespace.clone().unwrap_or_else(|| "default".to_owned());
+    let namespace = job
+        .metadata
+        .namespace
+        .clone()
+        .unwrap_or_else(|| "default".to_owned());
     (namespace, job.metadata.name.clone().unwrap_or_default())
 }
 
@@ -56,8 +60,14 @@ pub fn open_store(job: &StreamingJob, secrets: Option<&PathBuf>) -> Result<Check
     let storage_spec = job.spec.checkpoint.storage.as_ref();
     let failed = |e: penstock_checkpoint::store::StoreError| storage(LogError::from(e));
     let (objects, prefix): (Arc<dyn Objects>, String) = match storage_spec.and_then(|s| s.kind()) {
-        None => (Arc::new(LocalFolder::open(".penstock").map_err(failed)?), String::new()),
-        Some(StorageKind::Local(local)) => (Arc::new(LocalFolder::open(&local.path).map_err(failed)?), String::new()),
+        None => (
+            Arc::new(LocalFolder::open(".penstock").map_err(failed)?),
+            String::new(),
+        ),
+        Some(StorageKind::Local(local)) => (
+            Arc::new(LocalFolder::open(&local.path).map_err(failed)?),
+            String::new(),
+        ),
         Some(StorageKind::S3(s3)) => {
             let secret = |key: &str| -> Option<String> {
                 let of = &storage_spec?.secret_ref.as_ref()?.name;
@@ -67,17 +77,28 @@ pub fn open_store(job: &StreamingJob, secrets: Option<&PathBuf>) -> Result<Check
             let env = |key: &str| std::env::var(key).ok();
             let options = S3Options {
                 bucket: s3.bucket.clone(),
-                region: if s3.region.is_empty() { "us-east-1".to_owned() } else { s3.region.clone() },
+                region: if s3.region.is_empty() {
+                    "us-east-1".to_owned()
+                } else {
+                    s3.region.clone()
+                },
                 endpoint: s3.endpoint.clone(),
                 path_style: s3.path_style,
                 access_key: secret("access_key_id").or_else(|| env("AWS_ACCESS_KEY_ID")),
                 secret_key: secret("secret_access_key").or_else(|| env("AWS_SECRET_ACCESS_KEY")),
                 session_token: secret("session_token").or_else(|| env("AWS_SESSION_TOKEN")),
             };
-            (Arc::new(Remote::s3(&options).map_err(failed)?), s3.prefix.clone())
+            (
+                Arc::new(Remote::s3(&options).map_err(failed)?),
+                s3.prefix.clone(),
+            )
         }
         Some(StorageKind::Gcs(_) | StorageKind::Azure(_)) => {
-            return Err(EngineError::fail("PR0402", "checkpoint.storage", "only s3 and local storage are in this version"));
+            return Err(EngineError::fail(
+                "PR0402",
+                "checkpoint.storage",
+                "only s3 and local storage are in this version",
+            ));
         }
     };
     Ok(CheckpointStore::new(objects, prefix).below(&format!("{namespace}/{name}")))
@@ -85,13 +106,28 @@ pub fn open_store(job: &StreamingJob, secrets: Option<&PathBuf>) -> Result<Check
 
 /// What becomes of the state of the version that ran last, when its plan differs; `None` when nothing has changed or nothing
 /// ran yet.
-pub async fn state_verdicts(job: &StreamingJob, plan: &Plan, options: &RunOptions) -> Result<Option<Vec<StateVerdict>>> {
+pub async fn state_verdicts(
+    job: &StreamingJob,
+    plan: &Plan,
+    options: &RunOptions,
+) -> Result<Option<Vec<StateVerdict>>> {
     let store = open_store(job, options.secrets.as_ref())?;
     for id in store.logs().await.map_err(|e| storage(LogError::from(e)))? {
         let of = store.below(&id.to_string());
-        let Some(log) = JobLog::open(of, LogOptions::default()).await.map_err(storage)? else { continue };
-        let Some(claim) = log.fold().claim().filter(|c| c.plan_hash != plan.plan_hash) else { continue };
-        let old = log.store().get(&plan_path(&claim.plan_hash)).await.map_err(|e| storage(LogError::from(e)))?;
+        let Some(log) = JobLog::open(of, LogOptions::default())
+            .await
+            .map_err(storage)?
+        else {
+            continue;
+        };
+        let Some(claim) = log.fold().claim().filter(|c| c.plan_hash != plan.plan_hash) else {
+            continue;
+        };
+        let old = log
+            .store()
+            .get(&plan_path(&claim.plan_hash))
+            .await
+            .map_err(|e| storage(LogError::from(e)))?;
         if let Some(old) = old.and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
             return Ok(Some(verdict(&old, plan, &options.drop_state)));
         }
@@ -113,7 +149,11 @@ pub async fn run(
     stop: watch::Receiver<bool>,
 ) -> Result<Outcome> {
     let outcome = generations(job, plan, options, progress.clone(), stop).await;
-    progress.phase(if outcome.is_ok() { Phase::Completed } else { Phase::Failed });
+    progress.phase(if outcome.is_ok() {
+        Phase::Completed
+    } else {
+        Phase::Failed
+    });
     outcome
 }
 
@@ -126,8 +166,15 @@ async fn generations(
 ) -> Result<Outcome> {
     let (namespace, name) = full_name(job);
     let store = open_store(job, options.secrets.as_ref())?;
-    store.prove_create_if_absent(&mut SystemEntropy).await.map_err(|e| storage(LogError::from(e)))?;
-    let volume = options.state.clone().unwrap_or_else(|| PathBuf::from(".penstock/volumes").join(&namespace).join(&name));
+    store
+        .prove_create_if_absent(&mut SystemEntropy)
+        .await
+        .map_err(|e| storage(LogError::from(e)))?;
+    let volume = options.state.clone().unwrap_or_else(|| {
+        PathBuf::from(".penstock/volumes")
+            .join(&namespace)
+            .join(&name)
+    });
     let mut pause = Duration::from_millis(200);
     loop {
         let began = tokio::time::Instant::now();
@@ -157,26 +204,44 @@ async fn generation(
 ) -> Result<Outcome> {
     let (namespace, name) = full_name(job);
     let key_groups = u16::try_from(job.spec.key_groups).unwrap_or(u16::MAX);
-    let created = Created { name: format!("{namespace}/{name}"), key_groups, parent: None };
+    let created = Created {
+        name: format!("{namespace}/{name}"),
+        key_groups,
+        parent: None,
+    };
     let log = identity::open_log(store, volume, created, job.spec.start_fresh).await?;
     if log.fold().key_groups() != key_groups {
-        let text = format!("keyGroups is {key_groups}, the job began with {}: it is fixed for a job's life", log.fold().key_groups());
+        let text = format!(
+            "keyGroups is {key_groups}, the job began with {}: it is fixed for a job's life",
+            log.fold().key_groups()
+        );
         return Err(EngineError::fail("PR0410", "spec.keyGroups", text));
     }
     progress.log(log.fold().log().to_string());
     let plan_json = plan_json(plan).to_string();
-    let written = log.store().put(&plan_path(&plan.plan_hash), plan_json.into_bytes().into()).await;
+    let written = log
+        .store()
+        .put(&plan_path(&plan.plan_hash), plan_json.into_bytes().into())
+        .await;
     written.map_err(|e| storage(LogError::from(e)))?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let connected = connectors::connect(job, plan, options, &log.fold().log().to_string())?;
+    let connected = connectors::connect(job, plan, options, log.fold())?;
     let slots = usize::try_from(job.spec.workers.slots).unwrap_or(1).max(1);
-    let sinks: Vec<(String, u16)> = connected.sinks.iter().map(|(name, sink, _)| (name.clone(), sink.shards())).collect();
+    let sinks: Vec<(String, u16)> = connected
+        .sinks
+        .iter()
+        .map(|(name, sink, _)| (name.clone(), sink.shards()))
+        .collect();
     let state = StateWorker::open(StateOptions {
         dir: (!options.memory_state).then(|| volume.join("state")),
         total_groups: key_groups,
         log_id: log.fold().log().to_string(),
         schema_fingerprint: state_fingerprint(plan),
-        nonce: u64::from_le_bytes(SystemEntropy.bytes16()[..8].try_into().expect("eight of sixteen bytes")),
+        nonce: u64::from_le_bytes(
+            SystemEntropy.bytes16()[..8]
+                .try_into()
+                .expect("eight of sixteen bytes"),
+        ),
         budget: Budget::new(options.memory),
         planted: Planted::default(),
     })?;
@@ -211,7 +276,10 @@ async fn generation(
         settings: Settings {
             trigger: trigger(job),
             interval: spec.interval.into(),
-            retention: Retention { epochs: u64::from(spec.retention.epochs), duration: spec.retention.duration.into() },
+            retention: Retention {
+                epochs: u64::from(spec.retention.epochs),
+                duration: spec.retention.duration.into(),
+            },
             plan_hash: plan.plan_hash.clone(),
             sinks,
             key_groups,
@@ -227,7 +295,10 @@ async fn generation(
     let outcome = coordinator.run().await;
     drop(coordinator);
     // The member ends its slots; a slot that hangs in a connector would hang the process, so that has a bound.
-    if tokio::time::timeout(Duration::from_secs(20), member).await.is_err() {
+    if tokio::time::timeout(Duration::from_secs(20), member)
+        .await
+        .is_err()
+    {
         tracing::warn!("the member did not end within 20 s");
     }
     outcome
@@ -237,7 +308,9 @@ fn trigger(job: &StreamingJob) -> Trigger {
     use penstock_crds::job::Trigger as T;
     match job.spec.trigger.kind() {
         T::Continuous => Trigger::Continuous,
-        T::ProcessingTime { interval } => Trigger::ProcessingTime { interval: interval.into() },
+        T::ProcessingTime { interval } => Trigger::ProcessingTime {
+            interval: interval.into(),
+        },
         T::AvailableNow { drain } => Trigger::AvailableNow { drain },
         T::Once { drain } => Trigger::Once { drain },
     }
@@ -245,7 +318,11 @@ fn trigger(job: &StreamingJob) -> Trigger {
 
 /// Of everything that the bytes of state depend on: an instance written under another one is not used.
 fn state_fingerprint(plan: &Plan) -> String {
-    let of = plan.graph.nodes.iter().filter_map(|n| Some(format!("{}={:016x}", n.uid.0, n.fingerprint?.0)));
+    let of = plan
+        .graph
+        .nodes
+        .iter()
+        .filter_map(|n| Some(format!("{}={:016x}", n.uid.0, n.fingerprint?.0)));
     let text = of.collect::<Vec<_>>().join(";");
     format!("{:016x}", xxhash_rust::xxh3::xxh3_64(text.as_bytes()))
 }

@@ -18,7 +18,10 @@ use crate::operators;
 use crate::sinks::{Guarantee, SinkRef};
 use crate::sources::Source;
 use crate::state::{SlotState, StateWorker};
-use crate::task::{HashBy, OperatorTask, Route, Scan, ScanColumns, SinkStage, SinkTask, Slot, SlotEvent, SourceRules, SourceTask, SplitNames};
+use crate::task::{
+    HashBy, OperatorTask, Route, Scan, ScanColumns, SinkStage, SinkTask, Slot, SlotEvent,
+    SourceRules, SourceTask, SplitNames,
+};
 
 /// Where slots run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +76,13 @@ impl SlotFactory for GraphSlots {
         for index in 0..self.slots {
             let state = state.slot(self.groups(index))?;
             let (commands, inbox) = mpsc::unbounded_channel();
-            let mut slot = self.slot(index, start, state, std::mem::take(&mut wires[index]), &names)?;
+            let mut slot = self.slot(
+                index,
+                start,
+                state,
+                std::mem::take(&mut wires[index]),
+                &names,
+            )?;
             slot.notify = notifies[index].clone();
             slot.commands = inbox;
             slot.events = events.clone();
@@ -87,20 +96,34 @@ impl GraphSlots {
     /// Key groups of a slot: those whose owner it is.
     fn groups(&self, slot: usize) -> std::ops::Range<u16> {
         let first = |slot: usize| {
-            (0..self.key_groups).find(|g| crate::keys::owner(*g, self.key_groups, self.slots) >= slot).unwrap_or(self.key_groups)
+            (0..self.key_groups)
+                .find(|g| crate::keys::owner(*g, self.key_groups, self.slots) >= slot)
+                .unwrap_or(self.key_groups)
         };
         first(slot)..first(slot + 1)
     }
 
-    fn spawn(&self, slot: Slot, commands: mpsc::UnboundedSender<crate::task::SlotCommand>) -> Result<SlotHandle> {
+    fn spawn(
+        &self,
+        slot: Slot,
+        commands: mpsc::UnboundedSender<crate::task::SlotCommand>,
+    ) -> Result<SlotHandle> {
         match self.threads {
             SlotThreads::Shared => {
                 tokio::spawn(slot.run());
-                Ok(SlotHandle { commands, ended: Box::new(|| {}) })
+                Ok(SlotHandle {
+                    commands,
+                    ended: Box::new(|| {}),
+                })
             }
             SlotThreads::Own => {
-                let failed = |e: std::io::Error| EngineError::fail("PR0304", "slot", "no thread could be started").caused_by(e);
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(failed)?;
+                let failed = |e: std::io::Error| {
+                    EngineError::fail("PR0304", "slot", "no thread could be started").caused_by(e)
+                };
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_time()
+                    .build()
+                    .map_err(failed)?;
                 let thread = std::thread::Builder::new()
                     .name(format!("slot-{}", slot.index))
                     .spawn(move || runtime.block_on(slot.run()))
@@ -121,25 +144,36 @@ impl GraphSlots {
             match &edge.distribution {
                 Distribution::Forward => {
                     for (s, w) in wires.iter_mut().enumerate() {
-                        let (outlet, inlet) = network::local(notifies[s].clone(), notifies[s].clone());
+                        let (outlet, inlet) =
+                            network::local(notifies[s].clone(), notifies[s].clone());
                         w.listen(edge, Box::new(inlet));
-                        w.routes.entry(edge.from).or_default().push(Route::forward(Box::new(outlet)));
+                        w.routes
+                            .entry(edge.from)
+                            .or_default()
+                            .push(Route::forward(Box::new(outlet)));
                     }
                 }
                 Distribution::Hash(columns) => {
                     let by = HashBy {
                         main: columns.clone(),
-                        late: self.late_columns(edge.from).unwrap_or_else(|| columns.clone()),
+                        late: self
+                            .late_columns(edge.from)
+                            .unwrap_or_else(|| columns.clone()),
                         key_groups: self.key_groups,
                     };
                     for from in 0..slots {
                         let mut outlets: Vec<Box<dyn Outlet>> = Vec::new();
                         for to in 0..slots {
-                            let (outlet, inlet) = network::local(notifies[from].clone(), notifies[to].clone());
+                            let (outlet, inlet) =
+                                network::local(notifies[from].clone(), notifies[to].clone());
                             outlets.push(Box::new(outlet));
                             wires[to].listen(edge, Box::new(inlet));
                         }
-                        wires[from].routes.entry(edge.from).or_default().push(Route::hash(by.clone(), outlets));
+                        wires[from]
+                            .routes
+                            .entry(edge.from)
+                            .or_default()
+                            .push(Route::hash(by.clone(), outlets));
                     }
                 }
             }
@@ -150,14 +184,28 @@ impl GraphSlots {
     /// Key columns in the rows that a partial operator passes whole: those of its input.
     fn late_columns(&self, node: NodeId) -> Option<Vec<usize>> {
         match &self.graph.nodes[node.0].op {
-            Op::WindowAggregate { phase: Phase::Partial, keys, .. } | Op::Deduplicate { phase: Phase::Partial, keys, .. } => {
-                Some(keys.clone())
+            Op::WindowAggregate {
+                phase: Phase::Partial,
+                keys,
+                ..
             }
+            | Op::Deduplicate {
+                phase: Phase::Partial,
+                keys,
+                ..
+            } => Some(keys.clone()),
             _ => None,
         }
     }
 
-    fn slot(&self, index: usize, start: &Start, state: SlotState, mut wires: Wires, names: &SplitNames) -> Result<Slot> {
+    fn slot(
+        &self,
+        index: usize,
+        start: &Start,
+        state: SlotState,
+        mut wires: Wires,
+        names: &SplitNames,
+    ) -> Result<Slot> {
         let restored = |uid: &str| {
             let at = start.restore.state.watermarks.get(&OperatorUid::new(uid));
             at.map_or(EventTime::MIN, |t| EventTime::from_micros(t.get()))
@@ -185,11 +233,25 @@ impl GraphSlots {
                 }
                 Op::Sink { name, mode, key } => {
                     let stage = self.sink(name)?;
-                    sinks.push(SinkTask::new(uid.clone(), stage, inlets, *mode, key.clone(), restored(&uid)));
+                    sinks.push(SinkTask::new(
+                        uid.clone(),
+                        stage,
+                        inlets,
+                        *mode,
+                        key.clone(),
+                        restored(&uid),
+                    ));
                 }
                 _ => {
                     let operator = self.operator(node)?;
-                    operators.push(OperatorTask::new(uid.clone(), operator, inlets, &ports, routes, restored(&uid)));
+                    operators.push(OperatorTask::new(
+                        uid.clone(),
+                        operator,
+                        inlets,
+                        &ports,
+                        routes,
+                        restored(&uid),
+                    ));
                 }
             }
         }
@@ -222,34 +284,67 @@ impl GraphSlots {
     }
 
     fn stages(&self, slot: usize) -> Result<Vec<SinkStage>> {
-        let written = |name: &str| self.graph.nodes.iter().any(|n| matches!(&n.op, Op::Sink { name: s, .. } if s == name));
+        let written = |name: &str| {
+            self.graph
+                .nodes
+                .iter()
+                .any(|n| matches!(&n.op, Op::Sink { name: s, .. } if s == name))
+        };
         self.sinks
             .iter()
             .map(|(name, sink, guarantee)| {
-                let encoder = if written(name) { Some(sink.encoder()?) } else { None };
+                let encoder = if written(name) {
+                    Some(sink.encoder()?)
+                } else {
+                    None
+                };
                 let direct = match guarantee {
                     Guarantee::ExactlyOnce => None,
                     Guarantee::AtLeastOnce => Some(sink.direct()?),
                 };
-                Ok(SinkStage::new(name.clone(), sink.clone(), encoder, direct, slot as u64))
+                Ok(SinkStage::new(
+                    name.clone(),
+                    sink.clone(),
+                    encoder,
+                    direct,
+                    slot as u64,
+                ))
             })
             .collect()
     }
 
     fn operator(&self, node: &Node) -> Result<Box<dyn operators::Operator>> {
         let inputs: Vec<&Edge> = {
-            let mut inputs: Vec<&Edge> = self.graph.edges.iter().filter(|e| e.to == node.id).collect();
+            let mut inputs: Vec<&Edge> = self
+                .graph
+                .edges
+                .iter()
+                .filter(|e| e.to == node.id)
+                .collect();
             inputs.sort_by_key(|e| e.port);
             inputs
         };
-        let schemas: Vec<_> = inputs.iter().map(|e| self.graph.nodes[e.from.0].schema.clone()).collect();
+        let schemas: Vec<_> = inputs
+            .iter()
+            .map(|e| self.graph.nodes[e.from.0].schema.clone())
+            .collect();
         let kinds: Vec<_> = inputs.iter().map(|e| e.kind.clone()).collect();
         let late = inputs.first().and_then(|e| {
             let partial = matches!(
                 self.graph.nodes[e.from.0].op,
-                Op::WindowAggregate { phase: Phase::Partial, .. } | Op::Deduplicate { phase: Phase::Partial, .. }
+                Op::WindowAggregate {
+                    phase: Phase::Partial,
+                    ..
+                } | Op::Deduplicate {
+                    phase: Phase::Partial,
+                    ..
+                }
             );
-            let before = self.graph.edges.iter().find(|b| partial && b.to == e.from)?;
+            let before = self
+                .graph
+                .edges
+                .iter()
+                .find(|b| partial && b.to == e.from)?;
             Some(self.graph.nodes[before.from.0].schema.clone())
         });
         operators::build(node, &schemas, late, &kinds, operators::Switches::default())
@@ -259,14 +354,23 @@ impl GraphSlots {
         self.sources
             .iter()
             .find(|s| s.rules.name == name)
-            .ok_or_else(|| EngineError::fail("PR0304", format!("source {name}"), "the plan names a source that the job has not"))
+            .ok_or_else(|| {
+                EngineError::fail(
+                    "PR0304",
+                    format!("source {name}"),
+                    "the plan names a source that the job has not",
+                )
+            })
     }
 
     fn sink(&self, name: &str) -> Result<usize> {
-        self.sinks
-            .iter()
-            .position(|s| s.0 == name)
-            .ok_or_else(|| EngineError::fail("PR0304", format!("sink {name}"), "the plan names a sink that the job has not"))
+        self.sinks.iter().position(|s| s.0 == name).ok_or_else(|| {
+            EngineError::fail(
+                "PR0304",
+                format!("sink {name}"),
+                "the plan names a sink that the job has not",
+            )
+        })
     }
 }
 

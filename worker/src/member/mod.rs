@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use penstock_checkpoint::ids::{Epoch, Generation, KeyGroup, LogId, MemberId, Nonce, ShardId, SinkName};
+use penstock_checkpoint::ids::{
+    Epoch, Generation, KeyGroup, LogId, MemberId, Nonce, ShardId, SinkName,
+};
 use penstock_checkpoint::pack::{PackId, PackIndex, PackWriter, SectionName};
 use penstock_checkpoint::record::{BaseRef, PackRef};
 use penstock_checkpoint::store::CheckpointStore;
@@ -131,7 +133,10 @@ impl Member {
     }
 
     /// The coordinator may be gone; then nobody needs the answer.
-    #[expect(clippy::unnecessary_wraps, reason = "every arm of the loop answers with a Result")]
+    #[expect(
+        clippy::unnecessary_wraps,
+        reason = "every arm of the loop answers with a Result"
+    )]
     fn say(&self, message: FromMember) -> Result<()> {
         let _ = self.outbox.send(message);
         Ok(())
@@ -178,65 +183,128 @@ impl Member {
         let log = self.log;
         let ancestors = start.ancestors.clone();
         let opened = self.state.open_groups(&groups, &|epoch, sum| {
-            sum == checksum(log, epoch) && ancestors.iter().any(|(from, to)| (*from..=*to).contains(&epoch))
+            sum == checksum(log, epoch)
+                && ancestors
+                    .iter()
+                    .any(|(from, to)| (*from..=*to).contains(&epoch))
         })?;
         let mut indexes: BTreeMap<String, PackIndex> = BTreeMap::new();
         for (group, at) in opened {
             let Some(chain) = start.restore.state.chains.get(&KeyGroup::new(group)) else {
-                self.state.load_segments(group, &[], target, checksum(log, target))?;
+                self.state
+                    .load_segments(group, &[], target, checksum(log, target))?;
                 continue;
             };
             let mut at = at;
-            if let Some(base) = chain.base.as_ref().filter(|b| at.is_none_or(|at| at < b.epoch.get())) {
+            if let Some(base) = chain
+                .base
+                .as_ref()
+                .filter(|b| at.is_none_or(|at| at < b.epoch.get()))
+            {
                 self.fetch_base(group, base).await?;
                 at = Some(base.epoch.get());
             }
-            for segment in chain.segments.iter().filter(|s| at.is_none_or(|at| s.epoch.get() > at)) {
+            for segment in chain
+                .segments
+                .iter()
+                .filter(|s| at.is_none_or(|at| s.epoch.get() > at))
+            {
                 let pack = start.restore.state.pack(*segment).ok_or_else(|| {
-                    EngineError::fail("PR0405", format!("key group {group}"), format!("the closure names no pack for epoch {}", segment.epoch))
+                    EngineError::fail(
+                        "PR0405",
+                        format!("key group {group}"),
+                        format!("the closure names no pack for epoch {}", segment.epoch),
+                    )
                 })?;
                 if !indexes.contains_key(&pack.path) {
-                    let index = transfer::read_index(&self.store, log, pack).await.map_err(storage)?;
+                    let index = transfer::read_index(&self.store, log, pack)
+                        .await
+                        .map_err(storage)?;
                     indexes.insert(pack.path.clone(), index);
                 }
-                let Some(section) = indexes[&pack.path].section(&SectionName::State(KeyGroup::new(group))) else { continue };
-                let bytes = transfer::read_section(&self.store, pack, section).await.map_err(storage)?;
+                let Some(section) =
+                    indexes[&pack.path].section(&SectionName::State(KeyGroup::new(group)))
+                else {
+                    continue;
+                };
+                let bytes = transfer::read_section(&self.store, pack, section)
+                    .await
+                    .map_err(storage)?;
                 let epoch = segment.epoch.get();
-                self.state.load_segments(group, &[Segment::parse(bytes)?], epoch, checksum(log, epoch))?;
+                self.state.load_segments(
+                    group,
+                    &[Segment::parse(bytes)?],
+                    epoch,
+                    checksum(log, epoch),
+                )?;
             }
-            self.state.load_segments(group, &[], target, checksum(log, target))?;
+            self.state
+                .load_segments(group, &[], target, checksum(log, target))?;
         }
         Ok(())
     }
 
     /// Downloads a base's files beside the volume and puts them in the place of the key group's instance.
     async fn fetch_base(&self, group: u16, base: &BaseRef) -> Result<()> {
-        let disk = |e: std::io::Error| EngineError::fail("PR0409", format!("base of key group {group}"), e.to_string()).caused_by(e);
+        let disk = |e: std::io::Error| {
+            EngineError::fail(
+                "PR0409",
+                format!("base of key group {group}"),
+                e.to_string(),
+            )
+            .caused_by(e)
+        };
         let folder = tempfile::tempdir().map_err(disk)?;
         let mut files = Vec::new();
         for file in &base.files {
-            let missing = || EngineError::fail("PR0405", self.store.key(&file.path), "the log names it and it is gone");
-            let body = self.store.get(&file.path).await.map_err(|e| storage(e.into()))?.ok_or_else(missing)?;
-            let damaged = |e: penstock_checkpoint::DecodeError| EngineError::fail("PR0404", self.store.key(&file.path), e.to_string());
+            let missing = || {
+                EngineError::fail(
+                    "PR0405",
+                    self.store.key(&file.path),
+                    "the log names it and it is gone",
+                )
+            };
+            let body = self
+                .store
+                .get(&file.path)
+                .await
+                .map_err(|e| storage(e.into()))?
+                .ok_or_else(missing)?;
+            let damaged = |e: penstock_checkpoint::DecodeError| {
+                EngineError::fail("PR0404", self.store.key(&file.path), e.to_string())
+            };
             penstock_checkpoint::base::check_file(file, &body).map_err(damaged)?;
             let path = folder.path().join(&file.name);
             std::fs::write(&path, &body).map_err(disk)?;
-            files.push(BaseFile { name: file.name.clone(), unique: file.id.clone(), path, length: file.length, shared: true });
+            files.push(BaseFile {
+                name: file.name.clone(),
+                unique: file.id.clone(),
+                path,
+                length: file.length,
+                shared: true,
+            });
         }
         let epoch = base.epoch.get();
-        self.state.restore_base(group, &files, epoch, checksum(self.log, epoch))
+        self.state
+            .restore_base(group, &files, epoch, checksum(self.log, epoch))
     }
 
     async fn read_outputs(&self, packs: &[PackRef]) -> Result<BTreeMap<Shard, Chunks>> {
         let mut outputs: BTreeMap<Shard, Chunks> = BTreeMap::new();
         for pack in packs.iter().filter(|p| !p.outputs.is_empty()) {
-            let index = transfer::read_index(&self.store, self.log, pack).await.map_err(storage)?;
+            let index = transfer::read_index(&self.store, self.log, pack)
+                .await
+                .map_err(storage)?;
             for (i, (name, _, _)) in self.sinks.iter().enumerate() {
                 let sink = SinkName::new(name.clone());
-                let Some(shards) = pack.outputs.get(&sink) else { continue };
+                let Some(shards) = pack.outputs.get(&sink) else {
+                    continue;
+                };
                 for shard in shards.keys() {
                     for (_, section) in index.chunks(&sink, *shard) {
-                        let bytes = transfer::read_section(&self.store, pack, section).await.map_err(storage)?;
+                        let bytes = transfer::read_section(&self.store, pack, section)
+                            .await
+                            .map_err(storage)?;
                         outputs.entry((i, shard.get())).or_default().push(bytes);
                     }
                 }
@@ -263,7 +331,8 @@ impl Member {
                 let mut plans = vec![BTreeMap::new(); r.slots.len()];
                 for (source, splits) in ranges {
                     let watermark = watermarks.get(&source).copied();
-                    let mut shares: BTreeMap<usize, Vec<Assignment>> = by_slot(splits, r.slots.len());
+                    let mut shares: BTreeMap<usize, Vec<Assignment>> =
+                        by_slot(splits, r.slots.len());
                     for (slot, plan) in plans.iter_mut().enumerate() {
                         let share = shares.remove(&slot).unwrap_or_default();
                         plan.insert(source, protocol::planned(share, watermark, barrier));
@@ -274,17 +343,33 @@ impl Member {
                 }
             }
             ToMember::Drain => r.slots.iter().for_each(|s| send(s, SlotCommand::Drain)),
-            ToMember::Bear { shard, partition, epoch, nonce } => {
+            ToMember::Bear {
+                shard,
+                partition,
+                epoch,
+                nonce,
+            } => {
                 self.shard(r, shard, partition)?;
                 let marker = protocol::BornMarker { partition, nonce };
                 let _ = r.shards[&shard].send(ShardWork::Bear { marker, epoch });
             }
-            ToMember::Committed { epoch, publish, now_ms } => {
-                let Some((layers, outputs)) = r.pending.remove(&epoch) else { return Ok(()) };
+            ToMember::Committed {
+                epoch,
+                publish,
+                now_ms,
+            } => {
+                let Some((layers, outputs)) = r.pending.remove(&epoch) else {
+                    return Ok(());
+                };
                 fault::point("apply.before");
                 let checksum = checksum(self.log, epoch.get());
                 self.state.check()?;
-                self.state.commit(Commit { epoch: epoch.get(), checksum, now_ms, layers });
+                self.state.commit(Commit {
+                    epoch: epoch.get(),
+                    checksum,
+                    now_ms,
+                    layers,
+                });
                 if publish {
                     self.publish(r, epoch, outputs)?;
                 }
@@ -314,11 +399,20 @@ impl Member {
         Ok(())
     }
 
-    fn publish(&self, r: &mut Running, epoch: Epoch, outputs: BTreeMap<Shard, Chunks>) -> Result<()> {
+    fn publish(
+        &self,
+        r: &mut Running,
+        epoch: Epoch,
+        outputs: BTreeMap<Shard, Chunks>,
+    ) -> Result<()> {
         let owed: BTreeSet<Shard> = outputs.keys().copied().collect();
         for (shard, chunks) in outputs {
             let work = r.shards.get(&shard).ok_or_else(|| {
-                EngineError::fail("PR0210", format!("sink {} shard {}", self.sinks[shard.0].0, shard.1), "the shard has no marker")
+                EngineError::fail(
+                    "PR0210",
+                    format!("sink {} shard {}", self.sinks[shard.0].0, shard.1),
+                    "the shard has no marker",
+                )
             })?;
             let _ = work.send(ShardWork::Publish { epoch, chunks });
         }
@@ -329,7 +423,11 @@ impl Member {
     /// Says how far publication has come, when the oldest epochs are out.
     fn tell_done(&self, r: &mut Running) -> Result<()> {
         let mut through = None;
-        while r.unpublished.front().is_some_and(|(_, owed)| owed.is_empty()) {
+        while r
+            .unpublished
+            .front()
+            .is_some_and(|(_, owed)| owed.is_empty())
+        {
             through = r.unpublished.pop_front().map(|(epoch, _)| epoch);
         }
         through.map_or(Ok(()), |through| {
@@ -341,7 +439,10 @@ impl Member {
     fn news(&self, r: &mut Running, news: ShardNews) -> Result<()> {
         match news {
             ShardNews::Born(shard, nonce) => self.say(FromMember::Born { shard, nonce }),
-            ShardNews::Held(shard, text) => self.say(FromMember::Held { sink: shard.0, text }),
+            ShardNews::Held(shard, text) => self.say(FromMember::Held {
+                sink: shard.0,
+                text,
+            }),
             ShardNews::Failed(error) => Err(error),
             ShardNews::Published(shard, epoch) => {
                 for (e, owed) in &mut r.unpublished {
@@ -385,17 +486,26 @@ impl Member {
     }
 
     /// Packs what the slots froze and staged, and uploads it off the member's loop.
-    fn snapshot(&mut self, r: &mut Running, mut reports: Vec<SlotReport>, uploads: &mpsc::UnboundedSender<Result<Box<Snapshot>>>) -> Result<()> {
+    fn snapshot(
+        &mut self,
+        r: &mut Running,
+        mut reports: Vec<SlotReport>,
+        uploads: &mpsc::UnboundedSender<Result<Box<Snapshot>>>,
+    ) -> Result<()> {
         let barrier: Barrier = reports[0].barrier;
         let epoch = Epoch::new(barrier.epoch);
-        let layers: Vec<Arc<FrozenLayer>> = reports.iter().filter_map(|s| s.layer.clone()).collect();
+        let layers: Vec<Arc<FrozenLayer>> =
+            reports.iter().filter_map(|s| s.layer.clone()).collect();
         let mut outputs: BTreeMap<Shard, Chunks> = BTreeMap::new();
         let mut rows_out = 0;
         for report in &mut reports {
             for (sink, shard, staged) in report.staged.drain(..) {
                 rows_out += staged.rows;
                 if self.sinks[sink].2 == Guarantee::ExactlyOnce {
-                    outputs.entry((sink, shard)).or_default().extend(cut(staged.data, &staged.chunk_ends));
+                    outputs
+                        .entry((sink, shard))
+                        .or_default()
+                        .extend(cut(staged.data, &staged.chunk_ends));
                 }
             }
         }
@@ -403,21 +513,40 @@ impl Member {
         rows_out += late;
         for (sink, shard, staged) in direct {
             if self.sinks[sink].2 == Guarantee::ExactlyOnce {
-                outputs.entry((sink, shard)).or_default().extend(cut(staged.data, &staged.chunk_ends));
+                outputs
+                    .entry((sink, shard))
+                    .or_default()
+                    .extend(cut(staged.data, &staged.chunk_ends));
             } else {
                 let mut sender = self.sinks[sink].1.direct()?;
                 sender.send(&staged)?;
                 sender.flush()?;
             }
         }
-        let id = PackId { log: self.log, epoch, generation: r.generation, nonce: (self.nonces)() };
+        let id = PackId {
+            log: self.log,
+            epoch,
+            generation: r.generation,
+            nonce: (self.nonces)(),
+        };
         let mut snapshot = Box::new(merge(barrier, reports));
         snapshot.rows_out = rows_out;
         r.pending.insert(epoch, (layers.clone(), outputs.clone()));
         let (store, member, uploads) = (self.store.clone(), self.id, uploads.clone());
-        let names: Vec<SinkName> = self.sinks.iter().map(|s| SinkName::new(s.0.clone())).collect();
+        let names: Vec<SinkName> = self
+            .sinks
+            .iter()
+            .map(|s| SinkName::new(s.0.clone()))
+            .collect();
         tokio::spawn(async move {
-            let written = upload(&store, PackWriter::new(id, member), &layers, &outputs, &names).await;
+            let written = upload(
+                &store,
+                PackWriter::new(id, member),
+                &layers,
+                &outputs,
+                &names,
+            )
+            .await;
             let _ = uploads.send(written.map(|(pack, bytes)| {
                 snapshot.pack = pack;
                 snapshot.bytes = bytes;
@@ -428,7 +557,11 @@ impl Member {
     }
 
     /// Stages late rows for the dead letters, each once: several operators, in several slots, may have judged the same row.
-    fn stage_late(&self, reports: &mut [SlotReport], epoch: u64) -> (u64, Vec<(usize, u16, StagedRecords)>) {
+    fn stage_late(
+        &self,
+        reports: &mut [SlotReport],
+        epoch: u64,
+    ) -> (u64, Vec<(usize, u16, StagedRecords)>) {
         let mut seen = BTreeSet::new();
         let mut stages: BTreeMap<(usize, u16), StagedRecords> = BTreeMap::new();
         let mut rows = 0;
@@ -439,11 +572,21 @@ impl Member {
             let source = &self.sources[letter.source];
             let sink = &self.sinks[letter.sink].1;
             let hash = crate::keys::split_hash(source, &letter.split.0);
-            let shard = u16::try_from(hash % u64::from(sink.shards())).expect("the remainder is below a u16");
-            sink.stage_record(&letter.record(source, epoch), stages.entry((letter.sink, shard)).or_default());
+            let shard = u16::try_from(hash % u64::from(sink.shards()))
+                .expect("the remainder is below a u16");
+            sink.stage_record(
+                &letter.record(source, epoch),
+                stages.entry((letter.sink, shard)).or_default(),
+            );
             rows += 1;
         }
-        (rows, stages.into_iter().map(|((sink, shard), staged)| (sink, shard, staged)).collect())
+        (
+            rows,
+            stages
+                .into_iter()
+                .map(|((sink, shard), staged)| (sink, shard, staged))
+                .collect(),
+        )
     }
 }
 
@@ -468,7 +611,9 @@ async fn upload(
     }
     let (objects, pack) = writer.finish();
     let bytes = objects.iter().map(|o| o.body.len() as u64).sum();
-    transfer::write_pack(store, objects).await.map_err(storage)?;
+    transfer::write_pack(store, objects)
+        .await
+        .map_err(storage)?;
     fault::point("pack.after");
     Ok((pack, bytes))
 }
@@ -502,15 +647,21 @@ fn by_slot(splits: Vec<Assignment>, slots: usize) -> BTreeMap<usize, Vec<Assignm
     let mut sorted = splits;
     sorted.sort_by(|a, b| a.range.split.cmp(&b.range.split));
     for a in sorted {
-        shares.entry(slot_of(&a.range.split.0, slots)).or_default().push(a);
+        shares
+            .entry(slot_of(&a.range.split.0, slots))
+            .or_default()
+            .push(a);
     }
     shares
 }
 
 /// Partitions `topic/0…` go round the slots; other names by hash.
 fn slot_of(split: &str, slots: usize) -> usize {
-    let number = split.rsplit_once('/').and_then(|(_, n)| n.parse::<usize>().ok());
-    let n = number.unwrap_or_else(|| usize::try_from(crate::keys::split_hash("", split) >> 1).unwrap_or(0));
+    let number = split
+        .rsplit_once('/')
+        .and_then(|(_, n)| n.parse::<usize>().ok());
+    let n = number
+        .unwrap_or_else(|| usize::try_from(crate::keys::split_hash("", split) >> 1).unwrap_or(0));
     n % slots
 }
 
@@ -546,7 +697,11 @@ pub fn storage(e: penstock_checkpoint::log::LogError) -> EngineError {
         K::Fenced => ErrorKind::Fenced,
         K::Invalid => ErrorKind::Invalid,
     };
-    let code = if kind == ErrorKind::Fenced { "PR0401" } else { "PR0402" };
+    let code = if kind == ErrorKind::Fenced {
+        "PR0401"
+    } else {
+        "PR0402"
+    };
     EngineError::new(kind, code, "checkpoint storage", e.to_string()).caused_by(e)
 }
 

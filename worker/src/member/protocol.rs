@@ -27,14 +27,30 @@ pub struct BornMarker {
 pub enum ToMember {
     /// Begins a generation: restore, then run.
     Start(Box<Start>),
-    Assign { source: usize, splits: Vec<Assignment> },
+    Assign {
+        source: usize,
+        splits: Vec<Assignment>,
+    },
     Inject(Barrier),
-    Plan(BTreeMap<usize, Vec<Assignment>>, BTreeMap<usize, EventTime>, Barrier),
+    Plan(
+        BTreeMap<usize, Vec<Assignment>>,
+        BTreeMap<usize, EventTime>,
+        Barrier,
+    ),
     Drain,
     /// A shard's first rows: open it and write its initial marker.
-    Bear { shard: Shard, partition: i32, epoch: Epoch, nonce: Nonce },
+    Bear {
+        shard: Shard,
+        partition: i32,
+        epoch: Epoch,
+        nonce: Nonce,
+    },
     /// The epoch is committed: apply its state; publish it unless it is staged.
-    Committed { epoch: Epoch, publish: bool, now_ms: i64 },
+    Committed {
+        epoch: Epoch,
+        publish: bool,
+        now_ms: i64,
+    },
     Halt,
 }
 
@@ -62,15 +78,26 @@ pub enum FromMember {
     /// The member's part of an epoch is durable.
     Snapshot(Box<Snapshot>),
     /// The shard's marker stands, with this nonce.
-    Born { shard: Shard, nonce: Nonce },
+    Born {
+        shard: Shard,
+        nonce: Nonce,
+    },
     /// Every epoch up to this one that was given for publication is out, on the shards of this member.
-    Done { through: Epoch },
+    Done {
+        through: Epoch,
+    },
     /// A shard cannot publish for now; for status.
-    Held { sink: usize, text: String },
+    Held {
+        sink: usize,
+        text: String,
+    },
     WantsBarrier,
     /// Every source is read to its end.
     SourcesDone,
-    Failing { source: String, text: String },
+    Failing {
+        source: String,
+        text: String,
+    },
     Failed(EngineError),
 }
 
@@ -87,6 +114,14 @@ pub struct Snapshot {
 }
 
 /// One slot's share of a planned epoch.
-pub fn planned(ranges: Vec<Assignment>, watermark: Option<EventTime>, barrier: Barrier) -> PlannedEpoch {
-    PlannedEpoch { ranges, watermark, barrier }
+pub fn planned(
+    ranges: Vec<Assignment>,
+    watermark: Option<EventTime>,
+    barrier: Barrier,
+) -> PlannedEpoch {
+    PlannedEpoch {
+        ranges,
+        watermark,
+        barrier,
+    }
 }

@@ -20,10 +20,16 @@ const PAUSE: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub enum ShardWork {
     /// Write the initial marker, or find it written by this very attempt.
-    Bear { marker: BornMarker, epoch: Epoch },
+    Bear {
+        marker: BornMarker,
+        epoch: Epoch,
+    },
     /// Known from the log.
     Born(BornMarker),
-    Publish { epoch: Epoch, chunks: Vec<Bytes> },
+    Publish {
+        epoch: Epoch,
+        chunks: Vec<Bytes>,
+    },
 }
 
 /// What a shard answers.
@@ -84,11 +90,19 @@ impl ShardTask {
     }
 
     fn unborn(&self) -> EngineError {
-        EngineError::fail("PR0210", self.name.clone(), "rows are to be published before the shard has a marker")
+        EngineError::fail(
+            "PR0210",
+            self.name.clone(),
+            "rows are to be published before the shard has a marker",
+        )
     }
 
     fn marker(&self, born: BornMarker, epoch: Epoch, chunk: u32) -> Marker {
-        Marker { epoch: epoch.get(), chunk, nonce: nonce(born) }
+        Marker {
+            epoch: epoch.get(),
+            chunk,
+            nonce: nonce(born),
+        }
     }
 
     /// Opens until the target answers.
@@ -96,7 +110,7 @@ impl ShardTask {
         loop {
             match self.publisher.open().await {
                 Err(e) if e.kind == ErrorKind::Retry => {
-                    let _ = self.news.send(ShardNews::Held(self.shard, e.to_string()));
+                    let _ = self.news.send(ShardNews::Held(self.shard, told(&e)));
                     tokio::time::sleep(PAUSE).await;
                 }
                 other => return other,
@@ -114,14 +128,21 @@ impl ShardTask {
             ));
         };
         if marker.nonce != nonce(born) {
-            return Err(EngineError::fail("PR0210", self.name.clone(), "the marker was written by another history of this job"));
+            return Err(EngineError::fail(
+                "PR0210",
+                self.name.clone(),
+                "the marker was written by another history of this job",
+            ));
         }
         if marker.epoch > self.newest.get() {
             return Err(EngineError::new(
                 ErrorKind::Fenced,
                 "PR0401",
                 self.name.clone(),
-                format!("the marker stands at epoch {}, after everything this process knows of", marker.epoch),
+                format!(
+                    "the marker stands at epoch {}, after everything this process knows of",
+                    marker.epoch
+                ),
             ));
         }
         Ok(marker)
@@ -150,7 +171,13 @@ impl ShardTask {
     }
 
     /// Publishes what of the epoch is not out yet; answers the marker that stands then.
-    async fn publish(&mut self, epoch: Epoch, chunks: &[Bytes], born: BornMarker, mut at: Marker) -> Result<Marker> {
+    async fn publish(
+        &mut self,
+        epoch: Epoch,
+        chunks: &[Bytes],
+        born: BornMarker,
+        mut at: Marker,
+    ) -> Result<Marker> {
         fault::point("publish.before");
         loop {
             let next = match at.epoch.cmp(&epoch.get()) {
@@ -159,9 +186,15 @@ impl ShardTask {
                 std::cmp::Ordering::Equal if at.chunk == Marker::ALL => return Ok(at),
                 std::cmp::Ordering::Equal => at.chunk as usize + 1,
             };
-            let Some(chunk) = chunks.get(next) else { return Ok(at) };
+            let Some(chunk) = chunks.get(next) else {
+                return Ok(at);
+            };
             let last = next + 1 == chunks.len();
-            let number = if last { Marker::ALL } else { u32::try_from(next).unwrap_or(Marker::ALL - 1) };
+            let number = if last {
+                Marker::ALL
+            } else {
+                u32::try_from(next).unwrap_or(Marker::ALL - 1)
+            };
             let marker = self.marker(born, epoch, number);
             match self.publisher.publish(chunk.clone(), marker).await {
                 Ok(()) => {
@@ -170,7 +203,7 @@ impl ShardTask {
                 }
                 Err(e) if e.kind == ErrorKind::Retry => {
                     tracing::warn!(sink = self.name, epoch = epoch.get(), error = %e, "publication in doubt, the marker decides");
-                    let _ = self.news.send(ShardNews::Held(self.shard, e.to_string()));
+                    let _ = self.news.send(ShardNews::Held(self.shard, told(&e)));
                     tokio::time::sleep(PAUSE).await;
                     at = self.open(born).await?;
                 }
@@ -194,4 +227,15 @@ fn widen(short: u64) -> Nonce {
     let mut bytes = [0; 16];
     bytes[..8].copy_from_slice(&short.to_le_bytes());
     Nonce::from_bytes(bytes)
+}
+
+/// An error with its causes, for status.
+fn told(error: &EngineError) -> String {
+    let mut text = error.to_string();
+    let mut next = std::error::Error::source(error);
+    while let Some(cause) = next {
+        text = format!("{text}: {cause}");
+        next = cause.source();
+    }
+    text
 }

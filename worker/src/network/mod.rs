@@ -45,7 +45,11 @@ struct Shared {
 
 /// A bounded queue within the process.
 pub fn local(sender: Arc<Notify>, receiver: Arc<Notify>) -> (LocalOutlet, LocalInlet) {
-    let shared = Arc::new(Shared { queue: Mutex::default(), sender, receiver });
+    let shared = Arc::new(Shared {
+        queue: Mutex::default(),
+        sender,
+        receiver,
+    });
     (LocalOutlet(shared.clone()), LocalInlet(shared))
 }
 
@@ -81,7 +85,9 @@ impl Inlet for LocalInlet {
         let mut queue = self.0.queue.lock();
         let (message, bytes) = queue.messages.pop_front()?;
         queue.bytes -= bytes;
-        let wake = queue.starved && queue.bytes < CHANNEL_BYTES / 2 && queue.messages.len() < CHANNEL_BATCHES / 2;
+        let wake = queue.starved
+            && queue.bytes < CHANNEL_BYTES / 2
+            && queue.messages.len() < CHANNEL_BATCHES / 2;
         if wake {
             queue.starved = false;
         }

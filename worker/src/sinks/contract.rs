@@ -33,23 +33,34 @@ fn batch(from: i64, rows: i64) -> Batch {
 }
 
 fn lines(from: i64, rows: i64) -> Vec<String> {
-    (from..from + rows).map(|i| format!("{{\"k\":{i},\"v\":\"v{i}\"}}")).collect()
+    (from..from + rows)
+        .map(|i| format!("{{\"k\":{i},\"v\":\"v{i}\"}}"))
+        .collect()
 }
 
 fn stage(sink: &dyn Sink, from: i64, rows: i64) -> Vec<StagedRecords> {
     let mut out = vec![StagedRecords::default(); usize::from(sink.shards())];
     let mut encoder = sink.encoder().unwrap();
     encoder.encode(&batch(from, rows / 2), 1, &mut out).unwrap();
-    encoder.encode(&batch(from + rows / 2, rows - rows / 2), 2, &mut out).unwrap();
+    encoder
+        .encode(&batch(from + rows / 2, rows - rows / 2), 2, &mut out)
+        .unwrap();
     assert_eq!(out.iter().map(|s| s.rows).sum::<u64>(), rows as u64);
     for staged in &out {
-        assert_eq!(staged.chunk_ends.last().copied().unwrap_or(0), staged.data.len());
+        assert_eq!(
+            staged.chunk_ends.last().copied().unwrap_or(0),
+            staged.data.len()
+        );
     }
     out
 }
 
 fn at(epoch: u64, chunk: u32, nonce: u64) -> Marker {
-    Marker { epoch, chunk, nonce }
+    Marker {
+        epoch,
+        chunk,
+        nonce,
+    }
 }
 
 async fn read(subject: &Subject) -> Vec<String> {
@@ -79,7 +90,8 @@ pub(crate) async fn check(subject: Subject) {
 }
 
 fn keys_stay_in_their_shard(sink: &dyn Sink) {
-    let sizes = |staged: Vec<StagedRecords>| staged.iter().map(|s| s.data.clone()).collect::<Vec<_>>();
+    let sizes =
+        |staged: Vec<StagedRecords>| staged.iter().map(|s| s.data.clone()).collect::<Vec<_>>();
     assert_eq!(sizes(stage(sink, 0, 64)), sizes(stage(sink, 0, 64)));
     let used = stage(sink, 0, 64).iter().filter(|s| s.rows > 0).count();
     assert!(used > 1 || sink.shards() == 1, "rows spread over shards");
@@ -89,8 +101,15 @@ async fn open_all(subject: &Subject) -> Vec<Box<dyn ShardPublisher>> {
     let mut all = vec![];
     for shard in 0..subject.sink.shards() {
         let mut publisher = subject.sink.publisher(shard, i32::from(shard)).unwrap();
-        assert_eq!(publisher.open().await.unwrap(), None, "shard {shard} is new");
-        publisher.init_marker(at(0, Marker::ALL, 7 + u64::from(shard))).await.unwrap();
+        assert_eq!(
+            publisher.open().await.unwrap(),
+            None,
+            "shard {shard} is new"
+        );
+        publisher
+            .init_marker(at(0, Marker::ALL, 7 + u64::from(shard)))
+            .await
+            .unwrap();
         all.push(publisher);
     }
     all
@@ -103,7 +122,10 @@ async fn published_rows_appear_once(subject: &Subject) -> Vec<String> {
     for (shard, staged) in staged.into_iter().enumerate() {
         if staged.rows > 0 {
             let marker = at(1, Marker::ALL, 7 + shard as u64);
-            publishers[shard].publish(Bytes::from(staged.data), marker).await.unwrap();
+            publishers[shard]
+                .publish(Bytes::from(staged.data), marker)
+                .await
+                .unwrap();
         }
     }
     let expected = sorted(lines(0, 100));
@@ -111,9 +133,16 @@ async fn published_rows_appear_once(subject: &Subject) -> Vec<String> {
     expected
 }
 
-async fn a_new_publisher_finds_the_marker_and_replaces_the_old(subject: &Subject, expected: &mut Vec<String>) {
+async fn a_new_publisher_finds_the_marker_and_replaces_the_old(
+    subject: &Subject,
+    expected: &mut Vec<String>,
+) {
     let staged = stage(subject.sink.as_ref(), 100, 100);
-    let (shard, staged) = staged.into_iter().enumerate().find(|(_, s)| s.rows > 0).unwrap();
+    let (shard, staged) = staged
+        .into_iter()
+        .enumerate()
+        .find(|(_, s)| s.rows > 0)
+        .unwrap();
     let chunk = Bytes::from(staged.data);
     let open = async |marker: Option<Marker>| {
         let mut publisher = subject.sink.publisher(shard as u16, shard as i32).unwrap();
@@ -138,7 +167,9 @@ async fn a_new_publisher_finds_the_marker_and_replaces_the_old(subject: &Subject
     let chunk = Bytes::from(next.data);
     let zombie = old.publish(chunk.clone(), at(2, Marker::ALL, nonce)).await;
     assert_eq!(zombie.is_err(), subject.fences, "{zombie:?}");
-    new.publish(chunk.clone(), at(2, Marker::ALL, nonce)).await.unwrap();
+    new.publish(chunk.clone(), at(2, Marker::ALL, nonce))
+        .await
+        .unwrap();
     let zombie = old.publish(chunk.clone(), at(2, Marker::ALL, nonce)).await;
     assert_eq!(zombie.is_err(), subject.fences, "{zombie:?}");
     let text = super::staged::records(&chunk)
@@ -153,7 +184,10 @@ async fn records_made_outside_sql_are_published(subject: &Subject, expected: &mu
     let record = Record {
         key: Some(Bytes::from_static(b"\xff\0")),
         value: Some(Bytes::from_static(b"not json")),
-        headers: vec![("code".to_owned(), Bytes::from_static(b"PR0201")), ("empty".to_owned(), Bytes::new())],
+        headers: vec![
+            ("code".to_owned(), Bytes::from_static(b"PR0201")),
+            ("empty".to_owned(), Bytes::new()),
+        ],
         timestamp_ms: Some(1_700_000_000_000),
     };
     let mut staged = StagedRecords::default();
@@ -161,7 +195,10 @@ async fn records_made_outside_sql_are_published(subject: &Subject, expected: &mu
     assert_eq!(staged.rows, 1);
     let mut publisher = subject.sink.publisher(0, 0).unwrap();
     publisher.open().await.unwrap();
-    publisher.publish(Bytes::from(staged.data), at(3, Marker::ALL, 7)).await.unwrap();
+    publisher
+        .publish(Bytes::from(staged.data), at(3, Marker::ALL, 7))
+        .await
+        .unwrap();
     expected.push("not json".to_owned());
     *expected = sorted(std::mem::take(expected));
     assert_eq!(&read(subject).await, expected);

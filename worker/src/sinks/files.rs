@@ -11,7 +11,7 @@ use std::path::Path as LocalPath;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use object_store::{ObjectStoreExt, PutMode, PutOptions, PutPayload, ObjectStore as _};
+use object_store::{ObjectStore as _, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use penstock_crds::sink::FilesSink as Spec;
 
 use super::rows::RowPlan;
@@ -86,12 +86,19 @@ impl Sink for FilesSink {
                 EngineError::fail("PR0209", self.object(), message).caused_by(e)
             })?;
         }
-        let probe = format!("_penstock/{}/{}/probe", self.config.log_id, self.config.rows.name);
+        let probe = format!(
+            "_penstock/{}/{}/probe",
+            self.config.log_id, self.config.rows.name
+        );
         let probe = folder.object(&probe);
-        folder.store.put(&probe, PutPayload::default()).await.map_err(|e| {
-            let message = format!("{} cannot be written", folder.url);
-            EngineError::fail("PR0209", self.object(), message).caused_by(e)
-        })?;
+        folder
+            .store
+            .put(&probe, PutPayload::default())
+            .await
+            .map_err(|e| {
+                let message = format!("{} cannot be written", folder.url);
+                EngineError::fail("PR0209", self.object(), message).caused_by(e)
+            })?;
         Ok(())
     }
 
@@ -134,7 +141,10 @@ struct Publisher {
 impl Publisher {
     fn marker_name(&self) -> String {
         let config = &self.sink.config;
-        format!("_penstock/{}/{}/marker-{:05}", config.log_id, config.rows.name, self.shard)
+        format!(
+            "_penstock/{}/{}/marker-{:05}",
+            config.log_id, config.rows.name, self.shard
+        )
     }
 
     fn data_name(&self, folder: &str, marker: Marker) -> String {
@@ -157,7 +167,8 @@ impl Publisher {
         let folder = &self.sink.config.folder;
         let path = folder.object(&self.marker_name());
         let put = folder.store.put(&path, text.to_string().into());
-        put.await.map_err(|e| self.sink.retry("the marker cannot be written", e))?;
+        put.await
+            .map_err(|e| self.sink.retry("the marker cannot be written", e))?;
         self.make_durable(&self.marker_name())
     }
 
@@ -168,10 +179,12 @@ impl Publisher {
         };
         let path = local.join(name);
         let sync = |path: &LocalPath| std::fs::File::open(path).and_then(|file| file.sync_all());
-        sync(&path).and_then(|()| path.parent().map_or(Ok(()), sync)).map_err(|e| {
-            let message = format!("{name} cannot be made durable");
-            EngineError::retry("PR0409", self.sink.object(), message).caused_by(e)
-        })
+        sync(&path)
+            .and_then(|()| path.parent().map_or(Ok(()), sync))
+            .map_err(|e| {
+                let message = format!("{name} cannot be made durable");
+                EngineError::retry("PR0409", self.sink.object(), message).caused_by(e)
+            })
     }
 
     async fn write_data(&self, name: &str, lines: Vec<u8>) -> Result<()> {
@@ -187,7 +200,8 @@ impl Publisher {
                     Ok(there) => there.bytes().await,
                     Err(e) => Err(e),
                 };
-                let there = there.map_err(|e| self.sink.retry("an object cannot be compared", e))?;
+                let there =
+                    there.map_err(|e| self.sink.retry("an object cannot be compared", e))?;
                 if there != lines {
                     let message = format!("{name} exists with other contents");
                     return Err(EngineError::fail("PR0210", self.sink.object(), message));
@@ -228,7 +242,9 @@ impl ShardPublisher for Publisher {
         let text = text.map_err(|e| self.sink.retry("the marker cannot be read", e))?;
         let message = "the marker cannot be understood";
         let marker = parse_marker(&text);
-        marker.map(Some).ok_or_else(|| EngineError::fail("PR0210", self.sink.object(), message))
+        marker
+            .map(Some)
+            .ok_or_else(|| EngineError::fail("PR0210", self.sink.object(), message))
     }
 
     async fn init_marker(&mut self, marker: Marker) -> Result<()> {
@@ -248,7 +264,8 @@ impl ShardPublisher for Publisher {
             lines.push(b'\n');
         }
         for (folder, lines) in files {
-            self.write_data(&self.data_name(&folder, marker), lines).await?;
+            self.write_data(&self.data_name(&folder, marker), lines)
+                .await?;
         }
         self.write_marker(marker).await
     }

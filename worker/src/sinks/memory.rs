@@ -114,7 +114,12 @@ impl Publisher {
             return Ok(());
         }
         let object = format!("sink {} shard {}", self.sink.rows.name, self.shard);
-        Err(EngineError::new(ErrorKind::Fenced, "PR0401", object, "a newer publisher was opened"))
+        Err(EngineError::new(
+            ErrorKind::Fenced,
+            "PR0401",
+            object,
+            "a newer publisher was opened",
+        ))
     }
 }
 

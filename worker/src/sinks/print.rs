@@ -44,7 +44,10 @@ impl PrintSink {
             lines.extend_from_slice(record?.value.unwrap_or(b"null"));
             lines.push(b'\n');
         }
-        self.out.lock().write_all(&lines).map_err(|e| self.failed(e))
+        self.out
+            .lock()
+            .write_all(&lines)
+            .map_err(|e| self.failed(e))
     }
 
     fn flush_out(&self) -> Result<()> {

@@ -159,7 +159,9 @@ impl SinkEncoder for RowEncoder {
                 self.value.bind(rows)?;
             }
             KeyKind::Folder(columns) => {
-                let kept: Vec<usize> = (0..rows.num_columns()).filter(|c| !columns.contains(c)).collect();
+                let kept: Vec<usize> = (0..rows.num_columns())
+                    .filter(|c| !columns.contains(c))
+                    .collect();
                 folders = Some(Folders::new(&self.project(rows, columns)?));
                 let values = self.project(rows, &kept)?;
                 self.value.bind(&values)?;
@@ -172,7 +174,11 @@ impl SinkEncoder for RowEncoder {
                 (Changes::AppendOnly, RowKind::Insert) => (true, None),
                 (Changes::AppendOnly, _) => {
                     let name = format!("sink {}", self.plan.name);
-                    return Err(EngineError::fail("PR0209", name, "a changed row came in Append mode"));
+                    return Err(EngineError::fail(
+                        "PR0209",
+                        name,
+                        "a changed row came in Append mode",
+                    ));
                 }
                 (Changes::Tombstones, RowKind::Delete) => (false, None),
                 (Changes::Tombstones, _) => (true, None),

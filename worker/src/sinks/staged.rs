@@ -29,9 +29,16 @@ pub(super) struct Open {
 }
 
 fn length(bytes: usize) -> Result<u32> {
-    u32::try_from(bytes).ok().filter(|n| *n < NONE / 2).ok_or_else(|| {
-        EngineError::fail("PR0209", "sink", format!("a record of {bytes} bytes cannot be staged"))
-    })
+    u32::try_from(bytes)
+        .ok()
+        .filter(|n| *n < NONE / 2)
+        .ok_or_else(|| {
+            EngineError::fail(
+                "PR0209",
+                "sink",
+                format!("a record of {bytes} bytes cannot be staged"),
+            )
+        })
 }
 
 impl StagedRecords {
@@ -54,13 +61,23 @@ impl StagedRecords {
 
     /// What was written since the key is the value.
     pub(super) fn value_written(&mut self, open: &mut Open) -> Result<()> {
-        let key = if open.key == NONE { 0 } else { open.key as usize };
+        let key = if open.key == NONE {
+            0
+        } else {
+            open.key as usize
+        };
         open.value = length(self.data.len() - open.start - HEAD - key)?;
         Ok(())
     }
 
     /// Fills the head in and cuts the chunk if it is full. `partition`: -1 leaves it to the publisher.
-    pub(super) fn end(&mut self, open: &Open, timestamp_ms: i64, partition: i32, headers: u16) -> Result<()> {
+    pub(super) fn end(
+        &mut self,
+        open: &Open,
+        timestamp_ms: i64,
+        partition: i32,
+        headers: u16,
+    ) -> Result<()> {
         let len = length(self.data.len() - open.start - 4)?;
         let head = &mut self.data[open.start..open.start + HEAD];
         head[0..4].copy_from_slice(&len.to_le_bytes());
@@ -116,9 +133,11 @@ impl StagedRecords {
         let headers = &record.headers[..record.headers.len().min(usize::from(u16::MAX))];
         for (name, value) in headers {
             let name = &name.as_bytes()[..name.len().min(usize::from(u16::MAX))];
-            self.data.extend_from_slice(&(name.len() as u16).to_le_bytes());
+            self.data
+                .extend_from_slice(&(name.len() as u16).to_le_bytes());
             self.data.extend_from_slice(name);
-            self.data.extend_from_slice(&length(value.len())?.to_le_bytes());
+            self.data
+                .extend_from_slice(&length(value.len())?.to_le_bytes());
             self.data.extend_from_slice(value);
         }
         let timestamp = record.timestamp_ms.unwrap_or(i64::MIN);
@@ -128,7 +147,9 @@ impl StagedRecords {
     /// The chunks, in order.
     pub fn chunks(&self) -> impl Iterator<Item = &[u8]> {
         let starts = std::iter::once(0).chain(self.chunk_ends.iter().copied());
-        starts.zip(&self.chunk_ends).map(|(from, to)| &self.data[from..*to])
+        starts
+            .zip(&self.chunk_ends)
+            .map(|(from, to)| &self.data[from..*to])
     }
 }
 
@@ -167,7 +188,11 @@ fn u32_of(bytes: &mut &[u8]) -> Option<u32> {
 }
 
 fn optional<'a>(bytes: &mut &'a [u8], len: u32) -> Option<Option<&'a [u8]>> {
-    if len == NONE { Some(None) } else { take(bytes, len as usize).map(Some) }
+    if len == NONE {
+        Some(None)
+    } else {
+        take(bytes, len as usize).map(Some)
+    }
 }
 
 fn split(mut bytes: &[u8]) -> Option<(StagedRecord<'_>, &[u8])> {
@@ -260,7 +285,10 @@ mod tests {
         for _ in 0..8 {
             staged.push(&record).unwrap();
         }
-        let rows: Vec<usize> = staged.chunks().map(|chunk| records(chunk).count()).collect();
+        let rows: Vec<usize> = staged
+            .chunks()
+            .map(|chunk| records(chunk).count())
+            .collect();
         assert_eq!(rows, [3, 3, 2]);
     }
 }

@@ -30,7 +30,10 @@ fn drain(reader: &mut dyn SourceReader, most: usize) -> Rows {
     let mut got = Rows::new();
     let (mut count, start) = (0, Instant::now());
     while count < most {
-        assert!(start.elapsed() < Duration::from_secs(30), "the source does not end");
+        assert!(
+            start.elapsed() < Duration::from_secs(30),
+            "the source does not end"
+        );
         match reader.poll(7.min(most - count)).unwrap() {
             Polled::Rows(batch) => {
                 assert!(batch.bad.is_empty(), "{:?}", batch.bad);
@@ -39,8 +42,12 @@ fn drain(reader: &mut dyn SourceReader, most: usize) -> Rows {
                 assert_eq!(batch.rows.num_rows(), batch.offsets.len());
                 for i in 0..batch.rows.num_rows() {
                     let split = &batch.split_ids[usize::from(batch.splits[i])];
-                    let text = pretty_format_batches(&[batch.rows.slice(i, 1)]).unwrap().to_string();
-                    got.entry(split.clone()).or_default().push((batch.offsets[i], text));
+                    let text = pretty_format_batches(&[batch.rows.slice(i, 1)])
+                        .unwrap()
+                        .to_string();
+                    got.entry(split.clone())
+                        .or_default()
+                        .push((batch.offsets[i], text));
                     count += 1;
                 }
             }
@@ -49,14 +56,22 @@ fn drain(reader: &mut dyn SourceReader, most: usize) -> Rows {
         }
     }
     for rows in got.values() {
-        assert!(rows.windows(2).all(|w| w[0].0 < w[1].0), "offsets ascend within a split");
+        assert!(
+            rows.windows(2).all(|w| w[0].0 < w[1].0),
+            "offsets ascend within a split"
+        );
     }
     got
 }
 
 fn whole(subject: &Subject) -> Vec<SplitRange> {
     let all = subject.splits.iter().cloned();
-    all.map(|split| SplitRange { split, from: Position(0), until: Some(subject.end) }).collect()
+    all.map(|split| SplitRange {
+        split,
+        from: Position(0),
+        until: Some(subject.end),
+    })
+    .collect()
 }
 
 pub(crate) async fn check(subject: Subject) {
@@ -85,7 +100,10 @@ async fn splits_are_discovered_once_in_a_stable_order(subject: &Subject) {
     assert!(ends.values().all(|end| *end == subject.end), "{ends:?}");
     let starts = enumerator.starts(&ids).await.unwrap();
     assert_eq!(starts.len(), ids.len());
-    let gone = enumerator.starts(&[SplitId("no such split/99".into())]).await.unwrap();
+    let gone = enumerator
+        .starts(&[SplitId("no such split/99".into())])
+        .await
+        .unwrap();
     assert!(gone.len() <= 1);
 }
 
@@ -133,7 +151,10 @@ fn a_split_can_be_added_and_its_end_moved(subject: &Subject) {
     reader.assign(ranges.clone()).unwrap();
     let before = drain(reader.as_mut(), usize::MAX);
     assert_eq!(before.len(), subject.splits.len() - 1);
-    let open = SplitRange { until: None, ..last.clone() };
+    let open = SplitRange {
+        until: None,
+        ..last.clone()
+    };
     reader.assign(vec![open]).unwrap();
     let after = drain(reader.as_mut(), subject.rows as usize);
     assert_eq!(after[&last.split].len(), subject.rows as usize);
@@ -158,12 +179,18 @@ fn ranges_are_kept(subject: &Subject) {
     reader.assign(vec![range(3, 11)]).unwrap();
     assert!(reader.finished().is_empty());
     assert_eq!(drain(reader.as_mut(), usize::MAX)[&split].len(), 2);
-    assert!(reader.assign(vec![range(3, 4)]).is_err(), "an end does not move backwards");
+    assert!(
+        reader.assign(vec![range(3, 4)]).is_err(),
+        "an end does not move backwards"
+    );
 }
 
 fn a_finished_range_is_done_at_once(subject: &Subject) {
     let mut reader = subject.source.reader().unwrap();
-    assert!(matches!(reader.poll(10).unwrap(), Polled::Done), "nothing assigned");
+    assert!(
+        matches!(reader.poll(10).unwrap(), Polled::Done),
+        "nothing assigned"
+    );
     let ended = whole(subject).into_iter().map(|mut range| {
         range.from = subject.end;
         range

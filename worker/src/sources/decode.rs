@@ -310,14 +310,16 @@ impl TransportColumn {
                     let text = value.and_then(|v| std::str::from_utf8(v).ok());
                     map.values().append_option(text);
                 }
-                map.append(true).expect("each header has a name and a value");
+                map.append(true)
+                    .expect("each header has a name and a value");
             }
             (Transport::HeaderBinary(map), _) => {
                 for (name, value) in record.headers {
                     map.keys().append_value(name);
                     map.values().append_option(*value);
                 }
-                map.append(true).expect("each header has a name and a value");
+                map.append(true)
+                    .expect("each header has a name and a value");
             }
         }
     }

@@ -66,7 +66,11 @@ impl FilesSource {
     pub fn new(config: FilesConfig) -> Result<Self> {
         let pattern = glob(&config.pattern).ok_or_else(|| {
             let name = format!("source {}", config.name);
-            EngineError::invalid("PS0021", name, format!("`{}` is not a glob", config.pattern))
+            EngineError::invalid(
+                "PS0021",
+                name,
+                format!("`{}` is not a glob", config.pattern),
+            )
         })?;
         Ok(Self {
             config: Arc::new(config),
@@ -151,7 +155,8 @@ fn glob(pattern: &str) -> Option<regex::Regex> {
 
 /// What others write beside their data: markers, and files that are still being written.
 fn is_hidden(name: &str) -> bool {
-    name.split('/').any(|part| part.starts_with('_') || part.starts_with('.') || part.contains('#'))
+    name.split('/')
+        .any(|part| part.starts_with('_') || part.starts_with('.') || part.contains('#'))
 }
 
 /// The file being read, and what is left of its last block.
@@ -177,8 +182,16 @@ struct Reader {
 
 impl Reader {
     fn failed(&self, index: u16, error: lines::ReadError) -> EngineError {
-        let path = self.ranges.iter().nth(usize::from(index)).map(|r| r.split.0.to_string());
-        let object = format!("source {} file {}", self.config.name, path.unwrap_or_default());
+        let path = self
+            .ranges
+            .iter()
+            .nth(usize::from(index))
+            .map(|r| r.split.0.to_string());
+        let object = format!(
+            "source {} file {}",
+            self.config.name,
+            path.unwrap_or_default()
+        );
         match error {
             lines::ReadError::Gone(e) => {
                 EngineError::fail("PR0207", object, "the file is not there any more").caused_by(e)
@@ -351,7 +364,10 @@ impl SourceReader for Reader {
 
     fn finished(&self) -> Vec<SplitId> {
         // A file that ended before its range's end has ended.
-        let done = self.ranges.iter().filter(|r| r.done() || r.next == Position::END);
+        let done = self
+            .ranges
+            .iter()
+            .filter(|r| r.done() || r.next == Position::END);
         done.map(|r| r.split.clone()).collect()
     }
 
@@ -408,13 +424,22 @@ impl SourceEnumerator for Enumerator {
     }
 
     async fn ends(&mut self, splits: &[SplitId]) -> Result<BTreeMap<SplitId, Position>> {
-        Ok(splits.iter().map(|id| (id.clone(), Position::END)).collect())
+        Ok(splits
+            .iter()
+            .map(|id| (id.clone(), Position::END))
+            .collect())
     }
 
     async fn starts(&mut self, splits: &[SplitId]) -> Result<BTreeMap<SplitId, Position>> {
         let mut starts = BTreeMap::new();
         for split in splits {
-            match self.config.folder.store.head(&self.config.folder.object(&split.0)).await {
+            match self
+                .config
+                .folder
+                .store
+                .head(&self.config.folder.object(&split.0))
+                .await
+            {
                 Ok(_) => {
                     starts.insert(split.clone(), Position(0));
                 }

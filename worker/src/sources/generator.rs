@@ -149,7 +149,9 @@ impl Pace {
     fn due(self, rate: u64, now: Duration) -> u64 {
         let elapsed = now.saturating_sub(self.since).as_nanos();
         let due = elapsed * u128::from(rate) / 1_000_000_000;
-        u64::try_from(due).unwrap_or(u64::MAX).saturating_sub(self.made)
+        u64::try_from(due)
+            .unwrap_or(u64::MAX)
+            .saturating_sub(self.made)
     }
 }
 
@@ -167,7 +169,10 @@ struct Reader {
 impl Reader {
     /// This reader's share of the rate.
     fn rate(&self) -> u64 {
-        let (splits, own) = (u64::from(self.config.splits), self.ranges.iter().count() as u64);
+        let (splits, own) = (
+            u64::from(self.config.splits),
+            self.ranges.iter().count() as u64,
+        );
         (self.config.rows_per_second * own / splits).max(1)
     }
 
@@ -214,7 +219,12 @@ impl Reader {
 impl SourceReader for Reader {
     fn assign(&mut self, ranges: Vec<SplitRange>) -> Result<()> {
         let bounded = ranges.into_iter().map(|mut range| {
-            let rows = range.split.0.parse().ok().and_then(|i| self.config.rows_of(i));
+            let rows = range
+                .split
+                .0
+                .parse()
+                .ok()
+                .and_then(|i| self.config.rows_of(i));
             range.until = match (range.until, rows) {
                 (Some(until), Some(rows)) => Some(until.min(Position(rows))),
                 (until, rows) => until.or(rows.map(Position)),
@@ -255,7 +265,9 @@ impl SourceReader for Reader {
         }
         let now = self.clock.now();
         let columns = self.makers.iter();
-        let columns = columns.map(|maker| maker.make(self.config.seed, &rows, now)).collect();
+        let columns = columns
+            .map(|maker| maker.make(self.config.seed, &rows, now))
+            .collect();
         let options = RecordBatchOptions::new().with_row_count(Some(rows.len()));
         let schema = Arc::clone(&self.config.schema);
         let batch = RecordBatch::try_new_with_options(schema, columns, &options).map_err(|e| {
@@ -308,7 +320,10 @@ impl SourceEnumerator for Enumerator {
         for (split, position) in known {
             self.base.entry(split.clone()).or_insert(*position);
         }
-        let new = self.config.splits().filter(|(_, id)| !known.contains_key(id));
+        let new = self
+            .config
+            .splits()
+            .filter(|(_, id)| !known.contains_key(id));
         Ok(new
             .map(|(_, split)| Discovered {
                 split,

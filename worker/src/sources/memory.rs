@@ -94,7 +94,9 @@ impl SourceReader for MemoryReader {
                 continue;
             };
             while self.assembler.len() < max_rows && !self.assembler.is_full() && !range.done() {
-                let Some(record) = usize::try_from(range.next.0).ok().and_then(|i| records.get(i))
+                let Some(record) = usize::try_from(range.next.0)
+                    .ok()
+                    .and_then(|i| records.get(i))
                 else {
                     break;
                 };

@@ -43,9 +43,22 @@ impl Align {
     pub fn new(ports: &[usize], watermark: EventTime) -> Self {
         let channels = ports
             .iter()
-            .map(|&port| Channel { port, watermark, idle: false, ended: false, held: false })
+            .map(|&port| Channel {
+                port,
+                watermark,
+                idle: false,
+                ended: false,
+                held: false,
+            })
             .collect();
-        Self { channels, watermark, all_idle: false, barrier: None, end_said: false, pending_end: false }
+        Self {
+            channels,
+            watermark,
+            all_idle: false,
+            barrier: None,
+            end_said: false,
+            pending_end: false,
+        }
     }
 
     pub fn watermark(&self) -> EventTime {
@@ -146,7 +159,12 @@ mod tests {
     use crate::message::BarrierKind;
 
     fn barrier(epoch: u64) -> Message {
-        Message::Barrier(Barrier { epoch, generation: 1, kind: BarrierKind::Checkpoint, now_ms: 0 })
+        Message::Barrier(Barrier {
+            epoch,
+            generation: 1,
+            kind: BarrierKind::Checkpoint,
+            now_ms: 0,
+        })
     }
     fn mark(us: i64) -> Message {
         Message::Watermark(EventTime::from_micros(us))
@@ -164,7 +182,10 @@ mod tests {
         assert!(a.take(0, mark(10)).is_none());
         assert_eq!(at(a.take(1, mark(5))), Some(5));
         assert_eq!(at(a.take(1, Message::Idle)), Some(10));
-        assert!(a.take(1, mark(7)).is_none(), "a restored or forwarded watermark never goes back");
+        assert!(
+            a.take(1, mark(7)).is_none(),
+            "a restored or forwarded watermark never goes back"
+        );
         assert_eq!(at(a.take(1, mark(20))), None);
         assert_eq!(at(a.take(0, mark(30))), Some(20));
     }
@@ -205,6 +226,8 @@ mod tests {
         let mut a = Align::new(&[0, 0], EventTime::MIN);
         assert!(a.take(0, barrier(7)).is_none());
         let first = a.take(1, Message::End);
-        assert!(matches!(first, Some(Step::Barrier(_))) || matches!(a.next(), Some(Step::Barrier(_))));
+        assert!(
+            matches!(first, Some(Step::Barrier(_))) || matches!(a.next(), Some(Step::Barrier(_)))
+        );
     }
 }

@@ -33,11 +33,19 @@ pub struct Scan {
 impl Scan {
     pub fn new(columns: &ScanColumns) -> Result<Self> {
         let calc = Calc::new(None, &columns.exprs, &columns.input, &columns.output)?;
-        Ok(Self { calc, event_time: columns.event_time, visible: columns.visible })
+        Ok(Self {
+            calc,
+            event_time: columns.event_time,
+            visible: columns.visible,
+        })
     }
 
     /// Columns of the rows that could be evaluated, and the others by index, ascending, with what is wrong.
-    pub fn evaluate(&mut self, rows: &RecordBatch, now_ms: i64) -> Result<(Vec<ArrayRef>, Vec<(usize, String)>)> {
+    pub fn evaluate(
+        &mut self,
+        rows: &RecordBatch,
+        now_ms: i64,
+    ) -> Result<(Vec<ArrayRef>, Vec<(usize, String)>)> {
         let batch = Batch::inserts(rows.clone());
         let (batch, bad) = match self.calc.apply(&batch, now_ms) {
             Ok(batch) => (batch, Vec::new()),

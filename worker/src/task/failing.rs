@@ -21,7 +21,10 @@ pub struct FailRate {
 
 impl FailRate {
     pub fn new(rule: FailAbove) -> Self {
-        Self { rule, parts: std::collections::VecDeque::new() }
+        Self {
+            rule,
+            parts: std::collections::VecDeque::new(),
+        }
     }
 
     pub fn add(&mut self, now_ms: i64, rows: u64, wrong: u64) {
@@ -46,8 +49,12 @@ impl FailRate {
             return None;
         }
         let percent = wrong as f64 * 100.0 / rows as f64;
-        (percent > self.rule.percent)
-            .then(|| format!("{wrong} of the last {rows} rows are wrong ({percent:.1} %), failAbove allows {} %", self.rule.percent))
+        (percent > self.rule.percent).then(|| {
+            format!(
+                "{wrong} of the last {rows} rows are wrong ({percent:.1} %), failAbove allows {} %",
+                self.rule.percent
+            )
+        })
     }
 }
 
@@ -57,13 +64,21 @@ mod tests {
 
     #[test]
     fn it_waits_for_enough_rows_and_forgets_old_ones() {
-        let mut r = FailRate::new(FailAbove { percent: 5.0, window_ms: 1000, min_rows: 100 });
+        let mut r = FailRate::new(FailAbove {
+            percent: 5.0,
+            window_ms: 1000,
+            min_rows: 100,
+        });
         r.add(0, 50, 50);
         assert_eq!(r.verdict(), None);
         r.add(100, 50, 0);
         assert!(r.verdict().is_some());
         r.add(1100, 200, 10);
-        assert_eq!(r.verdict(), None, "5 % is allowed, and the first rows are forgotten");
+        assert_eq!(
+            r.verdict(),
+            None,
+            "5 % is allowed, and the first rows are forgotten"
+        );
         r.add(1200, 0, 3);
         assert!(r.verdict().is_some());
     }

@@ -59,12 +59,21 @@ pub struct Origin {
 
 /// One origin per row, from the hidden columns.
 pub fn origins(rows: &RecordBatch) -> Vec<Origin> {
-    let split = rows.column_by_name(hidden::SPLIT).map(|c| c.as_primitive::<UInt64Type>());
-    let offset = rows.column_by_name(hidden::OFFSET).map(|c| c.as_primitive::<Int64Type>());
-    let key = rows.column_by_name(hidden::RAW_KEY).map(|c| c.as_binary::<i32>());
-    let value = rows.column_by_name(hidden::RAW_VALUE).map(|c| c.as_binary::<i32>());
+    let split = rows
+        .column_by_name(hidden::SPLIT)
+        .map(|c| c.as_primitive::<UInt64Type>());
+    let offset = rows
+        .column_by_name(hidden::OFFSET)
+        .map(|c| c.as_primitive::<Int64Type>());
+    let key = rows
+        .column_by_name(hidden::RAW_KEY)
+        .map(|c| c.as_binary::<i32>());
+    let value = rows
+        .column_by_name(hidden::RAW_VALUE)
+        .map(|c| c.as_binary::<i32>());
     let bytes = |a: Option<&arrow::array::BinaryArray>, i: usize| {
-        a.filter(|a| a.is_valid(i)).map(|a| Bytes::copy_from_slice(a.value(i)))
+        a.filter(|a| a.is_valid(i))
+            .map(|a| Bytes::copy_from_slice(a.value(i)))
     };
     (0..rows.num_rows())
         .map(|i| Origin {

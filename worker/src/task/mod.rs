@@ -19,5 +19,8 @@ pub use operator::OperatorTask;
 pub use route::{HashBy, Route};
 pub use sink::{SinkStage, SinkTask};
 pub use slot::{Slot, SlotCommand, SlotCounts, SlotEvent, SlotReport};
-pub use source::{Assignment, DeadLetter, PlannedEpoch, Policy, SourceCounts, SourceRules, SourceTask, SplitProgress};
+pub use source::{
+    Assignment, DeadLetter, PlannedEpoch, Policy, SourceCounts, SourceRules, SourceTask,
+    SplitProgress,
+};
 pub use watermark::WatermarkRule;

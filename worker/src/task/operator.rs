@@ -59,7 +59,10 @@ pub struct Outputs {
 
 impl Outputs {
     pub fn new(routes: Vec<Route>) -> Self {
-        Self { routes, ..Self::default() }
+        Self {
+            routes,
+            ..Self::default()
+        }
     }
 
     pub fn mark(&mut self, message: &Message) {
@@ -74,8 +77,13 @@ impl Outputs {
 
     pub fn send(&mut self, batch: Batch) {
         self.rows += batch.num_rows() as u64;
-        let Some((last, others)) = self.routes.split_last_mut() else { return };
-        let sent = others.iter_mut().try_for_each(|route| route.batch(batch.clone())).and_then(|()| last.batch(batch));
+        let Some((last, others)) = self.routes.split_last_mut() else {
+            return;
+        };
+        let sent = others
+            .iter_mut()
+            .try_for_each(|route| route.batch(batch.clone()))
+            .and_then(|()| last.batch(batch));
         if let Err(e) = sent {
             self.error.get_or_insert(e);
         }
@@ -171,7 +179,11 @@ impl OperatorTask {
                 return Ok(Turn::Blocked);
             }
             if let Some(mark) = self.resuming.take() {
-                let mut cx = Context { output: &mut self.outputs, state, now_ms };
+                let mut cx = Context {
+                    output: &mut self.outputs,
+                    state,
+                    now_ms,
+                };
                 match self.operator.resume(&mut cx)? {
                     Progress::More => self.resuming = Some(mark),
                     Progress::Idle => self.forward(mark),
@@ -190,14 +202,24 @@ impl OperatorTask {
     }
 
     fn step(&mut self, step: Step, state: &mut SlotState, now_ms: i64) -> Result<()> {
-        let mut cx = Context { output: &mut self.outputs, state, now_ms };
+        let mut cx = Context {
+            output: &mut self.outputs,
+            state,
+            now_ms,
+        };
         let (progress, mark) = match step {
             Step::Batch(port, batch) => {
                 self.rows_in += batch.num_rows() as u64;
                 (self.operator.process(port, batch, &mut cx)?, None)
             }
-            Step::Watermark(t) => (self.operator.on_watermark(t, &mut cx)?, Some(Mark::Watermark(t))),
-            Step::Barrier(b) => (self.operator.on_barrier(&b, &mut cx)?, Some(Mark::Barrier(b))),
+            Step::Watermark(t) => (
+                self.operator.on_watermark(t, &mut cx)?,
+                Some(Mark::Watermark(t)),
+            ),
+            Step::Barrier(b) => (
+                self.operator.on_barrier(&b, &mut cx)?,
+                Some(Mark::Barrier(b)),
+            ),
             Step::Idle => {
                 self.outputs.mark(&Message::Idle);
                 return Ok(());
@@ -239,7 +261,9 @@ impl OperatorTask {
             let c = self.turn % channels;
             self.turn += 1;
             while self.align.open(c) {
-                let Some(message) = self.inlets[c].receive() else { break };
+                let Some(message) = self.inlets[c].receive() else {
+                    break;
+                };
                 if let Some(step) = self.align.take(c, message) {
                     return Some(step);
                 }

@@ -25,11 +25,17 @@ pub struct Route {
 
 impl Route {
     pub fn forward(outlet: Box<dyn Outlet>) -> Self {
-        Self { by: None, outlets: vec![outlet] }
+        Self {
+            by: None,
+            outlets: vec![outlet],
+        }
     }
 
     pub fn hash(by: HashBy, outlets: Vec<Box<dyn Outlet>>) -> Self {
-        Self { by: Some(by), outlets }
+        Self {
+            by: Some(by),
+            outlets,
+        }
     }
 
     pub fn has_room(&self) -> bool {
@@ -54,7 +60,10 @@ impl Route {
             Lane::Main => &by.main,
             Lane::Late => &by.late,
         };
-        let keys: Vec<ArrayRef> = columns.iter().map(|&c| batch.rows.column(c).clone()).collect();
+        let keys: Vec<ArrayRef> = columns
+            .iter()
+            .map(|&c| batch.rows.column(c).clone())
+            .collect();
         let hashes = keys::hash_columns(&keys, batch.num_rows());
         let mut picks: Vec<Vec<u32>> = vec![Vec::new(); self.outlets.len()];
         for (row, hash) in hashes.iter().enumerate() {
@@ -77,14 +86,23 @@ impl Route {
 
 /// The given rows of a batch, with their kinds.
 fn pick(batch: &Batch, rows: Vec<u32>) -> Result<Batch> {
-    let kinds = batch.kinds.as_ref().map(|k| rows.iter().map(|&r| k[r as usize]).collect::<std::sync::Arc<[RowKind]>>());
+    let kinds = batch.kinds.as_ref().map(|k| {
+        rows.iter()
+            .map(|&r| k[r as usize])
+            .collect::<std::sync::Arc<[RowKind]>>()
+    });
     let rows = take(&batch.rows, rows)?;
-    Ok(Batch { rows, kinds, lane: batch.lane })
+    Ok(Batch {
+        rows,
+        kinds,
+        lane: batch.lane,
+    })
 }
 
 fn take(rows: &RecordBatch, picks: Vec<u32>) -> Result<RecordBatch> {
     let picks = UInt32Array::from(picks);
     debug_assert_eq!(picks.null_count(), 0);
-    take_record_batch(rows, &picks)
-        .map_err(|e| EngineError::fail("PR0304", "exchange", "a batch cannot be split by key").caused_by(e))
+    take_record_batch(rows, &picks).map_err(|e| {
+        EngineError::fail("PR0304", "exchange", "a batch cannot be split by key").caused_by(e)
+    })
 }

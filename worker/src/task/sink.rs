@@ -39,11 +39,22 @@ impl SinkStage {
         keyless: u64,
     ) -> Self {
         let shards = vec![StagedRecords::default(); usize::from(sink.shards())];
-        Self { name, sink, encoder, shards, direct, keyless, rows: 0 }
+        Self {
+            name,
+            sink,
+            encoder,
+            shards,
+            direct,
+            keyless,
+            rows: 0,
+        }
     }
 
     fn encode(&mut self, batch: &Batch) -> Result<()> {
-        let encoder = self.encoder.as_mut().expect("a sink that an INSERT names has an encoder");
+        let encoder = self
+            .encoder
+            .as_mut()
+            .expect("a sink that an INSERT names has an encoder");
         encoder.encode(batch, self.keyless, &mut self.shards)?;
         self.rows += batch.num_rows() as u64;
         self.send()
@@ -51,7 +62,8 @@ impl SinkStage {
 
     /// Stages a dead letter.
     pub fn record(&mut self, record: &Record, split: u64) -> Result<()> {
-        let shard = usize::try_from(split % self.shards.len() as u64).expect("fewer than 2^16 shards");
+        let shard =
+            usize::try_from(split % self.shards.len() as u64).expect("fewer than 2^16 shards");
         self.sink.stage_record(record, &mut self.shards[shard]);
         self.rows += 1;
         self.send()
@@ -76,8 +88,19 @@ impl SinkStage {
         if let Some(direct) = &mut self.direct {
             direct.flush()?;
         }
-        let staged = self.shards.iter_mut().enumerate().filter(|(_, s)| s.rows > 0);
-        Ok(staged.map(|(i, s)| (u16::try_from(i).expect("fewer than 2^16 shards"), std::mem::take(s))).collect())
+        let staged = self
+            .shards
+            .iter_mut()
+            .enumerate()
+            .filter(|(_, s)| s.rows > 0);
+        Ok(staged
+            .map(|(i, s)| {
+                (
+                    u16::try_from(i).expect("fewer than 2^16 shards"),
+                    std::mem::take(s),
+                )
+            })
+            .collect())
     }
 }
 
@@ -107,10 +130,21 @@ impl SinkTask {
     ) -> Self {
         let ports = vec![0; inlets.len()];
         let fold = match (mode, key) {
-            (OutputMode::Update, Some(key)) => Some(ChangeFold { key, pending: Vec::new() }),
+            (OutputMode::Update, Some(key)) => Some(ChangeFold {
+                key,
+                pending: Vec::new(),
+            }),
             (OutputMode::Append | OutputMode::Complete | OutputMode::Update, _) => None,
         };
-        Self { uid, stage, inlets, align: Align::new(&ports, watermark), fold, turn: 0, passed: None }
+        Self {
+            uid,
+            stage,
+            inlets,
+            align: Align::new(&ports, watermark),
+            fold,
+            turn: 0,
+            passed: None,
+        }
     }
 
     pub fn watermark(&self) -> crate::message::EventTime {
@@ -140,7 +174,13 @@ impl SinkTask {
                     None => stage.encode(&batch)?,
                 },
                 Step::Barrier(barrier) => {
-                    if let Some(batch) = self.fold.as_mut().map(ChangeFold::take).transpose()?.flatten() {
+                    if let Some(batch) = self
+                        .fold
+                        .as_mut()
+                        .map(ChangeFold::take)
+                        .transpose()?
+                        .flatten()
+                    {
                         stage.encode(&batch)?;
                     }
                     self.passed = Some(barrier);
@@ -160,7 +200,9 @@ impl SinkTask {
             let c = self.turn % channels;
             self.turn += 1;
             while self.align.open(c) {
-                let Some(message) = self.inlets[c].receive() else { break };
+                let Some(message) = self.inlets[c].receive() else {
+                    break;
+                };
                 if let Some(step) = self.align.take(c, message) {
                     return Some(step);
                 }
@@ -182,15 +224,32 @@ struct ChangeFold {
 impl ChangeFold {
     fn take(&mut self) -> Result<Option<Batch>> {
         let pending = std::mem::take(&mut self.pending);
-        let Some(first) = pending.first() else { return Ok(None) };
-        let failed = |e| EngineError::fail("PR0304", "sink", "an epoch's changes cannot be put together").caused_by(e);
-        let rows = concat_batches(&first.rows.schema(), pending.iter().map(|b| &b.rows)).map_err(failed)?;
-        let kinds: Vec<RowKind> = pending.iter().flat_map(|b| (0..b.num_rows()).map(|i| b.kind(i))).collect();
+        let Some(first) = pending.first() else {
+            return Ok(None);
+        };
+        let failed = |e| {
+            EngineError::fail(
+                "PR0304",
+                "sink",
+                "an epoch's changes cannot be put together",
+            )
+            .caused_by(e)
+        };
+        let rows = concat_batches(&first.rows.schema(), pending.iter().map(|b| &b.rows))
+            .map_err(failed)?;
+        let kinds: Vec<RowKind> = pending
+            .iter()
+            .flat_map(|b| (0..b.num_rows()).map(|i| b.kind(i)))
+            .collect();
         let last = self.last_by_key(&rows, &kinds).map_err(failed)?;
         let picks = arrow::array::UInt32Array::from_iter_values(last.iter().map(|(row, _)| *row));
         let rows = take_record_batch(&rows, &picks).map_err(failed)?;
         let kinds: Arc<[RowKind]> = last.iter().map(|(_, kind)| *kind).collect();
-        Ok(Some(Batch { rows, kinds: Some(kinds), lane: crate::message::Lane::Main }))
+        Ok(Some(Batch {
+            rows,
+            kinds: Some(kinds),
+            lane: crate::message::Lane::Main,
+        }))
     }
 
     /// Row and kind per key, in the order in which the keys first changed. A key that came and went within the epoch is a
@@ -201,13 +260,20 @@ impl ChangeFold {
         kinds: &[RowKind],
     ) -> std::result::Result<Vec<(u32, RowKind)>, arrow::error::ArrowError> {
         let columns: Vec<_> = self.key.iter().map(|&c| rows.column(c).clone()).collect();
-        let fields = columns.iter().map(|c| SortField::new(c.data_type().clone())).collect();
+        let fields = columns
+            .iter()
+            .map(|c| SortField::new(c.data_type().clone()))
+            .collect();
         let keys = RowConverter::new(fields)?.convert_columns(&columns)?;
         let mut at: HashMap<&[u8], usize> = HashMap::new();
         let mut last: Vec<(u32, RowKind)> = Vec::new();
         for (i, kind) in kinds.iter().enumerate() {
             let row = u32::try_from(i).expect("an epoch's changes are fewer than 2^32");
-            let change = if kind.adds() { RowKind::UpdateAfter } else { RowKind::Delete };
+            let change = if kind.adds() {
+                RowKind::UpdateAfter
+            } else {
+                RowKind::Delete
+            };
             match at.entry(keys.row(i).data()) {
                 std::collections::hash_map::Entry::Occupied(e) => last[*e.get()] = (row, change),
                 std::collections::hash_map::Entry::Vacant(e) => {

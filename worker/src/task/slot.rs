@@ -17,7 +17,10 @@ use crate::state::{FrozenLayer, SlotState};
 use super::late::{self, LateRows, SplitNames};
 use super::operator::{OperatorTask, Turn};
 use super::sink::{SinkStage, SinkTask};
-use super::source::{Assignment, DeadLetter, PlannedEpoch, Policy, SourceCounts, SourceRules, SourceTask, SplitProgress};
+use super::source::{
+    Assignment, DeadLetter, PlannedEpoch, Policy, SourceCounts, SourceRules, SourceTask,
+    SplitProgress,
+};
 
 /// How long a slot without work sleeps before it looks at its clocks (idle splits, rate limits).
 const LOOK: Duration = Duration::from_millis(20);
@@ -26,7 +29,10 @@ const LOOK: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub enum SlotCommand {
     /// Splits for the source with that index.
-    Assign { source: usize, splits: Vec<Assignment> },
+    Assign {
+        source: usize,
+        splits: Vec<Assignment>,
+    },
     /// Continuous: the epoch ends here.
     Inject(Barrier),
     /// Planned: one epoch, per source by index.
@@ -45,10 +51,18 @@ pub enum SlotEvent {
     /// Half of the dirty or staging share is used.
     WantsBarrier,
     /// All splits of all sources are read to their end.
-    SourcesDone { slot: usize },
+    SourcesDone {
+        slot: usize,
+    },
     /// `failAbove` was passed.
-    Failing { source: String, text: String },
-    Failed { slot: usize, error: EngineError },
+    Failing {
+        source: String,
+        text: String,
+    },
+    Failed {
+        slot: usize,
+        error: EngineError,
+    },
 }
 
 /// A slot's part of an epoch.
@@ -122,24 +136,47 @@ impl Slot {
                             Some(command) => if self.command_or_report(command) { return },
                             None => return,
                         },
-                        () = tokio::time::sleep(LOOK) => {}
+                        () = tokio::time::sleep(LOOK) => self.trace_waiting(),
                     }
                 }
                 Ok(Step::Halt) => return,
                 Err(error) => {
                     // Nobody listens when the generation is over already.
-                    let _ = self.events.send(SlotEvent::Failed { slot: self.index, error });
+                    let _ = self.events.send(SlotEvent::Failed {
+                        slot: self.index,
+                        error,
+                    });
                     return;
                 }
             }
         }
     }
 
+    /// For people who ask why an epoch does not end: the tasks that owe the barrier.
+    fn trace_waiting(&self) {
+        if !tracing::enabled!(tracing::Level::TRACE) {
+            return;
+        }
+        let sources = self.sources.iter().map(|s| (s.uid.as_str(), s.passed()));
+        let operators = self.operators.iter().map(|o| (o.uid.as_str(), o.passed()));
+        let sinks = self.sinks.iter().map(|s| (s.uid.as_str(), s.passed()));
+        let owing: Vec<&str> = sources
+            .chain(operators)
+            .chain(sinks)
+            .filter(|(_, passed)| passed.is_none())
+            .map(|(uid, _)| uid)
+            .collect();
+        tracing::trace!(slot = self.index, ?owing, "waiting");
+    }
+
     fn command_or_report(&mut self, command: SlotCommand) -> bool {
         match self.command(command) {
             Ok(halt) => halt,
             Err(error) => {
-                let _ = self.events.send(SlotEvent::Failed { slot: self.index, error });
+                let _ = self.events.send(SlotEvent::Failed {
+                    slot: self.index,
+                    error,
+                });
                 true
             }
         }
@@ -216,12 +253,18 @@ impl Slot {
                 let _ = self.events.send(SlotEvent::WantsBarrier);
             }
         }
-        if !self.said_done && !self.sources.is_empty() && self.sources.iter().all(SourceTask::done) {
+        if !self.said_done && !self.sources.is_empty() && self.sources.iter().all(SourceTask::done)
+        {
             self.said_done = true;
-            let _ = self.events.send(SlotEvent::SourcesDone { slot: self.index });
+            let _ = self
+                .events
+                .send(SlotEvent::SourcesDone { slot: self.index });
         }
         if !self.said_failing
-            && let Some((source, text)) = self.sources.iter().find_map(|s| s.failing().map(|t| (s.rules().name.clone(), t)))
+            && let Some((source, text)) = self
+                .sources
+                .iter()
+                .find_map(|s| s.failing().map(|t| (s.rules().name.clone(), t)))
         {
             self.said_failing = true;
             let _ = self.events.send(SlotEvent::Failing { source, text });
@@ -237,17 +280,28 @@ impl Slot {
             .chain(self.operators.iter().map(OperatorTask::passed))
             .chain(self.sinks.iter().map(SinkTask::passed))
             .collect::<Option<Vec<Barrier>>>();
-        let Some(barrier) = passed.and_then(|p| p.first().copied()) else { return Ok(false) };
+        let Some(barrier) = passed.and_then(|p| p.first().copied()) else {
+            return Ok(false);
+        };
         let mut staged = Vec::new();
         for (i, stage) in self.stages.iter_mut().enumerate() {
-            staged.extend(stage.finish()?.into_iter().map(|(shard, records)| (i, shard, records)));
+            staged.extend(
+                stage
+                    .finish()?
+                    .into_iter()
+                    .map(|(shard, records)| (i, shard, records)),
+            );
         }
         let report = SlotReport {
             slot: self.index,
             barrier,
             layer: self.state.freeze(barrier.epoch),
             staged,
-            splits: self.sources.iter().map(|s| (s.rules().index, s.progress())).collect(),
+            splits: self
+                .sources
+                .iter()
+                .map(|s| (s.rules().index, s.progress()))
+                .collect(),
             watermarks: self.watermarks(),
             counts: self.counts(),
             late: std::mem::take(&mut self.late_letters),
@@ -263,8 +317,14 @@ impl Slot {
 
     fn watermarks(&self) -> Vec<(String, EventTime)> {
         let sources = self.sources.iter().map(|s| (s.uid.clone(), s.watermark()));
-        let operators = self.operators.iter().map(|o| (o.uid.clone(), o.watermark()));
-        sources.chain(operators).chain(self.sinks.iter().map(|s| (s.uid.clone(), s.watermark()))).collect()
+        let operators = self
+            .operators
+            .iter()
+            .map(|o| (o.uid.clone(), o.watermark()));
+        sources
+            .chain(operators)
+            .chain(self.sinks.iter().map(|s| (s.uid.clone(), s.watermark())))
+            .collect()
     }
 
     fn counts(&self) -> SlotCounts {
@@ -274,7 +334,15 @@ impl Slot {
             operators: self
                 .operators
                 .iter()
-                .map(|o| (o.uid.clone(), o.rows_in, o.rows_out, o.state_keys() as u64, o.memory_bytes() as u64))
+                .map(|o| {
+                    (
+                        o.uid.clone(),
+                        o.rows_in,
+                        o.rows_out,
+                        o.state_keys() as u64,
+                        o.memory_bytes() as u64,
+                    )
+                })
                 .collect(),
             sink_rows: self.stages.iter().map(|s| s.rows).collect(),
             held_back_by: self.sources.iter().map(SourceTask::held_back_by).collect(),
@@ -288,7 +356,9 @@ impl Slot {
                 let at = origin.split.and_then(|hash| self.names.get(hash));
                 let (source, split) = at.unwrap_or_else(|| (0, SplitId("".into())));
                 self.late_counts[source] += 1;
-                let Policy::DeadLetter(sink) = self.rules[source].on_late else { continue };
+                let Policy::DeadLetter(sink) = self.rules[source].on_late else {
+                    continue;
+                };
                 self.late_letters.push(DeadLetter {
                     sink,
                     source,

@@ -106,7 +106,12 @@ impl DeadLetter {
             ("penstock.code".to_owned(), text(self.code)),
             ("penstock.error".to_owned(), text(&self.text)),
         ];
-        Record { key: self.key.clone(), value: self.value.clone(), headers, timestamp_ms: None }
+        Record {
+            key: self.key.clone(),
+            value: self.value.clone(),
+            headers,
+            timestamp_ms: None,
+        }
     }
 }
 
@@ -146,7 +151,10 @@ pub struct SourceTask {
 }
 
 impl SourceTask {
-    #[expect(clippy::too_many_arguments, reason = "one constructor that names every part")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one constructor that names every part"
+    )]
     pub fn new(
         uid: String,
         rules: Arc<SourceRules>,
@@ -157,7 +165,9 @@ impl SourceTask {
         names: SplitNames,
         planned_mode: bool,
     ) -> Self {
-        let watermark = rules.watermark.map(|rule| SourceWatermark::new(rule, restored));
+        let watermark = rules
+            .watermark
+            .map(|rule| SourceWatermark::new(rule, restored));
         let fail_rate = rules.fail_above.map(FailRate::new);
         Self {
             uid,
@@ -187,11 +197,15 @@ impl SourceTask {
     }
 
     pub fn watermark(&self) -> EventTime {
-        self.watermark.as_ref().map_or(EventTime::MIN, SourceWatermark::current)
+        self.watermark
+            .as_ref()
+            .map_or(EventTime::MIN, SourceWatermark::current)
     }
 
     pub fn held_back_by(&self) -> Option<SplitId> {
-        self.watermark.as_ref().and_then(|w| w.held_back_by().cloned())
+        self.watermark
+            .as_ref()
+            .and_then(|w| w.held_back_by().cloned())
     }
 
     pub fn passed(&self) -> Option<Barrier> {
@@ -226,7 +240,8 @@ impl SourceTask {
             }
         }
         self.done = false;
-        self.reader.assign(splits.into_iter().map(|a| a.range).collect())
+        self.reader
+            .assign(splits.into_iter().map(|a| a.range).collect())
     }
 
     pub fn plan(&mut self, epoch: PlannedEpoch) {
@@ -257,9 +272,20 @@ impl SourceTask {
             .positions()
             .into_iter()
             .map(|(split, position)| {
-                let (greatest, idle) = self.watermark.as_ref().map_or((None, false), |w| w.state(&split));
+                let (greatest, idle) = self
+                    .watermark
+                    .as_ref()
+                    .map_or((None, false), |w| w.state(&split));
                 let done = finished.contains(&split);
-                (split, SplitProgress { position, greatest, idle, done })
+                (
+                    split,
+                    SplitProgress {
+                        position,
+                        greatest,
+                        idle,
+                        done,
+                    },
+                )
             })
             .collect()
     }
@@ -355,7 +381,15 @@ impl SourceTask {
     }
 
     fn take(&mut self, batch: SourceBatch, now_ms: i64) -> Result<()> {
-        let SourceBatch { rows, splits, offsets, split_ids, raw, bad, bytes } = batch;
+        let SourceBatch {
+            rows,
+            splits,
+            offsets,
+            split_ids,
+            raw,
+            bad,
+            bytes,
+        } = batch;
         let read = rows.num_rows() + bad.len();
         self.counts.bytes += bytes as u64;
         self.counts.rows += read as u64;
@@ -367,7 +401,12 @@ impl SourceTask {
             self.wrong(&split_ids, record)?;
         }
         let raw = raw.map(|r| (r.keys, r.values));
-        let mut good = Good { rows, splits, offsets, raw };
+        let mut good = Good {
+            rows,
+            splits,
+            offsets,
+            raw,
+        };
         let (columns, failed) = self.scan.evaluate(&good.rows, now_ms)?;
         if !failed.is_empty() {
             self.isolate(&good, &failed, &split_ids)?;
@@ -390,7 +429,12 @@ impl SourceTask {
         columns.truncate(self.scan.visible);
         self.add_hidden(&mut columns, &good, &split_ids);
         let rows = RecordBatch::try_new(self.rules.schema.clone(), columns).map_err(|e| {
-            EngineError::fail("PR0304", format!("source {}", self.rules.name), "a batch does not fit its plan").caused_by(e)
+            EngineError::fail(
+                "PR0304",
+                format!("source {}", self.rules.name),
+                "a batch does not fit its plan",
+            )
+            .caused_by(e)
         })?;
         self.outputs.send(Batch::inserts(rows));
         Ok(())
@@ -419,11 +463,25 @@ impl SourceTask {
             .iter()
             .map(|c| arrow::compute::take(c, &keep, None))
             .collect::<std::result::Result<_, _>>()
-            .map_err(|e| EngineError::fail("PR0304", format!("source {}", self.rules.name), "rows cannot be picked").caused_by(e))
+            .map_err(|e| {
+                EngineError::fail(
+                    "PR0304",
+                    format!("source {}", self.rules.name),
+                    "rows cannot be picked",
+                )
+                .caused_by(e)
+            })
     }
 
-    fn note_event_time(&mut self, times: &ArrayRef, good: &Good, split_ids: &[SplitId]) -> Result<()> {
-        let Some(w) = &mut self.watermark else { return Ok(()) };
+    fn note_event_time(
+        &mut self,
+        times: &ArrayRef,
+        good: &Good,
+        split_ids: &[SplitId],
+    ) -> Result<()> {
+        let Some(w) = &mut self.watermark else {
+            return Ok(());
+        };
         let us = micros(times, &self.rules.name)?;
         let mut greatest = vec![i64::MIN; split_ids.len()];
         for (t, split) in us.iter().zip(&good.splits) {
@@ -442,18 +500,34 @@ impl SourceTask {
         for field in self.rules.schema.fields().iter().skip(columns.len()) {
             let column: ArrayRef = match field.name().as_str() {
                 hidden::SPLIT => {
-                    let by_index: Vec<u64> = split_ids.iter().map(|s| self.hashes.get(s).copied().unwrap_or(0)).collect();
-                    Arc::new(UInt64Array::from_iter_values(good.splits.iter().map(|s| by_index[usize::from(*s)])))
+                    let by_index: Vec<u64> = split_ids
+                        .iter()
+                        .map(|s| self.hashes.get(s).copied().unwrap_or(0))
+                        .collect();
+                    Arc::new(UInt64Array::from_iter_values(
+                        good.splits.iter().map(|s| by_index[usize::from(*s)]),
+                    ))
                 }
                 hidden::OFFSET => Arc::new(Int64Array::from(good.offsets.clone())),
-                hidden::RAW_KEY => good.raw.as_ref().map_or_else(|| nulls(good.splits.len()), |r| Arc::new(r.0.clone())),
-                _ => good.raw.as_ref().map_or_else(|| nulls(good.splits.len()), |r| Arc::new(r.1.clone())),
+                hidden::RAW_KEY => good
+                    .raw
+                    .as_ref()
+                    .map_or_else(|| nulls(good.splits.len()), |r| Arc::new(r.0.clone())),
+                _ => good
+                    .raw
+                    .as_ref()
+                    .map_or_else(|| nulls(good.splits.len()), |r| Arc::new(r.1.clone())),
             };
             columns.push(column);
         }
     }
 
-    fn isolate(&mut self, good: &Good, failed: &[(usize, String)], split_ids: &[SplitId]) -> Result<()> {
+    fn isolate(
+        &mut self,
+        good: &Good,
+        failed: &[(usize, String)],
+        split_ids: &[SplitId],
+    ) -> Result<()> {
         self.wrong_rows(good, failed, split_ids, "PR0302")
     }
 
@@ -465,7 +539,10 @@ impl SourceTask {
         code: &'static str,
     ) -> Result<()> {
         for (row, text) in failed {
-            let bytes = |a: &BinaryArray| a.is_valid(*row).then(|| Bytes::copy_from_slice(a.value(*row)));
+            let bytes = |a: &BinaryArray| {
+                a.is_valid(*row)
+                    .then(|| Bytes::copy_from_slice(a.value(*row)))
+            };
             let record = BadRecord {
                 split: good.splits[*row],
                 offset: good.offsets[*row],
@@ -485,8 +562,15 @@ impl SourceTask {
         let split = split_ids[usize::from(record.split)].clone();
         match self.rules.on_error {
             Policy::Fail => {
-                let object = format!("source {}, {} at {}", self.rules.name, split.0, record.offset);
-                Err(EngineError::invalid(record.code, object, format!("{}; onError is Fail", record.text)))
+                let object = format!(
+                    "source {}, {} at {}",
+                    self.rules.name, split.0, record.offset
+                );
+                Err(EngineError::invalid(
+                    record.code,
+                    object,
+                    format!("{}; onError is Fail", record.text),
+                ))
             }
             Policy::Skip => Ok(()),
             Policy::DeadLetter(sink) => {
@@ -525,25 +609,36 @@ impl Good {
             }
             true
         });
-        rows.map(|i| u32::try_from(i).expect("a batch has fewer than 2^32 rows")).collect::<Vec<_>>().into()
+        rows.map(|i| u32::try_from(i).expect("a batch has fewer than 2^32 rows"))
+            .collect::<Vec<_>>()
+            .into()
     }
 
     /// `failed` in ascending order of rows.
     fn without(&self, failed: &[(usize, String)]) -> Result<Good> {
         let keep = self.keep(failed);
-        let rows = take_record_batch(&self.rows, &keep)
-            .map_err(|e| EngineError::fail("PR0304", "source", "rows cannot be picked").caused_by(e))?;
+        let rows = take_record_batch(&self.rows, &keep).map_err(|e| {
+            EngineError::fail("PR0304", "source", "rows cannot be picked").caused_by(e)
+        })?;
         let pick = |i: &u32| *i as usize;
         let raw = self.raw.as_ref().map(|(k, v)| {
             let take = |a: &BinaryArray| {
-                BinaryArray::from_iter(keep.values().iter().map(|i| a.is_valid(pick(i)).then(|| a.value(pick(i)))))
+                BinaryArray::from_iter(
+                    keep.values()
+                        .iter()
+                        .map(|i| a.is_valid(pick(i)).then(|| a.value(pick(i)))),
+                )
             };
             (take(k), take(v))
         });
         Ok(Good {
             rows,
             splits: keep.values().iter().map(|i| self.splits[pick(i)]).collect(),
-            offsets: keep.values().iter().map(|i| self.offsets[pick(i)]).collect(),
+            offsets: keep
+                .values()
+                .iter()
+                .map(|i| self.offsets[pick(i)])
+                .collect(),
             raw,
         })
     }
@@ -557,21 +652,35 @@ fn nulls(rows: usize) -> ArrayRef {
 fn micros(times: &ArrayRef, source: &str) -> Result<Vec<i64>> {
     use arrow::datatypes as t;
     let us = match times.data_type() {
-        DataType::Timestamp(TimeUnit::Second, _) => {
-            times.as_primitive::<t::TimestampSecondType>().values().iter().map(|v| v.saturating_mul(1_000_000)).collect()
-        }
-        DataType::Timestamp(TimeUnit::Millisecond, _) => {
-            times.as_primitive::<t::TimestampMillisecondType>().values().iter().map(|v| v.saturating_mul(1000)).collect()
-        }
-        DataType::Timestamp(TimeUnit::Microsecond, _) => {
-            times.as_primitive::<t::TimestampMicrosecondType>().values().to_vec()
-        }
-        DataType::Timestamp(TimeUnit::Nanosecond, _) => {
-            times.as_primitive::<t::TimestampNanosecondType>().values().iter().map(|v| v.div_euclid(1000)).collect()
-        }
+        DataType::Timestamp(TimeUnit::Second, _) => times
+            .as_primitive::<t::TimestampSecondType>()
+            .values()
+            .iter()
+            .map(|v| v.saturating_mul(1_000_000))
+            .collect(),
+        DataType::Timestamp(TimeUnit::Millisecond, _) => times
+            .as_primitive::<t::TimestampMillisecondType>()
+            .values()
+            .iter()
+            .map(|v| v.saturating_mul(1000))
+            .collect(),
+        DataType::Timestamp(TimeUnit::Microsecond, _) => times
+            .as_primitive::<t::TimestampMicrosecondType>()
+            .values()
+            .to_vec(),
+        DataType::Timestamp(TimeUnit::Nanosecond, _) => times
+            .as_primitive::<t::TimestampNanosecondType>()
+            .values()
+            .iter()
+            .map(|v| v.div_euclid(1000))
+            .collect(),
         other => {
             let text = format!("the event time has type {other}");
-            return Err(EngineError::fail("PR0304", format!("source {source}"), text));
+            return Err(EngineError::fail(
+                "PR0304",
+                format!("source {source}"),
+                text,
+            ));
         }
     };
     Ok(us)

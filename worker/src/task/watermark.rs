@@ -40,11 +40,20 @@ pub enum Say {
 
 impl SourceWatermark {
     pub fn new(rule: WatermarkRule, restored: EventTime) -> Self {
-        Self { rule, splits: BTreeMap::new(), said: restored, said_idle: false }
+        Self {
+            rule,
+            splits: BTreeMap::new(),
+            said: restored,
+            said_idle: false,
+        }
     }
 
     pub fn adopt(&mut self, split: SplitId, greatest: Option<EventTime>, idle: bool) {
-        let state = Split { greatest: greatest.map(EventTime::micros), idle, silent_since: None };
+        let state = Split {
+            greatest: greatest.map(EventTime::micros),
+            idle,
+            silent_since: None,
+        };
         self.splits.entry(split).or_insert(state);
     }
 
@@ -60,7 +69,9 @@ impl SourceWatermark {
     /// The task looked: `at_end` are the splits whose position equals their confirmed end. To be called only while the task
     /// is neither blocked nor catching up; `pause` otherwise.
     pub fn look(&mut self, at_end: &[SplitId], now_ms: i64) {
-        let Some(timeout) = self.rule.idle_timeout_ms else { return };
+        let Some(timeout) = self.rule.idle_timeout_ms else {
+            return;
+        };
         for (id, s) in &mut self.splits {
             if !at_end.contains(id) {
                 s.silent_since = None;
@@ -79,7 +90,9 @@ impl SourceWatermark {
     }
 
     pub fn state(&self, split: &SplitId) -> (Option<EventTime>, bool) {
-        self.splits.get(split).map_or((None, false), |s| (s.greatest.map(EventTime::from_micros), s.idle))
+        self.splits.get(split).map_or((None, false), |s| {
+            (s.greatest.map(EventTime::from_micros), s.idle)
+        })
     }
 
     pub fn current(&self) -> EventTime {
@@ -89,7 +102,9 @@ impl SourceWatermark {
     /// The split that holds the watermark back.
     pub fn held_back_by(&self) -> Option<&SplitId> {
         let active = self.splits.iter().filter(|(_, s)| !s.idle);
-        active.min_by_key(|(_, s)| s.greatest.unwrap_or(i64::MIN)).map(|(id, _)| id)
+        active
+            .min_by_key(|(_, s)| s.greatest.unwrap_or(i64::MIN))
+            .map(|(id, _)| id)
     }
 
     /// Continuous mode: what changed.
@@ -101,7 +116,11 @@ impl SourceWatermark {
         } else {
             (active.iter().map(|s| s.greatest).min().flatten(), false)
         };
-        if let Some(t) = t.map(below).map(EventTime::from_micros).filter(|t| *t > self.said) {
+        if let Some(t) = t
+            .map(below)
+            .map(EventTime::from_micros)
+            .filter(|t| *t > self.said)
+        {
             self.said = t;
             self.said_idle = false;
             return Say::Watermark(t);
@@ -136,7 +155,13 @@ mod tests {
         SplitId(s.into())
     }
     fn fresh(idle: Option<i64>) -> SourceWatermark {
-        let mut w = SourceWatermark::new(WatermarkRule { out_of_orderness: 10, idle_timeout_ms: idle }, EventTime::MIN);
+        let mut w = SourceWatermark::new(
+            WatermarkRule {
+                out_of_orderness: 10,
+                idle_timeout_ms: idle,
+            },
+            EventTime::MIN,
+        );
         w.adopt(id("a"), None, false);
         w.adopt(id("b"), None, false);
         w
@@ -184,7 +209,13 @@ mod tests {
 
     #[test]
     fn a_subtask_without_splits_says_idle() {
-        let mut w = SourceWatermark::new(WatermarkRule { out_of_orderness: 0, idle_timeout_ms: None }, EventTime::MIN);
+        let mut w = SourceWatermark::new(
+            WatermarkRule {
+                out_of_orderness: 0,
+                idle_timeout_ms: None,
+            },
+            EventTime::MIN,
+        );
         assert_eq!(w.say(), Say::Idle);
     }
 }

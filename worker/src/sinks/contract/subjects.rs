@@ -35,7 +35,9 @@ async fn memory_keeps_the_contract() {
         sink: Arc::new(sink),
         read: Box::new(move || {
             let values = target.records().into_iter().filter_map(|r| r.value);
-            let values = values.map(|v| String::from_utf8(v.to_vec()).unwrap()).collect();
+            let values = values
+                .map(|v| String::from_utf8(v.to_vec()).unwrap())
+                .collect();
             async move { values }.boxed()
         }),
         fences: true,
@@ -81,7 +83,12 @@ fn lines_below(dir: &std::path::Path, into: &mut Vec<String>) {
         if path.is_dir() {
             lines_below(&path, into);
         } else {
-            into.extend(std::fs::read_to_string(path).unwrap().lines().map(str::to_owned));
+            into.extend(
+                std::fs::read_to_string(path)
+                    .unwrap()
+                    .lines()
+                    .map(str::to_owned),
+            );
         }
     }
 }
@@ -90,7 +97,8 @@ fn lines_below(dir: &std::path::Path, into: &mut Vec<String>) {
 async fn files_keep_the_contract() {
     let dir = tempfile::tempdir().unwrap();
     let target = dir.path().join("made/by/prepare");
-    let folder = Folder::open(&format!("file://{}", target.display()), &Default::default()).unwrap();
+    let folder =
+        Folder::open(&format!("file://{}", target.display()), &Default::default()).unwrap();
     let config = FilesSinkConfig {
         rows: plan(4),
         folder,

@@ -36,14 +36,26 @@ fn encode(plan: &RowPlan, batch: &Batch) -> Result<Vec<(Option<String>, Option<S
 }
 
 fn some(key: &str, value: &str) -> (Option<String>, Option<String>) {
-    (Some(key.to_owned()), (value != "-").then(|| value.to_owned()))
+    (
+        Some(key.to_owned()),
+        (value != "-").then(|| value.to_owned()),
+    )
 }
 
-const CHANGES: [RowKind; 4] = [RowKind::UpdateBefore, RowKind::UpdateAfter, RowKind::Delete, RowKind::Insert];
+const CHANGES: [RowKind; 4] = [
+    RowKind::UpdateBefore,
+    RowKind::UpdateAfter,
+    RowKind::Delete,
+    RowKind::Insert,
+];
 
 #[test]
 fn changes_become_upserts_and_tombstones() {
-    let got = encode(&plan(KeyKind::Columns(vec![0]), Changes::Tombstones), &batch(Some(&CHANGES))).unwrap();
+    let got = encode(
+        &plan(KeyKind::Columns(vec![0]), Changes::Tombstones),
+        &batch(Some(&CHANGES)),
+    )
+    .unwrap();
     assert_eq!(
         got,
         [
@@ -56,7 +68,11 @@ fn changes_become_upserts_and_tombstones() {
 
 #[test]
 fn changes_are_marked_where_there_is_no_null_value() {
-    let got = encode(&plan(KeyKind::None, Changes::Marked), &batch(Some(&CHANGES))).unwrap();
+    let got = encode(
+        &plan(KeyKind::None, Changes::Marked),
+        &batch(Some(&CHANGES)),
+    )
+    .unwrap();
     let values: Vec<String> = got.into_iter().filter_map(|(_, v)| v).collect();
     assert_eq!(
         values,
@@ -70,13 +86,21 @@ fn changes_are_marked_where_there_is_no_null_value() {
 
 #[test]
 fn a_changed_row_is_refused_in_append_mode() {
-    let error = encode(&plan(KeyKind::None, Changes::AppendOnly), &batch(Some(&CHANGES))).unwrap_err();
+    let error = encode(
+        &plan(KeyKind::None, Changes::AppendOnly),
+        &batch(Some(&CHANGES)),
+    )
+    .unwrap_err();
     assert_eq!(error.code, "PR0209");
 }
 
 #[test]
 fn folders_are_taken_out_of_the_value() {
-    let got = encode(&plan(KeyKind::Folder(vec![1]), Changes::AppendOnly), &batch(None)).unwrap();
+    let got = encode(
+        &plan(KeyKind::Folder(vec![1]), Changes::AppendOnly),
+        &batch(None),
+    )
+    .unwrap();
     assert_eq!(
         got,
         [
@@ -94,6 +118,10 @@ fn rows_of_a_key_share_a_shard() {
     (plan.shards, plan.shard_by) = (8, vec![0]);
     let mut out = vec![StagedRecords::default(); 8];
     plan.encoder().encode(&batch(None), 0, &mut out).unwrap();
-    let k = |s: &StagedRecords| records(&s.data).map(|r| r.unwrap().value.unwrap()[5]).collect::<Vec<u8>>();
+    let k = |s: &StagedRecords| {
+        records(&s.data)
+            .map(|r| r.unwrap().value.unwrap()[5])
+            .collect::<Vec<u8>>()
+    };
     assert_eq!(out.iter().filter(|s| k(s).contains(&b'1')).count(), 1);
 }

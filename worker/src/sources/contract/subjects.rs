@@ -39,10 +39,13 @@ async fn memory_keeps_the_contract() {
     let source = MemorySource::new(plan());
     let splits = ["a", "b", "c"];
     for split in splits {
-        source.push(split, (0..ROWS).map(|i| MemoryRecord {
-            value: Some(body(split, i).into()),
-            ..MemoryRecord::default()
-        }));
+        source.push(
+            split,
+            (0..ROWS).map(|i| MemoryRecord {
+                value: Some(body(split, i).into()),
+                ..MemoryRecord::default()
+            }),
+        );
     }
     check(Subject {
         source: Arc::new(source),
@@ -89,7 +92,11 @@ async fn files_keep_the_contract() {
         let lines: String = (0..ROWS).map(|i| body(split, i) + "\n").collect();
         std::fs::write(dir.path().join(split), lines).unwrap();
     }
-    let folder = Folder::open(&format!("file://{}", dir.path().display()), &Default::default()).unwrap();
+    let folder = Folder::open(
+        &format!("file://{}", dir.path().display()),
+        &Default::default(),
+    )
+    .unwrap();
     let source: Arc<dyn Source> = Arc::new(
         FilesSource::new(FilesConfig {
             name: "f".to_owned(),

@@ -18,11 +18,15 @@ const WAITING: usize = 4;
 
 pub(super) enum Block {
     /// The file is there.
-    Opened { modified_ms: i64 },
+    Opened {
+        modified_ms: i64,
+    },
     /// Whole lines; the file's last may lack its newline.
     Lines(Vec<u8>),
     /// A line beyond the bound; its bytes were passed over.
-    TooLong { bytes: u64 },
+    TooLong {
+        bytes: u64,
+    },
     End,
 }
 
@@ -128,7 +132,11 @@ impl Read for Body {
 
 fn classify(e: io::Error) -> ReadError {
     let store = e.get_ref().is_some_and(|inner| inner.is::<StoreFailed>());
-    if store { ReadError::Store(e) } else { ReadError::Corrupt(e) }
+    if store {
+        ReadError::Store(e)
+    } else {
+        ReadError::Corrupt(e)
+    }
 }
 
 /// `Err(None)`: nobody listens any more.
@@ -143,8 +151,16 @@ fn read(
         .enable_all()
         .build()
         .map_err(|e| Some(ReadError::Store(e)))?;
-    let object = runtime.block_on(store.get(path)).map_err(|e| Some(e.into()))?;
-    let send = |block| if out.send(Ok(block)) { Ok(()) } else { Err(None) };
+    let object = runtime
+        .block_on(store.get(path))
+        .map_err(|e| Some(e.into()))?;
+    let send = |block| {
+        if out.send(Ok(block)) {
+            Ok(())
+        } else {
+            Err(None)
+        }
+    };
     send(Block::Opened {
         modified_ms: object.meta.last_modified.timestamp_millis(),
     })?;
@@ -166,7 +182,9 @@ fn read(
     loop {
         let start = buffer.len();
         buffer.resize(start + BLOCK, 0);
-        let n = input.read(&mut buffer[start..]).map_err(|e| Some(classify(e)))?;
+        let n = input
+            .read(&mut buffer[start..])
+            .map_err(|e| Some(classify(e)))?;
         buffer.truncate(start + n);
         let end = n == 0;
         if passed > 0 {
@@ -229,5 +247,8 @@ pub(super) fn find_newline(bytes: &[u8]) -> usize {
         }
         i += 8;
     }
-    bytes[i..].iter().position(|b| *b == b'\n').map_or(bytes.len(), |at| i + at)
+    bytes[i..]
+        .iter()
+        .position(|b| *b == b'\n')
+        .map_or(bytes.len(), |at| i + at)
 }

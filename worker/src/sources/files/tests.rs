@@ -6,8 +6,8 @@ use arrow::datatypes::{DataType, Field, Int64Type, Schema, TimeUnit};
 use penstock_crds::source::TransportField;
 
 use super::*;
-use crate::sources::BadRecord;
 use crate::formats::json::JsonConfig;
+use crate::sources::BadRecord;
 
 fn config(folder: Folder, pattern: &str) -> FilesConfig {
     let ts = DataType::Timestamp(TimeUnit::Millisecond, None);
@@ -74,11 +74,17 @@ fn read_all(reader: &mut dyn SourceReader) -> Result<Got> {
 #[test]
 fn compressed_and_plain_files_give_the_same_rows() {
     let dir = tempfile::tempdir().unwrap();
-    let text: String = (0..50_000).map(|i| format!("{{\"n\":{i}}}\r\n\n")).collect();
+    let text: String = (0..50_000)
+        .map(|i| format!("{{\"n\":{i}}}\r\n\n"))
+        .collect();
     let text = text.trim_end().to_owned();
     std::fs::create_dir(dir.path().join("sub")).unwrap();
     std::fs::write(dir.path().join("sub/plain.json"), &text).unwrap();
-    std::fs::write(dir.path().join("z.json.zst"), zstd::encode_all(text.as_bytes(), 1).unwrap()).unwrap();
+    std::fs::write(
+        dir.path().join("z.json.zst"),
+        zstd::encode_all(text.as_bytes(), 1).unwrap(),
+    )
+    .unwrap();
     let mut gz = flate2::write::GzEncoder::new(vec![], flate2::Compression::fast());
     gz.write_all(text.as_bytes()).unwrap();
     std::fs::write(dir.path().join("g.json.gz"), gz.finish().unwrap()).unwrap();
@@ -103,14 +109,29 @@ fn bad_and_overlong_lines_are_reported_with_path_and_line() {
     let source = FilesSource::new(config(local(dir.path()), "*")).unwrap();
     for from in 0..4 {
         let mut reader = source.reader().unwrap();
-        let range = SplitRange { from: Position(from), ..whole("a") };
+        let range = SplitRange {
+            from: Position(from),
+            ..whole("a")
+        };
         reader.assign(vec![range]).unwrap();
         let (rows, bad) = read_all(reader.as_mut()).unwrap();
         let lines: Vec<i64> = rows.iter().map(|r| r.2).collect();
-        assert_eq!(lines, [0, 3].into_iter().filter(|l| *l >= from).collect::<Vec<_>>());
+        assert_eq!(
+            lines,
+            [0, 3]
+                .into_iter()
+                .filter(|l| *l >= from)
+                .collect::<Vec<_>>()
+        );
         let got: Vec<_> = bad.iter().map(|b| (b.offset, b.code)).collect();
         let expected = [(1, "PR0201"), (2, "PR0204"), (4, "PR0204")];
-        assert_eq!(got, expected.into_iter().filter(|b| b.0 >= from).collect::<Vec<_>>());
+        assert_eq!(
+            got,
+            expected
+                .into_iter()
+                .filter(|b| b.0 >= from)
+                .collect::<Vec<_>>()
+        );
         if from <= 1 {
             assert_eq!(bad[0].value.as_deref(), Some(b"not json".as_slice()));
         }
@@ -124,7 +145,10 @@ fn a_file_that_is_gone_is_a_loss_of_data() {
     let mut reader = source.reader().unwrap();
     reader.assign(vec![whole("gone.json")]).unwrap();
     let error = read_all(reader.as_mut()).unwrap_err();
-    assert_eq!((error.code, error.kind), ("PR0207", crate::error::ErrorKind::Fail));
+    assert_eq!(
+        (error.code, error.kind),
+        ("PR0207", crate::error::ErrorKind::Fail)
+    );
     assert!(error.to_string().contains("gone.json"), "{error}");
 }
 
@@ -149,12 +173,25 @@ async fn a_growing_folder_shows_each_file_once_sorted_and_without_hidden_ones() 
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, "{}\n").unwrap();
     };
-    for name in ["b.json", "a.json", "_SUCCESS.json", ".hidden.json", "_tmp/c.json", "x.csv", "d/e.json"] {
+    for name in [
+        "b.json",
+        "a.json",
+        "_SUCCESS.json",
+        ".hidden.json",
+        "_tmp/c.json",
+        "x.csv",
+        "d/e.json",
+    ] {
         put(name);
     }
     let source = FilesSource::new(config(local(dir.path()), "*.json")).unwrap();
     let mut enumerator = source.enumerator().unwrap();
-    let names = |found: &[Discovered]| found.iter().map(|d| d.split.0.to_string()).collect::<Vec<_>>();
+    let names = |found: &[Discovered]| {
+        found
+            .iter()
+            .map(|d| d.split.0.to_string())
+            .collect::<Vec<_>>()
+    };
     let mut known = BTreeMap::new();
     let found = enumerator.discover(&known, true).await.unwrap();
     assert_eq!(names(&found), ["a.json", "b.json", "d/e.json"]);
@@ -162,11 +199,28 @@ async fn a_growing_folder_shows_each_file_once_sorted_and_without_hidden_ones() 
     put("aa.json");
     let found = enumerator.discover(&known, false).await.unwrap();
     assert_eq!(names(&found), ["aa.json"]);
-    let starts = enumerator.starts(&["a.json", "zz.json"].map(|n| SplitId(n.into()))).await.unwrap();
+    let starts = enumerator
+        .starts(&["a.json", "zz.json"].map(|n| SplitId(n.into())))
+        .await
+        .unwrap();
     assert_eq!(starts.len(), 1);
-    let missing = Folder::open(&format!("file://{}/none", dir.path().display()), &BTreeMap::new()).unwrap();
-    let mut enumerator = FilesSource::new(config(missing, "*")).unwrap().enumerator().unwrap();
-    assert_eq!(enumerator.discover(&BTreeMap::new(), true).await.unwrap_err().code, "PR0208");
+    let missing = Folder::open(
+        &format!("file://{}/none", dir.path().display()),
+        &BTreeMap::new(),
+    )
+    .unwrap();
+    let mut enumerator = FilesSource::new(config(missing, "*"))
+        .unwrap()
+        .enumerator()
+        .unwrap();
+    assert_eq!(
+        enumerator
+            .discover(&BTreeMap::new(), true)
+            .await
+            .unwrap_err()
+            .code,
+        "PR0208"
+    );
 }
 
 #[test]
@@ -184,7 +238,11 @@ fn globs_match_as_in_a_shell() {
         ("day-[!0-9]*", "day-1", false),
         ("a+b.json", "a+b.json", true),
     ] {
-        assert_eq!(glob(pattern).unwrap().is_match(name), expected, "{pattern} {name}");
+        assert_eq!(
+            glob(pattern).unwrap().is_match(name),
+            expected,
+            "{pattern} {name}"
+        );
     }
     assert!(glob("[a").is_none() && glob("{a").is_none());
 }

@@ -68,7 +68,9 @@ fn convert(scalar: &Scalar, data_type: &DataType) -> Made<ArrayRef> {
 fn whole(scalar: &Scalar, data_type: &DataType) -> Made<i128> {
     let value = convert(scalar, data_type)?;
     let plain = match data_type {
-        DataType::Decimal128(_, _) => return Ok(value.as_primitive::<t::Decimal128Type>().value(0)),
+        DataType::Decimal128(_, _) => {
+            return Ok(value.as_primitive::<t::Decimal128Type>().value(0));
+        }
         DataType::Date32 => cast(&value, &DataType::Int32).and_then(|v| cast(&v, &DataType::Int64)),
         _ => cast(&value, &DataType::Int64),
     };
@@ -77,7 +79,9 @@ fn whole(scalar: &Scalar, data_type: &DataType) -> Made<i128> {
 }
 
 fn float(scalar: &Scalar) -> Made<f64> {
-    Ok(convert(scalar, &DataType::Float64)?.as_primitive::<t::Float64Type>().value(0))
+    Ok(convert(scalar, &DataType::Float64)?
+        .as_primitive::<t::Float64Type>()
+        .value(0))
 }
 
 fn text(scalar: &Scalar) -> String {
@@ -109,7 +113,8 @@ fn step(scalar: Option<&Scalar>, data_type: &DataType) -> Made<i128> {
         (DataType::Timestamp(unit, _) | DataType::Time64(unit), scalar) => match scalar {
             None => Ok(millis_as(1_000, *unit)),
             Some(Scalar::String(text)) => {
-                let step: units::Duration = text.parse().map_err(|e: units::UnitError| e.to_string())?;
+                let step: units::Duration =
+                    text.parse().map_err(|e: units::UnitError| e.to_string())?;
                 let ms = i64::try_from(step.as_millis()).map_err(|e| e.to_string())?;
                 Ok(millis_as(ms, *unit))
             }
@@ -124,7 +129,10 @@ fn step(scalar: Option<&Scalar>, data_type: &DataType) -> Made<i128> {
 }
 
 fn whole_sequence(sequence: &Sequence, data_type: &DataType) -> Made<How<i128>> {
-    let start = sequence.start.as_ref().map_or(Ok(0), |s| whole(s, data_type))?;
+    let start = sequence
+        .start
+        .as_ref()
+        .map_or(Ok(0), |s| whole(s, data_type))?;
     Ok(How::Sequence {
         start,
         step: step(sequence.step.as_ref(), data_type)?,
@@ -144,7 +152,9 @@ impl Maker {
                     sequence.prefix.clone(),
                     whole_sequence(sequence, &DataType::Int64)?,
                 ),
-                GenerateKind::Choice(choice) => Kind::Choice(choice.values.iter().map(text).collect()),
+                GenerateKind::Choice(choice) => {
+                    Kind::Choice(choice.values.iter().map(text).collect())
+                }
                 GenerateKind::Constant(constant) => Kind::Choice(vec![text(&constant.value)]),
                 GenerateKind::Text(random) => Kind::Text(random.length),
                 GenerateKind::Random(_) | GenerateKind::Now => return Err(unfit(data_type)),
@@ -158,9 +168,9 @@ impl Maker {
                     return Err(unfit(data_type));
                 }
             };
-            let values = given.iter().map(|scalar| {
-                Ok(convert(scalar, data_type)?.as_boolean().value(0))
-            });
+            let values = given
+                .iter()
+                .map(|scalar| Ok(convert(scalar, data_type)?.as_boolean().value(0)));
             Kind::Bool(values.collect::<Made<_>>()?)
         } else if is_float {
             let or = |scalar: &Option<Scalar>, default| scalar.as_ref().map_or(Ok(default), float);
@@ -221,9 +231,19 @@ impl Maker {
         use DataType as D;
         matches!(
             &self.data_type,
-            D::Boolean | D::Utf8 | D::Binary | D::Float32 | D::Float64 | D::Date32
-                | D::Int8 | D::Int16 | D::Int32 | D::Int64 | D::Decimal128(_, _)
-                | D::Timestamp(_, _) | D::Time64(TimeUnit::Microsecond)
+            D::Boolean
+                | D::Utf8
+                | D::Binary
+                | D::Float32
+                | D::Float64
+                | D::Date32
+                | D::Int8
+                | D::Int16
+                | D::Int32
+                | D::Int64
+                | D::Decimal128(_, _)
+                | D::Timestamp(_, _)
+                | D::Time64(TimeUnit::Microsecond)
         )
     }
 
@@ -281,18 +301,25 @@ impl Maker {
             }
             Kind::Bool(values) => {
                 let n = values.len() as u128;
-                let picked = rows.iter().map(|row| Some(values[self.pick(seed, *row, n) as usize]));
+                let picked = rows
+                    .iter()
+                    .map(|row| Some(values[self.pick(seed, *row, n) as usize]));
                 Arc::new(BooleanArray::from_iter(picked))
             }
             Kind::Choice(values) => {
                 let n = values.len() as u128;
-                self.texts(rows.iter().map(|row| &values[self.pick(seed, *row, n) as usize]))
+                self.texts(
+                    rows.iter()
+                        .map(|row| &values[self.pick(seed, *row, n) as usize]),
+                )
             }
             Kind::Numbered(prefix, how) => {
                 let number = |row: &u64| self.whole(how, seed, *row, now);
                 self.texts(rows.iter().map(|row| format!("{prefix}{}", number(row))))
             }
-            Kind::Text(length) => self.texts(rows.iter().map(|row| self.letters(seed, *row, *length))),
+            Kind::Text(length) => {
+                self.texts(rows.iter().map(|row| self.letters(seed, *row, *length)))
+            }
         }
     }
 
@@ -328,7 +355,9 @@ impl Maker {
             DataType::Int8 => primitive::<t::Int8Type>(values.map(|v| v as i8), &self.data_type),
             DataType::Int16 => primitive::<t::Int16Type>(values.map(|v| v as i16), &self.data_type),
             DataType::Int32 => primitive::<t::Int32Type>(values.map(|v| v as i32), &self.data_type),
-            DataType::Date32 => primitive::<t::Date32Type>(values.map(|v| v as i32), &self.data_type),
+            DataType::Date32 => {
+                primitive::<t::Date32Type>(values.map(|v| v as i32), &self.data_type)
+            }
             DataType::Decimal128(_, _) => primitive::<t::Decimal128Type>(values, &self.data_type),
             other => {
                 let values = values.map(|v| v as i64);

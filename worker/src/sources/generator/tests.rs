@@ -21,11 +21,17 @@ impl Clock for Hand {
 }
 
 fn config(columns: &[(&str, DataType, &str)]) -> GeneratorConfig {
-    let fields: Vec<Field> = columns.iter().map(|(n, t, _)| Field::new(*n, t.clone(), true)).collect();
+    let fields: Vec<Field> = columns
+        .iter()
+        .map(|(n, t, _)| Field::new(*n, t.clone(), true))
+        .collect();
     GeneratorConfig {
         name: "g".to_owned(),
         schema: Arc::new(Schema::new(fields)),
-        generate: columns.iter().map(|(_, _, g)| serde_json::from_str(g).unwrap()).collect(),
+        generate: columns
+            .iter()
+            .map(|(_, _, g)| serde_json::from_str(g).unwrap())
+            .collect(),
         seed: 1,
         rows_per_second: 0,
         rows: None,
@@ -52,12 +58,32 @@ fn read(config: GeneratorConfig, from: i64, rows: usize) -> RecordBatch {
 fn all_kinds() -> GeneratorConfig {
     let ts = DataType::Timestamp(TimeUnit::Millisecond, None);
     config(&[
-        ("n", DataType::Int64, r#"{"sequence":{"start":5,"step":-2}}"#),
-        ("t", ts, r#"{"sequence":{"start":"2026-01-01T00:00:00Z","step":"250ms"}}"#),
-        ("d", DataType::Date32, r#"{"sequence":{"start":"2026-02-27","step":1,"cycle":3}}"#),
-        ("a", DataType::Decimal128(6, 2), r#"{"random":{"min":1.5,"max":20}}"#),
+        (
+            "n",
+            DataType::Int64,
+            r#"{"sequence":{"start":5,"step":-2}}"#,
+        ),
+        (
+            "t",
+            ts,
+            r#"{"sequence":{"start":"2026-01-01T00:00:00Z","step":"250ms"}}"#,
+        ),
+        (
+            "d",
+            DataType::Date32,
+            r#"{"sequence":{"start":"2026-02-27","step":1,"cycle":3}}"#,
+        ),
+        (
+            "a",
+            DataType::Decimal128(6, 2),
+            r#"{"random":{"min":1.5,"max":20}}"#,
+        ),
         ("k", DataType::Utf8, r#"{"choice":{"values":["x","y",3]}}"#),
-        ("s", DataType::Utf8, r#"{"sequence":{"prefix":"id-","start":10}}"#),
+        (
+            "s",
+            DataType::Utf8,
+            r#"{"sequence":{"prefix":"id-","start":10}}"#,
+        ),
         ("f", DataType::Float64, r#"{"random":{}}"#),
         ("b", DataType::Boolean, r#"{"random":{}}"#),
         ("x", DataType::Utf8, r#"{"text":{"length":12}}"#),
@@ -73,9 +99,18 @@ fn a_row_is_a_function_of_seed_and_number() {
     other.seed = 2;
     assert_ne!(read(other, 0, 1000), all);
     // A projection does not change what a column holds.
-    let one = config(&[("a", DataType::Decimal128(6, 2), r#"{"random":{"min":1.5,"max":20}}"#)]);
-    assert_eq!(read(one, 0, 1000).column(0), all.column_by_name("a").unwrap());
-    let text = pretty_format_batches(&[all.slice(0, 4).project(&[0, 1, 2, 5, 9]).unwrap()]).unwrap().to_string();
+    let one = config(&[(
+        "a",
+        DataType::Decimal128(6, 2),
+        r#"{"random":{"min":1.5,"max":20}}"#,
+    )]);
+    assert_eq!(
+        read(one, 0, 1000).column(0),
+        all.column_by_name("a").unwrap()
+    );
+    let text = pretty_format_batches(&[all.slice(0, 4).project(&[0, 1, 2, 5, 9]).unwrap()])
+        .unwrap()
+        .to_string();
     let lines: Vec<&str> = text.lines().skip(3).take(4).collect();
     assert_eq!(
         lines,
@@ -90,7 +125,12 @@ fn a_row_is_a_function_of_seed_and_number() {
     let a = a.as_primitive::<arrow::datatypes::Decimal128Type>();
     assert!(a.values().iter().all(|v| (150..=2000).contains(v)));
     let f = all.column_by_name("f").unwrap();
-    let mean = f.as_primitive::<arrow::datatypes::Float64Type>().values().iter().sum::<f64>() / 1000.0;
+    let mean = f
+        .as_primitive::<arrow::datatypes::Float64Type>()
+        .values()
+        .iter()
+        .sum::<f64>()
+        / 1000.0;
     assert!((0.45..0.55).contains(&mean), "{mean}");
 }
 
@@ -102,7 +142,10 @@ fn what_cannot_be_made_is_refused() {
         (DataType::Int64, r#"{"random":{"min":3,"max":1}}"#),
         (DataType::Int8, r#"{"constant":{"value":300}}"#),
         (DataType::Utf8, r#"{"now":{}}"#),
-        (DataType::new_list(DataType::Int64, true), r#"{"constant":{"value":1}}"#),
+        (
+            DataType::new_list(DataType::Int64, true),
+            r#"{"constant":{"value":1}}"#,
+        ),
         (DataType::Int64, "{}"),
     ] {
         let config = config(&[("n", data_type.clone(), generate)]);
@@ -133,7 +176,12 @@ async fn the_rate_is_kept_by_the_injected_clock() {
     let mut next = |ms| {
         clock.0.store(ms, Ordering::SeqCst);
         match reader.poll(1000).unwrap() {
-            Polled::Rows(batch) => batch.rows.column(0).as_primitive::<Int64Type>().values().to_vec(),
+            Polled::Rows(batch) => batch
+                .rows
+                .column(0)
+                .as_primitive::<Int64Type>()
+                .values()
+                .to_vec(),
             Polled::Empty => vec![],
             Polled::Done => panic!("it has no end"),
         }
@@ -145,7 +193,10 @@ async fn the_rate_is_kept_by_the_injected_clock() {
     assert_eq!(next(60_031).len(), 100);
     assert_eq!(next(60_041).len(), 1);
     let mut enumerator = source.enumerator().unwrap();
-    enumerator.discover(&[(split.clone(), Position(50))].into(), false).await.unwrap();
+    enumerator
+        .discover(&[(split.clone(), Position(50))].into(), false)
+        .await
+        .unwrap();
     clock.0.store(61_041, Ordering::SeqCst);
     let ends = enumerator.ends(std::slice::from_ref(&split)).await.unwrap();
     assert_eq!(ends[&split], Position(150));
