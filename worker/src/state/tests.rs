@@ -472,6 +472,22 @@ fn a_range_delete_replayed_after_a_later_put_is_caught() {
     }
 }
 
+#[test]
+fn a_table_deleted_whole_and_written_again_in_one_epoch_is_found() {
+    let ops = [
+        Op::Put(0, 0, b"a".to_vec(), 1),
+        Op::Freeze,
+        Op::DeletePrefix(0, 0, Vec::new()),
+        Op::Put(0, 0, b"b".to_vec(), 2),
+        Op::Freeze,
+        Op::Commit(true),
+        Op::Reopen { kill: true },
+    ];
+    for rocks in [false, true] {
+        contract(rocks, &ops, Planted::default()).unwrap();
+    }
+}
+
 /// One committed epoch in group 0 of a fresh volume.
 fn volume(dir: &Path) {
     let worker = StateWorker::open(options(Some(dir), 1)).unwrap();
