@@ -149,8 +149,15 @@ fn uniform_access() {
     drop(slot);
     let Some(dir) = dir else { return };
     println!("on disk: {} MiB", disk_mib(&dir));
+    let start = Instant::now();
     worker.flush().unwrap();
+    let flushed = start.elapsed();
     drop(worker);
+    println!(
+        "flushed in {:.2} s, closed in {:.2} s",
+        flushed.as_secs_f64(),
+        (start.elapsed() - flushed).as_secs_f64()
+    );
     let start = Instant::now();
     let worker = StateWorker::open(options(Some(dir), budget)).unwrap();
     let stands = worker.open_groups(&groups, &|_, _| true).unwrap();

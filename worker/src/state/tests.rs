@@ -94,7 +94,6 @@ fn options(dir: Option<&Path>, nonce: u64) -> StateOptions {
 }
 
 struct World {
-    root: tempfile::TempDir,
     rocks: bool,
     starts: u64,
     worker: Option<StateWorker>,
@@ -108,6 +107,8 @@ struct World {
     epoch: u64,
     now: i64,
     planted: Planted,
+    /// Last: an instance whose folder goes before it is closed waits a second for it.
+    root: tempfile::TempDir,
 }
 
 impl World {
