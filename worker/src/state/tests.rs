@@ -394,7 +394,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, max_shrink_iters: 200, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, max_shrink_iters: 200, ..Default::default() })]
     #[test]
     fn state_over_rocksdb_equals_the_model(ops in prop::collection::vec(op(), 1..120)) {
         contract(true, &ops, Planted::default())?;
