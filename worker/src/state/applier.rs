@@ -132,10 +132,27 @@ fn check(progress: &Progress) -> Result<()> {
     }
 }
 
+/// Merging more at once would cost more per key than it saves, and write batches must fit into memory.
+const MERGED_EPOCHS: usize = 8;
+const MERGED_BYTES: usize = 128 << 20;
+
+fn bytes_of(commit: &Commit) -> usize {
+    commit.layers.iter().map(|l| l.bytes()).sum()
+}
+
 fn run(target: &Target, state: &State, waiting: &Receiver<Commit>) {
-    while let Ok(first) = waiting.recv() {
+    let mut held: Option<Commit> = None;
+    while let Some(first) = held.take().or_else(|| waiting.recv().ok()) {
+        let mut bytes = bytes_of(&first);
         let mut commits = vec![first];
-        commits.extend(waiting.try_iter());
+        for next in waiting.try_iter() {
+            bytes += bytes_of(&next);
+            if commits.len() == MERGED_EPOCHS || bytes > MERGED_BYTES {
+                held = Some(next);
+                break;
+            }
+            commits.push(next);
+        }
         let newest = commits.last().map_or(0, |c| c.epoch);
         let result = apply_all(target, state, commits);
         let mut progress = state.progress.lock();

@@ -18,6 +18,8 @@ mod applier;
 mod backend;
 mod budget;
 mod layer;
+#[cfg(test)]
+mod measure;
 mod planted;
 mod rocks;
 mod segment;

@@ -325,8 +325,8 @@ struct Batch<'a> {
     key: Vec<u8>,
     bytes: u64,
     removed: Vec<(TableId, Bytes)>,
-    /// Beginnings that this batch puts; they outlive its own prefix deletes.
-    put: Vec<(TableId, [u8; 8])>,
+    /// Beginnings that this batch puts, `None` for any; they outlive its own prefix deletes.
+    put: Vec<(TableId, Option<[u8; 8]>)>,
 }
 
 impl Batch<'_> {
@@ -345,6 +345,9 @@ impl ChangeSink for Batch<'_> {
     fn table(&mut self, table: TableId) -> Result<()> {
         self.table = table;
         self.many = self.presence.read().is_many(table);
+        if self.many {
+            self.put.push((table, None));
+        }
         Ok(())
     }
     fn delete_prefix(&mut self, prefix: &[u8]) -> Result<()> {
@@ -362,11 +365,9 @@ impl ChangeSink for Batch<'_> {
             let mut presence = self.presence.write();
             presence.insert(self.table, key);
             self.many = presence.is_many(self.table);
-            if let Some(b) = key.first_chunk::<8>() {
-                let begins = (self.table, *b);
-                if !self.many && self.put.last() != Some(&begins) {
-                    self.put.push(begins);
-                }
+            let begins = key.first_chunk::<8>().filter(|_| !self.many).copied();
+            if self.put.last() != Some(&(self.table, begins)) {
+                self.put.push((self.table, begins));
             }
         }
         self.key.clear();
@@ -463,7 +464,7 @@ impl Backend for RocksBackend {
                 presence.remove(table, &prefix);
             }
             for (table, begins) in b.put {
-                presence.insert(table, &begins);
+                presence.insert(table, begins.as_ref().map_or(&[], |b| &b[..]));
             }
         }
         Ok(())

@@ -412,11 +412,16 @@ impl SlotState {
             && self.backend(group).is_empty(table, prefix)
     }
 
-    /// Ends the epoch: the dirty part becomes a layer (O(1) on the hot path); `None` when nothing changed.
+    /// Ends the epoch: the dirty part becomes a layer (O(1) on the hot path, unless memory for changes is used up); `None` when nothing
+    /// changed.
     pub fn freeze(&mut self, epoch: u64) -> Option<Arc<FrozenLayer>> {
         self.refresh();
         if self.dirty.is_empty() && self.runs.is_empty() {
             return None;
+        }
+        // Layers pile up when the applier lags: then this one goes to disk too, or their sum has no bound.
+        if self.memory.as_ref().is_some_and(|m| m.budget.wants_spill()) {
+            self.spill();
         }
         let fresh = self.dirty.fresh();
         let tables = std::mem::replace(&mut self.dirty, fresh);
