@@ -74,7 +74,7 @@ def poison(n):
         ("timestamp-out-of-range", good.replace("2001-01-01 00:00:00", "2001-13-45 99:%02d:00" % (n % 60)).encode()),
         ("timestamp-of-no-calendar", good.replace('"2001-01-01 00:00:00"', '"999999999-01-01 00:00:00"').encode()),
         ("null-in-not-null", good.replace('"flight_id":%d' % (-n - 1), '"flight_id":null').encode()),
-        ("number-out-of-range", good.replace('"distance":2', '"distance":99999999999999999999999').encode()),
+        ("number-out-of-range", good.replace('"delay":1', '"delay":99999999999999999999999').encode()),
         ("bad-utf8", good.replace("LAS", "L\x00S").encode().replace(b"\x00", b"\xff\xfe")),
         ("missing-not-null", good.replace('"event_time":"2001-01-01 00:00:00",', "").encode()),
     ]

@@ -41,7 +41,6 @@ impl Functions {
             Arc::new(datafusion_functions::unicode::planner::UnicodeFunctionPlanner),
             Arc::new(datafusion_functions_aggregate::planner::AggregateFunctionPlanner),
             Arc::new(datafusion_functions_window::planner::WindowFunctionPlanner),
-            Arc::new(datafusion_functions::planner::UserDefinedFunctionPlanner),
         ];
         let higher_order = datafusion_functions_nested::all_default_higher_order_functions()
             .into_iter()

@@ -114,6 +114,7 @@ pub struct Coordinator {
     failing: Option<(String, String)>,
     collector: Collector,
     planned_rows: u64,
+    lag_at: Option<Instant>,
 }
 
 /// What the caller hands over; the rest begins empty.
@@ -159,6 +160,7 @@ impl Coordinator {
             failing: None,
             collector: Collector::new(),
             planned_rows: FIRST_PLANNED_ROWS,
+            lag_at: None,
         }
     }
 
@@ -776,6 +778,7 @@ impl Coordinator {
         self.progress
             .committed(barrier, &snapshot, began.elapsed(), self.clock.now().get());
         self.show_positions().await;
+        self.measure_lag().await;
         Ok(())
     }
 
@@ -938,6 +941,42 @@ impl Coordinator {
 
     fn done_through(&self) -> Epoch {
         self.done.max(self.log.fold().done_through())
+    }
+
+    /// Records between the committed positions and the ends, at most once a second; a source that does not answer leaves
+    /// the figure as it is.
+    async fn measure_lag(&mut self) {
+        if self
+            .lag_at
+            .is_some_and(|at| at.elapsed() < Duration::from_secs(1))
+        {
+            return;
+        }
+        self.lag_at = Some(Instant::now());
+        let mut lag = 0u64;
+        for (i, source) in self.sources.iter_mut().enumerate() {
+            let Some(splits) = self.splits.get(&i) else {
+                continue;
+            };
+            let open: Vec<SplitId> = splits
+                .iter()
+                .filter(|(_, s)| !s.done)
+                .map(|(id, _)| id.clone())
+                .collect();
+            let ends =
+                match tokio::time::timeout(Duration::from_secs(2), source.enumerator.ends(&open))
+                    .await
+                {
+                    Ok(Ok(ends)) => ends,
+                    Ok(Err(_)) | Err(_) => return,
+                };
+            let behind = open.iter().filter_map(|id| {
+                let end = ends.get(id).filter(|end| **end != Position::END)?;
+                u64::try_from(end.0 - ranges::position(&splits[id]).0).ok()
+            });
+            lag += behind.sum::<u64>();
+        }
+        self.progress.lag(lag);
     }
 
     async fn show_positions(&mut self) {

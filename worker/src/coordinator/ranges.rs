@@ -84,7 +84,7 @@ pub fn watermark(
 ) -> Option<EventTime> {
     let counts = splits.iter().filter(|(split, s)| {
         let empty = s.done || ends.get(*split).is_none_or(|end| *end <= position(s));
-        !(s.max_event_time.is_none() && empty) && !(s.idle && empty)
+        !empty || (s.max_event_time.is_some() && !s.idle)
     });
     let mut least: Option<i64> = None;
     for (_, state) in counts {

@@ -153,7 +153,7 @@ fn rules(
             )
         })
     };
-    let slots = u64::try_from(job.spec.workers.slots).unwrap_or(1).max(1);
+    let slots = u64::from(job.spec.workers.slots).max(1);
     let per_second = spec.limits.as_ref().map_or(0, |l| l.max_rows_per_second);
     Ok(SourceRules {
         index,
@@ -175,7 +175,7 @@ fn rules(
             OnLate::DeadLetter => Policy::DeadLetter(letters()?),
         },
         fail_above: spec.fail_above.as_ref().map(|f| FailAbove {
-            percent: f64::from(f.percent),
+            percent: f.percent,
             window_ms: i64::try_from(f.window.as_millis()).unwrap_or(i64::MAX),
             min_rows: f.min_rows,
         }),

@@ -302,7 +302,7 @@ impl SourceTask {
         let reading = !self.stopped && (!self.planned_mode || self.barrier.is_some());
         let mut read_all = !reading;
         let mut busy = false;
-        if reading && !(self.barrier.is_some() && !self.wait_for_ranges) {
+        if reading && (self.barrier.is_none() || self.wait_for_ranges) {
             for _ in 0..TURN {
                 if !self.outputs.has_room() {
                     if let Some(w) = &mut self.watermark {

@@ -30,11 +30,11 @@ impl Decoder for Numbers {
     fn schema(&self) -> SchemaRef {
         Arc::clone(&self.schema)
     }
-    fn feed(&mut self, record: &[u8]) {
-        match std::str::from_utf8(record)
+    fn feed(&mut self, record: &[u8]) -> bool {
+        let number = std::str::from_utf8(record)
             .ok()
-            .and_then(|t| t.parse().ok())
-        {
+            .and_then(|t| t.parse().ok());
+        match number {
             Some(n) => self.rows.push(n),
             None => self.errors.push(DecodeError {
                 record: self.pending(),
@@ -42,6 +42,7 @@ impl Decoder for Numbers {
                 text: "no number".to_owned(),
             }),
         }
+        number.is_some()
     }
     fn pending(&self) -> usize {
         self.rows.len() + self.errors.len()
