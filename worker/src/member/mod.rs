@@ -316,9 +316,17 @@ impl Member {
     async fn told(&mut self, r: &mut Running, message: ToMember) -> Result<()> {
         match message {
             ToMember::Assign { source, splits } => {
-                for (slot, splits) in by_slot(splits, r.slots.len()) {
-                    r.sources_done.clear();
-                    send(&r.slots[slot], SlotCommand::Assign { source, splits });
+                r.sources_done.clear();
+                let mut shares = by_slot(splits, r.slots.len());
+                // Slots without a split are told so: only then may they call themselves idle.
+                for (n, slot) in r.slots.iter().enumerate() {
+                    send(
+                        slot,
+                        SlotCommand::Assign {
+                            source,
+                            splits: shares.remove(&n).unwrap_or_default(),
+                        },
+                    );
                 }
             }
             ToMember::Inject(barrier) => {

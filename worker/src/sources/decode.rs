@@ -373,20 +373,3 @@ fn from_millis(ms: i64, unit: TimeUnit) -> Option<i64> {
         TimeUnit::Nanosecond => ms.checked_mul(1_000_000),
     }
 }
-
-/// What tests of several sources need.
-#[cfg(test)]
-pub(super) mod tests_support {
-    use super::*;
-    use arrow::datatypes::{Field, Fields};
-
-    /// A column `MAP<STRING, BINARY>` as the planner makes it.
-    pub fn headers_field(name: &str) -> Field {
-        let entries = Fields::from(vec![
-            Field::new("key", DataType::Utf8, false),
-            Field::new("value", DataType::Binary, true),
-        ]);
-        let entries = Field::new("entries", DataType::Struct(entries), false);
-        Field::new(name, DataType::Map(Arc::new(entries), false), true)
-    }
-}

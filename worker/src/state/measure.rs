@@ -1,5 +1,10 @@
 //! Measurements, not tests: they assert results, never times. Run by name with `--ignored --nocapture`.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "measures or waits by the clock, and decides nothing"
+)]
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;

@@ -140,6 +140,8 @@ pub struct SourceTask {
     wait_for_ranges: bool,
     /// Planned: nothing is read outside an epoch.
     planned_mode: bool,
+    /// The coordinator has said which splits are this subtask's: before, nobody knows whether it is idle.
+    assigned: bool,
     stopped: bool,
     passed: Option<Barrier>,
     done: bool,
@@ -181,6 +183,7 @@ impl SourceTask {
             barrier: None,
             wait_for_ranges: false,
             planned_mode,
+            assigned: false,
             stopped: false,
             passed: None,
             done: false,
@@ -240,6 +243,7 @@ impl SourceTask {
             }
         }
         self.done = false;
+        self.assigned = true;
         self.reader
             .assign(splits.into_iter().map(|a| a.range).collect())
     }
@@ -321,13 +325,13 @@ impl SourceTask {
                     Polled::Empty => break,
                     Polled::Done => {
                         read_all = true;
-                        self.done = !self.planned_mode;
+                        self.done = !self.planned_mode && self.assigned;
                         break;
                     }
                 }
             }
         }
-        if !self.planned_mode && !self.stopped {
+        if !self.planned_mode && !self.stopped && self.assigned {
             self.tell_watermark(busy, now_ms);
         }
         if let Some(barrier) = self.barrier

@@ -1,5 +1,10 @@
 //! Rows per second of the hot paths, for people: `cargo test --release -p penstock-worker operators::tests::speed -- --ignored --nocapture`.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "measures or waits by the clock, and decides nothing"
+)]
+
 use std::time::Instant;
 
 use penstock_plan::graph::{EdgeKind, Emit, Op, Phase, Window, WindowBy};

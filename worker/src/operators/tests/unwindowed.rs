@@ -279,7 +279,7 @@ fn complete_mode_shows_the_whole_result_per_epoch_and_refuses_too_many_rows() {
         v: Some(v),
         offset: 0,
     };
-    let mut all = |task: &mut Subtask, rows: &[Row], kinds: Vec<RowKind>| {
+    let all = |task: &mut Subtask, rows: &[Row], kinds: Vec<RowKind>| {
         task.process(0, batch(rows, Some(kinds)));
         task.barrier();
         task.restart();
