@@ -8,14 +8,17 @@ use arrow::datatypes::{DataType as Arrow, Field, FieldRef, Fields, Schema, Schem
 use datafusion_common::config::ConfigOptions;
 use datafusion_common::{DFSchema, DataFusionError, Result as DfResult, TableReference};
 use datafusion_expr::planner::{ContextProvider, ExprPlanner, RelationPlanner};
-use datafusion_expr::{AggregateUDF, Expr, HigherOrderUDF, LogicalPlan, ScalarUDF, TableSource, WindowUDF};
-use datafusion_optimizer::simplify_expressions::ExprSimplifier;
 use datafusion_expr::simplify::SimplifyContext;
+use datafusion_expr::{
+    AggregateUDF, Expr, HigherOrderUDF, LogicalPlan, ScalarUDF, TableSource, WindowUDF,
+};
+use datafusion_optimizer::simplify_expressions::ExprSimplifier;
 use datafusion_sql::planner::{ParserOptions, PlannerContext, SqlToRel};
 use penstock_crds::data_type::DataType;
 use penstock_crds::source::{OnLate, Source, TransportField};
 
 use crate::codes;
+use crate::expression::UNKNOWN_TABLE_MARK;
 use crate::fault::{Fault, Result, did_you_mean};
 use crate::functions::Functions;
 use crate::graph::hidden;
@@ -39,19 +42,34 @@ pub fn arrow_type(declared: &DataType) -> Arrow {
         DataType::BigInt => Arrow::Int64,
         DataType::Float => Arrow::Float32,
         DataType::Double => Arrow::Float64,
-        DataType::Decimal { precision, scale } => Arrow::Decimal128(*precision, i8::try_from(*scale).unwrap_or(i8::MAX)),
+        DataType::Decimal { precision, scale } => {
+            Arrow::Decimal128(*precision, i8::try_from(*scale).unwrap_or(i8::MAX))
+        }
         DataType::String => Arrow::Utf8,
         DataType::Binary => Arrow::Binary,
         DataType::Date => Arrow::Date32,
         DataType::Time => Arrow::Time64(TimeUnit::Microsecond),
         DataType::Timestamp(digits) => Arrow::Timestamp(unit(*digits), None),
         DataType::TimestampLtz(digits) => Arrow::Timestamp(unit(*digits), Some("+00:00".into())),
-        DataType::Array(item) => Arrow::List(Arc::new(Field::new_list_field(arrow_type(item), true))),
-        DataType::Map(key, value) => {
-            let entries = Fields::from(vec![Field::new("key", arrow_type(key), false), Field::new("value", arrow_type(value), true)]);
-            Arrow::Map(Arc::new(Field::new("entries", Arrow::Struct(entries), false)), false)
+        DataType::Array(item) => {
+            Arrow::List(Arc::new(Field::new_list_field(arrow_type(item), true)))
         }
-        DataType::Row(fields) => Arrow::Struct(fields.iter().map(|(name, t)| Field::new(name, arrow_type(t), true)).collect()),
+        DataType::Map(key, value) => {
+            let entries = Fields::from(vec![
+                Field::new("key", arrow_type(key), false),
+                Field::new("value", arrow_type(value), true),
+            ]);
+            Arrow::Map(
+                Arc::new(Field::new("entries", Arrow::Struct(entries), false)),
+                false,
+            )
+        }
+        DataType::Row(fields) => Arrow::Struct(
+            fields
+                .iter()
+                .map(|(name, t)| Field::new(name, arrow_type(t), true))
+                .collect(),
+        ),
     }
 }
 
@@ -91,7 +109,10 @@ impl TableSource for SourceTable {
 impl SourceTable {
     /// Hidden columns that the source can give.
     pub fn hidden_fields(&self) -> Vec<Field> {
-        let mut fields = vec![Field::new(hidden::SPLIT, Arrow::UInt64, false), Field::new(hidden::OFFSET, Arrow::Int64, false)];
+        let mut fields = vec![
+            Field::new(hidden::SPLIT, Arrow::UInt64, false),
+            Field::new(hidden::OFFSET, Arrow::Int64, false),
+        ];
         if self.dead_letters_late {
             fields.push(Field::new(hidden::RAW_KEY, Arrow::Binary, true));
             fields.push(Field::new(hidden::RAW_VALUE, Arrow::Binary, true));
@@ -134,7 +155,9 @@ impl Catalog {
             options: Arc::new(options),
             sources: BTreeMap::new(),
             views: BTreeMap::new(),
-            relation_planners: vec![Arc::new(WindowFunctions { fault: Arc::clone(&fault) })],
+            relation_planners: vec![Arc::new(WindowFunctions {
+                fault: Arc::clone(&fault),
+            })],
             fault,
         }
     }
@@ -154,14 +177,20 @@ impl Catalog {
     }
 
     pub fn table_names(&self) -> impl Iterator<Item = &str> {
-        self.sources.keys().chain(self.views.keys()).map(String::as_str)
+        self.sources
+            .keys()
+            .chain(self.views.keys())
+            .map(String::as_str)
     }
 
     /// Adds a source; computed columns are planned here.
     pub fn add_source(&mut self, source: &Source) -> Result<(), Vec<Fault>> {
         let base = |i: usize| format!("spec.sources[{}].columns[{i}]", source.name);
-        let fields: Vec<Field> =
-            source.columns.iter().map(|c| Field::new(&c.name, arrow_type(&c.data_type), c.nullable)).collect();
+        let fields: Vec<Field> = source
+            .columns
+            .iter()
+            .map(|c| Field::new(&c.name, arrow_type(&c.data_type), c.nullable))
+            .collect();
         let schema: SchemaRef = Arc::new(Schema::new(fields));
         let mut faults = vec![];
         let mut columns = vec![];
@@ -177,12 +206,18 @@ impl Catalog {
                 (None, Some(field)) => Origin::Transport(*field),
                 (None, None) => Origin::Body,
             };
-            columns.push(SourceColumn { field: Arc::new(schema.field(i).clone()), origin });
+            columns.push(SourceColumn {
+                field: Arc::new(schema.field(i).clone()),
+                origin,
+            });
         }
         if !faults.is_empty() {
             return Err(faults);
         }
-        let event_time = source.watermark.as_ref().and_then(|w| schema.index_of(&w.column).ok());
+        let event_time = source
+            .watermark
+            .as_ref()
+            .and_then(|w| schema.index_of(&w.column).ok());
         let table = SourceTable {
             name: source.name.clone(),
             columns,
@@ -195,15 +230,25 @@ impl Catalog {
     }
 
     /// Plans a computed column over the columns that are not computed, cast to its declared type.
-    fn computed(&self, text: &str, name: &str, schema: &SchemaRef, source: &Source) -> Result<Expr> {
+    fn computed(
+        &self,
+        text: &str,
+        name: &str,
+        schema: &SchemaRef,
+        source: &Source,
+    ) -> Result<Expr> {
         let ast = parse_expression(text)?;
         let tokens = crate::fault::Tokens::default();
         let mut query = select_expression(ast);
-        if let Some(fault) = refuse::refuse(&query, &tokens, &self.functions).into_iter().find(|f| f.code != codes::NO_FROM) {
+        if let Some(fault) = refuse::refuse(&query, &tokens, &self.functions)
+            .into_iter()
+            .find(|f| f.code != codes::NO_FROM)
+        {
             return Err(fault);
         }
         rewrite::rewrite(&mut query)?;
-        let ast = expression_of(query).ok_or_else(|| Fault::new(codes::INVALID, "a computed column is one expression"))?;
+        let ast = expression_of(query)
+            .ok_or_else(|| Fault::new(codes::INVALID, "a computed column is one expression"))?;
         let plain: Vec<Field> = source
             .columns
             .iter()
@@ -211,27 +256,62 @@ impl Catalog {
             .filter(|(_, c)| c.computed.is_none())
             .map(|(i, _)| schema.field(i).clone())
             .collect();
-        let df = DFSchema::try_from(Schema::new(plain.clone())).map_err(|e| self.fault_of(e, &tokens))?;
+        let df = DFSchema::try_from(Schema::new(plain.clone()))
+            .map_err(|e| self.fault_of(e, &tokens))?;
         let planner = SqlToRel::new_with_options(self, Self::parser_options());
-        let expr = planner.sql_to_expr(ast, &df, &mut PlannerContext::new()).map_err(|e| self.fault_of(e, &tokens))?;
-        if let Some(column) = expr.column_refs().into_iter().find(|c| df.index_of_column(c).is_err()) {
+        let expr = planner
+            .sql_to_expr(ast, &df, &mut PlannerContext::new())
+            .map_err(|e| self.fault_of(e, &tokens))?;
+        if let Some(column) = expr
+            .column_refs()
+            .into_iter()
+            .find(|c| df.index_of_column(c).is_err())
+        {
             let hint = did_you_mean(&column.name, plain.iter().map(|f| f.name().as_str()));
-            let computed = source.columns.iter().any(|c| c.name == column.name && c.computed.is_some());
+            let computed = source
+                .columns
+                .iter()
+                .any(|c| c.name == column.name && c.computed.is_some());
             return Err(if computed {
-                Fault::new(codes::UNKNOWN_COLUMN, format!("computed column \"{name}\" uses \"{}\", which is computed too", column.name))
+                Fault::new(
+                    codes::UNKNOWN_COLUMN,
+                    format!(
+                        "computed column \"{name}\" uses \"{}\", which is computed too",
+                        column.name
+                    ),
+                )
             } else {
-                Fault::new(codes::UNKNOWN_COLUMN, format!("unknown column \"{}\"{hint}", column.name))
+                Fault::new(
+                    codes::UNKNOWN_COLUMN,
+                    format!("unknown column \"{}\"{hint}", column.name),
+                )
             });
         }
-        let context = SimplifyContext::builder().with_schema(Arc::new(df.clone())).with_config_options(Arc::clone(&self.options)).build();
+        let context = SimplifyContext::builder()
+            .with_schema(Arc::new(df.clone()))
+            .with_config_options(Arc::clone(&self.options))
+            .build();
         let simplifier = ExprSimplifier::new(context);
-        let expr = simplifier.coerce(expr, &df).map_err(|e| self.fault_of(e, &tokens))?;
-        let target = schema.field_with_name(name).map_err(|e| self.fault_of(e.into(), &tokens))?;
-        let cast = datafusion_expr::ExprSchemable::cast_to(expr, target.data_type(), &df).map_err(|e| {
-            let fault = self.fault_of(e, &tokens);
-            Fault { code: codes::COLUMN_TYPE, ..fault }
-        })?;
-        Ok(crate::expression::strip_spans(crate::expression::simplify(cast, &Arc::new(df), &self.options)))
+        let expr = simplifier
+            .coerce(expr, &df)
+            .map_err(|e| self.fault_of(e, &tokens))?;
+        let target = schema
+            .field_with_name(name)
+            .map_err(|e| self.fault_of(e.into(), &tokens))?;
+        let cast = datafusion_expr::ExprSchemable::cast_to(expr, target.data_type(), &df).map_err(
+            |e| {
+                let fault = self.fault_of(e, &tokens);
+                Fault {
+                    code: codes::COLUMN_TYPE,
+                    ..fault
+                }
+            },
+        )?;
+        Ok(crate::expression::strip_spans(crate::expression::simplify(
+            cast,
+            &Arc::new(df),
+            &self.options,
+        )))
     }
 
     /// A fault out of an error of DataFusion: code by its kind, position by its span or by the word it names.
@@ -243,19 +323,26 @@ impl Catalog {
     }
 
     pub fn add_view(&mut self, name: &str, plan: &LogicalPlan) {
-        let view = ViewTable { name: name.to_owned(), schema: Arc::clone(plan.schema().inner()) };
+        let view = ViewTable {
+            name: name.to_owned(),
+            schema: Arc::clone(plan.schema().inner()),
+        };
         self.views.insert(name.to_owned(), Arc::new(view));
     }
 }
 
-fn select_expression(expr: datafusion_sql::sqlparser::ast::Expr) -> datafusion_sql::sqlparser::ast::Query {
+fn select_expression(
+    expr: datafusion_sql::sqlparser::ast::Expr,
+) -> datafusion_sql::sqlparser::ast::Query {
     use datafusion_sql::sqlparser::ast::{Query, SetExpr, Values};
     Query {
         with: None,
         body: Box::new(SetExpr::Values(Values {
             explicit_row: false,
             value_keyword: false,
-            rows: vec![datafusion_sql::sqlparser::ast::Parens::with_empty_span(vec![expr])],
+            rows: vec![datafusion_sql::sqlparser::ast::Parens::with_empty_span(
+                vec![expr],
+            )],
         })),
         order_by: None,
         limit_clause: None,
@@ -268,9 +355,14 @@ fn select_expression(expr: datafusion_sql::sqlparser::ast::Expr) -> datafusion_s
     }
 }
 
-fn expression_of(query: datafusion_sql::sqlparser::ast::Query) -> Option<datafusion_sql::sqlparser::ast::Expr> {
+fn expression_of(
+    query: datafusion_sql::sqlparser::ast::Query,
+) -> Option<datafusion_sql::sqlparser::ast::Expr> {
     match *query.body {
-        datafusion_sql::sqlparser::ast::SetExpr::Values(mut values) => values.rows.pop().and_then(|row| row.content.into_iter().next()),
+        datafusion_sql::sqlparser::ast::SetExpr::Values(mut values) => values
+            .rows
+            .pop()
+            .and_then(|row| row.content.into_iter().next()),
         _ => None,
     }
 }
@@ -287,7 +379,9 @@ impl ContextProvider for Catalog {
             }
         }
         let hint = did_you_mean(table, self.table_names());
-        Err(DataFusionError::Plan(format!("{UNKNOWN_TABLE_MARK}{table}\"{hint}")))
+        Err(DataFusionError::Plan(format!(
+            "{UNKNOWN_TABLE_MARK}{table}\"{hint}"
+        )))
     }
 
     fn get_expr_planners(&self) -> &[Arc<dyn ExprPlanner>] {
@@ -303,7 +397,10 @@ impl ContextProvider for Catalog {
     }
 
     fn get_higher_order_meta(&self, name: &str) -> Option<Arc<HigherOrderUDF>> {
-        self.functions.higher_order.get(&name.to_lowercase()).cloned()
+        self.functions
+            .higher_order
+            .get(&name.to_lowercase())
+            .cloned()
     }
 
     fn get_aggregate_meta(&self, name: &str) -> Option<Arc<AggregateUDF>> {
@@ -338,6 +435,3 @@ impl ContextProvider for Catalog {
         self.functions.window.keys().cloned().collect()
     }
 }
-
-/// How the message of an unknown table begins, on its way through DataFusion's error.
-pub(crate) const UNKNOWN_TABLE_MARK: &str = "unknown table \"";

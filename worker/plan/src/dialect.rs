@@ -3,7 +3,10 @@
 
 use std::any::TypeId;
 
-use datafusion_sql::sqlparser::ast::{Expr, Function, FunctionArg, FunctionArgExpr, FunctionArgumentList, FunctionArguments, Ident, ObjectName};
+use datafusion_sql::sqlparser::ast::{
+    Expr, Function, FunctionArg, FunctionArgExpr, FunctionArgumentList, FunctionArguments, Ident,
+    ObjectName,
+};
 use datafusion_sql::sqlparser::dialect::{Dialect, GenericDialect};
 use datafusion_sql::sqlparser::keywords::Keyword;
 use datafusion_sql::sqlparser::parser::{Parser, ParserError};
@@ -117,7 +120,9 @@ impl Dialect for PenstockDialect {
 
     fn parse_prefix(&self, parser: &mut Parser) -> Option<Result<Expr, ParserError>> {
         let is = |token: &Token, keyword| matches!(token, Token::Word(w) if w.keyword == keyword && w.quote_style.is_none());
-        if !is(&parser.peek_token_ref().token, Keyword::TABLE) || !matches!(parser.peek_nth_token_ref(1).token, Token::Word(_)) {
+        if !is(&parser.peek_token_ref().token, Keyword::TABLE)
+            || !matches!(parser.peek_nth_token_ref(1).token, Token::Word(_))
+        {
             return None;
         }
         let span = parser.next_token().span;
@@ -128,7 +133,10 @@ impl Dialect for PenstockDialect {
                 parameters: FunctionArguments::None,
                 args: FunctionArguments::List(FunctionArgumentList {
                     duplicate_treatment: None,
-                    args: args.into_iter().map(|e| FunctionArg::Unnamed(FunctionArgExpr::Expr(e))).collect(),
+                    args: args
+                        .into_iter()
+                        .map(|e| FunctionArg::Unnamed(FunctionArgExpr::Expr(e)))
+                        .collect(),
                     clauses: vec![],
                 }),
                 filter: None,
@@ -143,8 +151,16 @@ impl Dialect for PenstockDialect {
 /// The table's name, then the columns of `PARTITION BY`.
 fn table_argument(parser: &mut Parser) -> Result<Vec<Expr>, ParserError> {
     let name = parser.parse_object_name(false)?;
-    let idents: Vec<Ident> = name.0.iter().filter_map(|part| part.as_ident().cloned()).collect();
-    let mut args = vec![if let [ident] = idents.as_slice() { Expr::Identifier(ident.clone()) } else { Expr::CompoundIdentifier(idents) }];
+    let idents: Vec<Ident> = name
+        .0
+        .iter()
+        .filter_map(|part| part.as_ident().cloned())
+        .collect();
+    let mut args = vec![if let [ident] = idents.as_slice() {
+        Expr::Identifier(ident.clone())
+    } else {
+        Expr::CompoundIdentifier(idents)
+    }];
     if parser.parse_keywords(&[Keyword::PARTITION, Keyword::BY]) {
         if parser.consume_token(&Token::LParen) {
             args.extend(parser.parse_comma_separated(Parser::parse_expr)?);

@@ -4,31 +4,59 @@ use arrow::datatypes::SchemaRef;
 use serde_json::{Value, json};
 
 use crate::finish::{Plan, kind_name};
-use crate::graph::{Aggregate, Distribution, Edge, EdgeKind, JoinSide, Op, Phase, SortKey, Window, WindowBy};
+use crate::graph::{
+    Aggregate, Distribution, Edge, EdgeKind, JoinSide, Op, Phase, SortKey, Window, WindowBy,
+};
 use crate::ir::{function_name, schema_text};
 
 fn names(schema: &SchemaRef, columns: &[usize]) -> String {
-    columns.iter().map(|&c| schema.field(c).name().as_str()).collect::<Vec<_>>().join(", ")
+    columns
+        .iter()
+        .map(|&c| schema.field(c).name().as_str())
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// Microseconds as people write them.
 fn span(micros: i64) -> String {
-    const UNITS: [(i64, &str); 6] = [(86_400_000_000, "d"), (3_600_000_000, "h"), (60_000_000, "m"), (1_000_000, "s"), (1_000, "ms"), (1, "us")];
-    let (size, unit) = UNITS.into_iter().find(|(size, _)| micros % size == 0 && micros != 0).unwrap_or((1, "us"));
+    const UNITS: [(i64, &str); 6] = [
+        (86_400_000_000, "d"),
+        (3_600_000_000, "h"),
+        (60_000_000, "m"),
+        (1_000_000, "s"),
+        (1_000, "ms"),
+        (1, "us"),
+    ];
+    let (size, unit) = UNITS
+        .into_iter()
+        .find(|(size, _)| micros % size == 0 && micros != 0)
+        .unwrap_or((1, "us"));
     format!("{}{unit}", micros / size)
 }
 
 fn window(window: &Window) -> String {
-    let shift = |offset: i64| if offset == 0 { String::new() } else { format!(" offset {}", span(offset)) };
+    let shift = |offset: i64| {
+        if offset == 0 {
+            String::new()
+        } else {
+            format!(" offset {}", span(offset))
+        }
+    };
     match *window {
         Window::Tumble { size, offset } => format!("tumble {}{}", span(size), shift(offset)),
-        Window::Hop { slide, size, offset } => format!("hop {} every {}{}", span(size), span(slide), shift(offset)),
+        Window::Hop {
+            slide,
+            size,
+            offset,
+        } => format!("hop {} every {}{}", span(size), span(slide), shift(offset)),
     }
 }
 
 fn by(by: &WindowBy, schema: &SchemaRef) -> String {
     match by {
-        WindowBy::Time { column, window: w } => format!("{} of {}", window(w), schema.field(*column).name()),
+        WindowBy::Time { column, window: w } => {
+            format!("{} of {}", window(w), schema.field(*column).name())
+        }
         WindowBy::Attached { start, end } => format!("window [{}]", names(schema, &[*start, *end])),
     }
 }
@@ -37,16 +65,36 @@ fn aggregates(aggregates: &[Aggregate], schema: &SchemaRef) -> String {
     let texts: Vec<String> = aggregates
         .iter()
         .map(|a| {
-            let args = if a.args.is_empty() { "*".to_owned() } else { names(schema, &a.args) };
-            let filter = a.filter.map(|f| format!(" where {}", schema.field(f).name())).unwrap_or_default();
-            format!("{}({}{args}){filter}", function_name(&a.function), if a.distinct { "distinct " } else { "" })
+            let args = if a.args.is_empty() {
+                "*".to_owned()
+            } else {
+                names(schema, &a.args)
+            };
+            let filter = a
+                .filter
+                .map(|f| format!(" where {}", schema.field(f).name()))
+                .unwrap_or_default();
+            format!(
+                "{}({}{args}){filter}",
+                function_name(&a.function),
+                if a.distinct { "distinct " } else { "" }
+            )
         })
         .collect();
     texts.join(", ")
 }
 
 fn order(keys: &[SortKey], schema: &SchemaRef) -> String {
-    keys.iter().map(|k| format!("{}{}", schema.field(k.column).name(), if k.descending { " desc" } else { "" })).collect::<Vec<_>>().join(", ")
+    keys.iter()
+        .map(|k| {
+            format!(
+                "{}{}",
+                schema.field(k.column).name(),
+                if k.descending { " desc" } else { "" }
+            )
+        })
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 fn phase(phase: Phase) -> &'static str {
@@ -68,37 +116,119 @@ pub(crate) fn describe(op: &Op, inputs: &[&SchemaRef], output: &SchemaRef) -> St
                 .zip(output.fields())
                 .map(|(e, f)| {
                     let text = e.to_string();
-                    if text == *f.name() { text } else { format!("{text} AS {}", f.name()) }
+                    if text == *f.name() {
+                        text
+                    } else {
+                        format!("{text} AS {}", f.name())
+                    }
                 })
                 .collect();
-            let filter = filter.as_ref().map(|f| format!(" where {f}")).unwrap_or_default();
+            let filter = filter
+                .as_ref()
+                .map(|f| format!(" where {f}"))
+                .unwrap_or_default();
             format!("calc [{}]{filter}", columns.join(", "))
         }
-        Op::WindowAssign { column, window: w } => format!("window {} of {}", window(w), input.field(*column).name()),
-        Op::WindowAggregate { phase: p, by: b, keys, aggregates: a, emit } => {
-            format!("{}window aggregate [{}] by [{}], {}, {}", phase(*p), aggregates(a, input), names(input, keys), by(b, input), match emit {
-                crate::graph::Emit::OnClose => "on close",
-                crate::graph::Emit::OnUpdate => "on update",
-            })
+        Op::WindowAssign { column, window: w } => {
+            format!("window {} of {}", window(w), input.field(*column).name())
         }
-        Op::Aggregate { keys, aggregates: a, ttl_ms } => {
-            let ttl = ttl_ms.map(|t| format!(", ttl {}", span(i64::try_from(t).unwrap_or(i64::MAX / 1000) * 1000))).unwrap_or_default();
-            if a.is_empty() { format!("distinct [{}]{ttl}", names(input, keys)) } else { format!("aggregate [{}] by [{}]{ttl}", aggregates(a, input), names(input, keys)) }
+        Op::WindowAggregate {
+            phase: p,
+            by: b,
+            keys,
+            aggregates: a,
+            emit,
+        } => {
+            format!(
+                "{}window aggregate [{}] by [{}], {}, {}",
+                phase(*p),
+                aggregates(a, input),
+                names(input, keys),
+                by(b, input),
+                match emit {
+                    crate::graph::Emit::OnClose => "on close",
+                    crate::graph::Emit::OnUpdate => "on update",
+                }
+            )
         }
-        Op::Deduplicate { phase: p, keys, window: w, order: o, keep, ttl_ms } => {
-            let w = w.as_ref().map(|w| format!(", {}", by(w, input))).unwrap_or_default();
-            let ttl = ttl_ms.map(|t| format!(", ttl {}", span(i64::try_from(t).unwrap_or(i64::MAX / 1000) * 1000))).unwrap_or_default();
-            format!("{}deduplicate by [{}]{w}, keep {keep:?} of [{}]{ttl}", phase(*p), names(input, keys), order(o, input))
+        Op::Aggregate {
+            keys,
+            aggregates: a,
+            ttl_ms,
+        } => {
+            let ttl = ttl_ms
+                .map(|t| {
+                    format!(
+                        ", ttl {}",
+                        span(i64::try_from(t).unwrap_or(i64::MAX / 1000) * 1000)
+                    )
+                })
+                .unwrap_or_default();
+            if a.is_empty() {
+                format!("distinct [{}]{ttl}", names(input, keys))
+            } else {
+                format!(
+                    "aggregate [{}] by [{}]{ttl}",
+                    aggregates(a, input),
+                    names(input, keys)
+                )
+            }
         }
-        Op::WindowJoin { left, right, filter } => {
-            let side = |s: &JoinSide, schema: &SchemaRef| format!("[{}] {}", names(schema, &s.keys), by(&s.window, schema));
-            let filter = filter.as_ref().map(|f| format!(" where {f}")).unwrap_or_default();
-            format!("window join {} = {}{filter}", side(left, input), side(right, inputs.get(1).copied().unwrap_or(input)))
+        Op::Deduplicate {
+            phase: p,
+            keys,
+            window: w,
+            order: o,
+            keep,
+            ttl_ms,
+        } => {
+            let w = w
+                .as_ref()
+                .map(|w| format!(", {}", by(w, input)))
+                .unwrap_or_default();
+            let ttl = ttl_ms
+                .map(|t| {
+                    format!(
+                        ", ttl {}",
+                        span(i64::try_from(t).unwrap_or(i64::MAX / 1000) * 1000)
+                    )
+                })
+                .unwrap_or_default();
+            format!(
+                "{}deduplicate by [{}]{w}, keep {keep:?} of [{}]{ttl}",
+                phase(*p),
+                names(input, keys),
+                order(o, input)
+            )
+        }
+        Op::WindowJoin {
+            left,
+            right,
+            filter,
+        } => {
+            let side = |s: &JoinSide, schema: &SchemaRef| {
+                format!("[{}] {}", names(schema, &s.keys), by(&s.window, schema))
+            };
+            let filter = filter
+                .as_ref()
+                .map(|f| format!(" where {f}"))
+                .unwrap_or_default();
+            format!(
+                "window join {} = {}{filter}",
+                side(left, input),
+                side(right, inputs.get(1).copied().unwrap_or(input))
+            )
         }
         Op::Union => "union".to_owned(),
-        Op::Materialize { key, max_rows } => format!("materialize by [{}], at most {max_rows} rows", names(input, key)),
+        Op::Materialize { key, max_rows } => format!(
+            "materialize by [{}], at most {max_rows} rows",
+            names(input, key)
+        ),
         Op::Sink { name, mode, key } => {
-            let key = key.as_ref().map(|k| format!(" key [{}]", names(input, k))).unwrap_or_default();
+            let key = key
+                .as_ref()
+                .map(|k| format!(" key [{}]", names(input, k)))
+                .unwrap_or_default();
             format!("sink {name} {}{key}", format!("{mode:?}").to_lowercase())
         }
     }
@@ -109,8 +239,14 @@ fn edge(edge: &Edge, plan: &Plan) -> String {
     let kind = kind(&edge.kind, &from.schema);
     match &edge.distribution {
         Distribution::Forward => format!("<- {} {kind}", from.uid.0),
-        Distribution::Hash(columns) if columns.is_empty() => format!("<= {} {kind}, all to one", from.uid.0),
-        Distribution::Hash(columns) => format!("<= {} {kind}, hash [{}]", from.uid.0, names(&from.schema, columns)),
+        Distribution::Hash(columns) if columns.is_empty() => {
+            format!("<= {} {kind}, all to one", from.uid.0)
+        }
+        Distribution::Hash(columns) => format!(
+            "<= {} {kind}, hash [{}]",
+            from.uid.0,
+            names(&from.schema, columns)
+        ),
     }
 }
 
@@ -136,19 +272,34 @@ pub fn explain(plan: &Plan) -> String {
         }
     }
     for source in plan.sources.values() {
-        text.push_str(&format!("source {}: decode [{}]\n", source.name, schema_text(&source.decode)));
+        text.push_str(&format!(
+            "source {}: decode [{}]\n",
+            source.name,
+            schema_text(&source.decode)
+        ));
         for column in &source.metadata {
-            text.push_str(&format!("  {} from {:?}\n", column.field.name(), column.from));
+            text.push_str(&format!(
+                "  {} from {:?}\n",
+                column.field.name(),
+                column.from
+            ));
         }
         for column in &source.computed {
-            text.push_str(&format!("  {} as {}\n", column.name, crate::finish::shown(&column.expr)));
+            text.push_str(&format!("  {} as {}\n", column.name, column.expr));
         }
         if let Some(watermark) = &source.watermark {
-            text.push_str(&format!("  watermark {} - {}ms\n", watermark.column, watermark.max_out_of_orderness_ms));
+            text.push_str(&format!(
+                "  watermark {} - {}ms\n",
+                watermark.column, watermark.max_out_of_orderness_ms
+            ));
         }
     }
     for sink in plan.sinks.values() {
-        text.push_str(&format!("sink {}: [{}]\n", sink.name, schema_text(&sink.schema)));
+        text.push_str(&format!(
+            "sink {}: [{}]\n",
+            sink.name,
+            schema_text(&sink.schema)
+        ));
     }
     for warning in &plan.warnings {
         text.push_str(&format!("warning: {warning}\n"));

@@ -11,10 +11,12 @@ use datafusion_expr::simplify::SimplifyContext;
 use datafusion_expr::{Expr, ExprSchemable, Operator, Volatility};
 use datafusion_optimizer::simplify_expressions::ExprSimplifier;
 
-use crate::catalog::UNKNOWN_TABLE_MARK;
 use crate::codes;
 use crate::fault::{Fault, Position, Tokens, did_you_mean};
 use crate::parse::lower_first;
+
+/// How the message of an unknown table begins, on its way through DataFusion's error.
+pub(crate) const UNKNOWN_TABLE_MARK: &str = "unknown table \"";
 
 pub(crate) fn column(name: &str) -> Expr {
     Expr::Column(Column::new_unqualified(name))
@@ -47,7 +49,9 @@ pub(crate) fn strip_aliases(expr: Expr) -> Expr {
 
 /// Positions out of columns: equal expressions must compare equal wherever they stand in the text.
 pub(crate) fn strip_spans(expr: Expr) -> Expr {
-    rename(expr, &|c| Expr::Column(Column::new(c.relation.clone(), c.name.clone())))
+    rename(expr, &|c| {
+        Expr::Column(Column::new(c.relation.clone(), c.name.clone()))
+    })
 }
 
 /// Replaces every column.
@@ -63,20 +67,36 @@ pub(crate) fn rename(expr: Expr, to: &dyn Fn(&Column) -> Expr) -> Expr {
 }
 
 pub(crate) fn substitute(expr: Expr, by: &HashMap<String, Expr>) -> Expr {
-    rename(expr, &|c| by.get(&c.name).cloned().unwrap_or_else(|| Expr::Column(c.clone())))
+    rename(expr, &|c| {
+        by.get(&c.name)
+            .cloned()
+            .unwrap_or_else(|| Expr::Column(c.clone()))
+    })
 }
 
 /// The type of an expression over the columns of a schema.
-pub(crate) fn field_of(expr: &Expr, name: &str, schema: &DFSchemaRef) -> datafusion_common::Result<FieldRef> {
+pub(crate) fn field_of(
+    expr: &Expr,
+    name: &str,
+    schema: &DFSchemaRef,
+) -> datafusion_common::Result<FieldRef> {
     let (_, field) = expr.to_field(schema)?;
-    Ok(Arc::new(arrow::datatypes::Field::new(name, field.data_type().clone(), field.is_nullable())))
+    Ok(Arc::new(arrow::datatypes::Field::new(
+        name,
+        field.data_type().clone(),
+        field.is_nullable(),
+    )))
 }
 
 fn some(expr: &Expr, test: impl Fn(&Expr) -> bool) -> bool {
     let mut found = false;
     let _ = expr.apply(|e| {
         found |= test(e);
-        Ok(if found { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
+        Ok(if found {
+            TreeNodeRecursion::Stop
+        } else {
+            TreeNodeRecursion::Continue
+        })
     });
     found
 }
@@ -105,11 +125,26 @@ pub(crate) fn volatile_functions(expr: &Expr) -> Vec<String> {
 /// Whether an expression can fail on a row that a filter before it would have dropped.
 pub(crate) fn may_fail(expr: &Expr) -> bool {
     some(expr, |e| match e {
-        Expr::Column(_) | Expr::Literal(..) | Expr::Not(_) | Expr::IsNull(_) | Expr::IsNotNull(_) | Expr::IsTrue(_) | Expr::IsFalse(_) => false,
-        Expr::IsUnknown(_) | Expr::IsNotTrue(_) | Expr::IsNotFalse(_) | Expr::IsNotUnknown(_) | Expr::Between(_) | Expr::InList(_) | Expr::Case(_) | Expr::Alias(_) => false,
+        Expr::Column(_)
+        | Expr::Literal(..)
+        | Expr::Not(_)
+        | Expr::IsNull(_)
+        | Expr::IsNotNull(_)
+        | Expr::IsTrue(_)
+        | Expr::IsFalse(_) => false,
+        Expr::IsUnknown(_)
+        | Expr::IsNotTrue(_)
+        | Expr::IsNotFalse(_)
+        | Expr::IsNotUnknown(_)
+        | Expr::Between(_)
+        | Expr::InList(_)
+        | Expr::Case(_)
+        | Expr::Alias(_) => false,
         Expr::Like(_) | Expr::TryCast(_) => false,
         Expr::BinaryExpr(b) => match b.op {
-            Operator::Divide | Operator::Modulo => !matches!(&*b.right, Expr::Literal(v, _) if !is_zero(v)),
+            Operator::Divide | Operator::Modulo => {
+                !matches!(&*b.right, Expr::Literal(v, _) if !is_zero(v))
+            }
             _ => b.op.is_numerical_operators() && !is_integer_arithmetic(&b.left, &b.right),
         },
         Expr::ScalarFunction(f) => f.func.name() != "get_field",
@@ -132,10 +167,21 @@ pub(crate) fn simplify(expr: Expr, schema: &DFSchemaRef, options: &Arc<ConfigOpt
     if some(&expr, |e| !matches!(volatility(e), Volatility::Immutable)) {
         return expr;
     }
-    let Ok(before) = expr.get_type(schema.as_ref()) else { return expr };
-    let context = SimplifyContext::builder().with_schema(Arc::clone(schema)).with_config_options(Arc::clone(options)).build();
+    let Ok(before) = expr.get_type(schema.as_ref()) else {
+        return expr;
+    };
+    let context = SimplifyContext::builder()
+        .with_schema(Arc::clone(schema))
+        .with_config_options(Arc::clone(options))
+        .build();
     match ExprSimplifier::new(context).simplify(expr.clone()) {
-        Ok(simple) if simple.get_type(schema.as_ref()).is_ok_and(|after| after == before) => simple,
+        Ok(simple)
+            if simple
+                .get_type(schema.as_ref())
+                .is_ok_and(|after| after == before) =>
+        {
+            simple
+        }
         _ => expr,
     }
 }
@@ -149,7 +195,12 @@ pub(crate) fn field_path(expr: &Expr) -> Option<(&str, Vec<&str>)> {
             let (column, mut path) = field_path(base)?;
             for name in names {
                 match name {
-                    Expr::Literal(ScalarValue::Utf8(Some(n)) | ScalarValue::LargeUtf8(Some(n)) | ScalarValue::Utf8View(Some(n)), _) => path.push(n),
+                    Expr::Literal(
+                        ScalarValue::Utf8(Some(n))
+                        | ScalarValue::LargeUtf8(Some(n))
+                        | ScalarValue::Utf8View(Some(n)),
+                        _,
+                    ) => path.push(n),
                     _ => return None,
                 }
             }
@@ -178,13 +229,24 @@ pub(crate) fn fault_of_datafusion(error: DataFusionError, tokens: &Tokens) -> Fa
             None => Fault::new(codes::INVALID, "the query cannot be planned"),
         },
         DataFusionError::SchemaError(error, _) => match *error {
-            SchemaError::FieldNotFound { field, valid_fields } => unknown_column(&field, valid_fields.iter().map(|c| c.name.as_str()), tokens),
-            SchemaError::AmbiguousReference { field } => {
-                Fault::new(codes::AMBIGUOUS_COLUMN, format!("\"{}\" is in several tables", field.name)).help("qualify it with the table's name").at(span(&field)).at(tokens.locate_or_start(&field.name))
-            }
-            SchemaError::DuplicateQualifiedField { name, .. } | SchemaError::DuplicateUnqualifiedField { name } => {
-                Fault::new(codes::AMBIGUOUS_COLUMN, format!("\"{name}\" is there twice")).help("give one of them a name by AS").at(tokens.locate_or_start(&name))
-            }
+            SchemaError::FieldNotFound {
+                field,
+                valid_fields,
+            } => unknown_column(&field, valid_fields.iter().map(|c| c.name.as_str()), tokens),
+            SchemaError::AmbiguousReference { field } => Fault::new(
+                codes::AMBIGUOUS_COLUMN,
+                format!("\"{}\" is in several tables", field.name),
+            )
+            .help("qualify it with the table's name")
+            .at(span(&field))
+            .at(tokens.locate_or_start(&field.name)),
+            SchemaError::DuplicateQualifiedField { name, .. }
+            | SchemaError::DuplicateUnqualifiedField { name } => Fault::new(
+                codes::AMBIGUOUS_COLUMN,
+                format!("\"{name}\" is there twice"),
+            )
+            .help("give one of them a name by AS")
+            .at(tokens.locate_or_start(&name)),
         },
         other => fault_of_text(&other.strip_backtrace(), tokens),
     }
@@ -197,24 +259,64 @@ fn span(field: &Column) -> Option<Position> {
     })
 }
 
-pub(crate) fn unknown_column<'a>(field: &Column, valid: impl Iterator<Item = &'a str>, tokens: &Tokens) -> Fault {
+pub(crate) fn unknown_column<'a>(
+    field: &Column,
+    valid: impl Iterator<Item = &'a str>,
+    tokens: &Tokens,
+) -> Fault {
     let hint = did_you_mean(&field.name, valid.filter(|n| !n.starts_with('$')));
-    let qualified = field.relation.as_ref().map(|r| format!("{r}.")).unwrap_or_default();
-    Fault::new(codes::UNKNOWN_COLUMN, format!("unknown column \"{qualified}{}\"{hint}", field.name)).at(span(field)).at(tokens.locate_or_start(&field.name))
+    let qualified = field
+        .relation
+        .as_ref()
+        .map(|r| format!("{r}."))
+        .unwrap_or_default();
+    Fault::new(
+        codes::UNKNOWN_COLUMN,
+        format!("unknown column \"{qualified}{}\"{hint}", field.name),
+    )
+    .at(span(field))
+    .at(tokens.locate_or_start(&field.name))
 }
 
 fn fault_of_text(text: &str, tokens: &Tokens) -> Fault {
     let text = text.lines().next().unwrap_or_default();
-    let text = ["Error during planning: ", "This feature is not implemented: ", "Invalid or Unsupported Configuration: ", "type_coercion", "caused by"]
-        .iter()
-        .fold(text.to_owned(), |t, prefix| t.trim_start_matches(prefix).to_owned());
+    let text = [
+        "Error during planning: ",
+        "This feature is not implemented: ",
+        "Invalid or Unsupported Configuration: ",
+        "type_coercion",
+        "caused by",
+    ]
+    .iter()
+    .fold(text.to_owned(), |t, prefix| {
+        t.trim_start_matches(prefix).to_owned()
+    });
     if let Some(rest) = text.find(UNKNOWN_TABLE_MARK).map(|i| &text[i..]) {
-        let table = rest[UNKNOWN_TABLE_MARK.len()..].split('"').next().unwrap_or_default();
+        let table = rest[UNKNOWN_TABLE_MARK.len()..]
+            .split('"')
+            .next()
+            .unwrap_or_default();
         return Fault::new(codes::UNKNOWN_TABLE, rest).at(tokens.locate_or_start(table));
     }
-    let code = if ["coerc", "Cannot infer", "type", "cast"].iter().any(|w| text.contains(w)) { codes::TYPE } else { codes::INVALID };
-    let quoted = text.split(['\'', '"', '`']).nth(1).and_then(|w| tokens.locate(w.rsplit('.').next().unwrap_or(w)));
+    let code = if ["coerc", "Cannot infer", "type", "cast"]
+        .iter()
+        .any(|w| text.contains(w))
+    {
+        codes::TYPE
+    } else {
+        codes::INVALID
+    };
+    let quoted = text
+        .split(['\'', '"', '`'])
+        .nth(1)
+        .and_then(|w| tokens.locate(w.rsplit('.').next().unwrap_or(w)));
     // "No function matches … 'sum(Utf8)'" names the function before a parenthesis.
-    let called = text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|w| w.len() > 2 && text.contains(&format!("{w}("))).find_map(|w| tokens.locate(w));
-    Fault::new(code, lower_first(text.trim_end_matches('.'))).at(called).at(quoted).at(tokens.start())
+    let called = text
+        .split(|c: char| !c.is_alphanumeric() && c != '_')
+        .filter(|w| w.len() > 2 && text.contains(&format!("{w}(")))
+        .find_map(|w| tokens.locate(w));
+    Fault::new(code, lower_first(text.trim_end_matches('.')))
+        .at(called)
+        .at(quoted)
+        .at(tokens.start())
 }

@@ -11,8 +11,10 @@ pub struct Position {
 
 impl Position {
     pub(crate) fn of(location: Location) -> Option<Self> {
-        (location.line > 0)
-            .then(|| Self { line: u32::try_from(location.line).unwrap_or(u32::MAX), column: u32::try_from(location.column).unwrap_or(u32::MAX) })
+        (location.line > 0).then(|| Self {
+            line: u32::try_from(location.line).unwrap_or(u32::MAX),
+            column: u32::try_from(location.column).unwrap_or(u32::MAX),
+        })
     }
 
     pub(crate) fn of_span(span: Span) -> Option<Self> {
@@ -37,7 +39,13 @@ pub struct Fault {
 
 impl Fault {
     pub fn new(code: &'static str, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), help: None, position: None, path: None }
+        Self {
+            code,
+            message: message.into(),
+            help: None,
+            position: None,
+            path: None,
+        }
     }
 
     pub fn at(mut self, position: Option<Position>) -> Self {
@@ -67,14 +75,19 @@ impl Fault {
 pub(crate) type Result<T, E = Fault> = std::result::Result<T, E>;
 
 /// `, did you mean "x"?` if one of the candidates is close to the word.
-pub(crate) fn did_you_mean<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> String {
+pub(crate) fn did_you_mean<'a>(
+    word: &str,
+    candidates: impl IntoIterator<Item = &'a str>,
+) -> String {
     let lower = word.to_lowercase();
     let best = candidates
         .into_iter()
         .map(|c| (strsim::damerau_levenshtein(&lower, &c.to_lowercase()), c))
         .min_by(|a, b| a.0.cmp(&b.0).then(a.1.cmp(b.1)));
     match best {
-        Some((distance, candidate)) if distance <= (word.chars().count() / 3).max(1) => format!(", did you mean \"{candidate}\"?"),
+        Some((distance, candidate)) if distance <= (word.chars().count() / 3).max(1) => {
+            format!(", did you mean \"{candidate}\"?")
+        }
         _ => String::new(),
     }
 }
@@ -94,7 +107,11 @@ impl Tokens {
         self.0
             .iter()
             .find(|t| matches!(&t.token, Token::Word(w) if w.value == word))
-            .or_else(|| self.0.iter().find(|t| matches!(&t.token, Token::Word(w) if w.value.eq_ignore_ascii_case(word))))
+            .or_else(|| {
+                self.0.iter().find(
+                    |t| matches!(&t.token, Token::Word(w) if w.value.eq_ignore_ascii_case(word)),
+                )
+            })
             .and_then(|t| Position::of_span(t.span))
     }
 

@@ -4,17 +4,19 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
-use datafusion_expr::Expr;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::catalog::{Catalog, Origin, SourceTable};
 use crate::codes;
-use crate::expression::{df_schema, field_of};
 use crate::explain::describe;
+use crate::expression::{df_schema, field_of};
 use crate::fault::{Fault, Result};
-use crate::graph::{Aggregate, AggregateFunction, Distribution, Edge, EdgeKind, Fingerprint, Node, NodeId, Op, Phase, StreamGraph, Uid, WindowBy};
+use crate::graph::{
+    Aggregate, AggregateFunction, Distribution, Edge, EdgeKind, Fingerprint, Node, NodeId, Op,
+    Phase, StreamGraph, Uid, WindowBy,
+};
+use crate::input::PlanInput;
 use crate::ir::{Idx, Input, Ir, IrNode, IrOp, Names, canonical, schema_text};
-use crate::planner::PlanInput;
 use crate::prune::{add_uses, merge, prune, set_fields, uses_of};
 use crate::source_plan::{ComputedColumn, MetadataColumn, SinkPlan, SourcePlan, WatermarkPlan};
 
@@ -36,7 +38,14 @@ pub struct Plan {
     pub plan_hash: String,
 }
 
-pub(crate) fn finish(ir: &Ir, roots: &[Idx], catalog: &Catalog, input: PlanInput<'_>, mut sinks: BTreeMap<String, SinkPlan>, mut warnings: Vec<Fault>) -> Result<Plan> {
+pub(crate) fn finish(
+    ir: &Ir,
+    roots: &[Idx],
+    catalog: &Catalog,
+    input: PlanInput<'_>,
+    mut sinks: BTreeMap<String, SinkPlan>,
+    mut warnings: Vec<Fault>,
+) -> Result<Plan> {
     let mut ir = prune(ir, roots);
     loop {
         let merged = merge(&ir);
@@ -61,31 +70,56 @@ pub(crate) fn finish(ir: &Ir, roots: &[Idx], catalog: &Catalog, input: PlanInput
         if let IrOp::Graph(Op::Source { name, .. }) = &node.op
             && let Some(table) = catalog.sources.get(name)
         {
-            let watermark = input.sources.iter().find(|s| s.name == *name).and_then(|s| s.watermark.as_ref()).map(|w| WatermarkPlan {
-                column: w.column.clone(),
-                max_out_of_orderness_ms: w.max_out_of_orderness.as_millis(),
-                idle_timeout_ms: w.idle_timeout.map(|t| t.as_millis()),
-            });
+            let watermark = input
+                .sources
+                .iter()
+                .find(|s| s.name == *name)
+                .and_then(|s| s.watermark.as_ref())
+                .map(|w| WatermarkPlan {
+                    column: w.column.clone(),
+                    max_out_of_orderness_ms: w.max_out_of_orderness.as_millis(),
+                    idle_timeout_ms: w.idle_timeout.map(|t| t.as_millis()),
+                });
             sources.insert(name.clone(), source_plan(&ir, node, table, watermark));
         }
     }
     for (i, source) in input.sources.iter().enumerate() {
         if !sources.contains_key(&source.name) {
-            let warning = Fault::new(codes::UNREAD_SOURCE, format!("source \"{}\" is not read", source.name));
+            let warning = Fault::new(
+                codes::UNREAD_SOURCE,
+                format!("source \"{}\" is not read", source.name),
+            );
             warnings.push(warning.path(format!("spec.sources[{i}]")));
         }
     }
-    warnings.sort_by(|a, b| a.position.cmp(&b.position).then_with(|| a.message.cmp(&b.message)));
+    warnings.sort_by(|a, b| {
+        a.position
+            .cmp(&b.position)
+            .then_with(|| a.message.cmp(&b.message))
+    });
     let graph = graph(&ir)?;
     let plan_hash = hash(&graph, &sources, &sinks);
-    Ok(Plan { graph, sources, sinks, warnings, sql: input.sql.to_owned(), plan_hash })
+    Ok(Plan {
+        graph,
+        sources,
+        sinks,
+        warnings,
+        sql: input.sql.to_owned(),
+        plan_hash,
+    })
 }
 
 /// Columns of a source that anything uses: by its readers, its computed columns that are read, its watermark.
-fn source_uses(ir: &Ir, index: Idx, table: &SourceTable) -> (BTreeMap<String, crate::source_plan::Uses>, BTreeSet<String>) {
+fn source_uses(
+    ir: &Ir,
+    index: Idx,
+    table: &SourceTable,
+) -> (BTreeMap<String, crate::source_plan::Uses>, BTreeSet<String>) {
     let mut uses = uses_of(ir, index);
     if let Some(i) = table.event_time {
-        uses.entry(table.schema.field(i).name().clone()).or_default().add(&[]);
+        uses.entry(table.schema.field(i).name().clone())
+            .or_default()
+            .add(&[]);
     }
     let mut computed = BTreeSet::new();
     for column in &table.columns {
@@ -102,17 +136,23 @@ fn source_uses(ir: &Ir, index: Idx, table: &SourceTable) -> (BTreeMap<String, cr
 /// ROW columns shrink to the fields that are read; expressions name fields, so only the source's schema changes.
 fn shrink_rows(ir: &mut Ir, catalog: &Catalog) -> Result<()> {
     for index in 0..ir.nodes.len() {
-        let IrOp::Graph(Op::Source { name, .. }) = &ir.nodes[index].op else { continue };
-        let Some(table) = catalog.sources.get(name) else { continue };
+        let IrOp::Graph(Op::Source { name, .. }) = &ir.nodes[index].op else {
+            continue;
+        };
+        let Some(table) = catalog.sources.get(name) else {
+            continue;
+        };
         let (uses, _) = source_uses(ir, index, table);
         set_fields(&mut ir.nodes[index], &uses);
     }
     // A ROW that rides through whole was not shrunk, so every Calc keeps its types; make sure.
     for node in &ir.nodes {
         if let IrOp::Graph(Op::Calc { exprs, .. }) = &node.op {
-            let from = df_schema(&ir.nodes[node.inputs[0].node].schema).map_err(|e| crate::expression::fault_of_datafusion(e, &Default::default()))?;
+            let from = df_schema(&ir.nodes[node.inputs[0].node].schema)
+                .map_err(|e| crate::expression::fault_of_datafusion(e, &Default::default()))?;
             for (expr, field) in exprs.iter().zip(node.schema.fields()) {
-                let now: FieldRef = field_of(expr, field.name(), &from).map_err(|e| crate::expression::fault_of_datafusion(e, &Default::default()))?;
+                let now: FieldRef = field_of(expr, field.name(), &from)
+                    .map_err(|e| crate::expression::fault_of_datafusion(e, &Default::default()))?;
                 debug_assert_eq!(now.data_type(), field.data_type(), "{expr}");
             }
         }
@@ -120,8 +160,17 @@ fn shrink_rows(ir: &mut Ir, catalog: &Catalog) -> Result<()> {
     Ok(())
 }
 
-fn source_plan(ir: &Ir, node: &IrNode, table: &SourceTable, watermark: Option<WatermarkPlan>) -> SourcePlan {
-    let index = ir.nodes.iter().position(|n| std::ptr::eq(n, node)).unwrap_or_default();
+fn source_plan(
+    ir: &Ir,
+    node: &IrNode,
+    table: &SourceTable,
+    watermark: Option<WatermarkPlan>,
+) -> SourcePlan {
+    let index = ir
+        .nodes
+        .iter()
+        .position(|n| std::ptr::eq(n, node))
+        .unwrap_or_default();
     let (uses, computed) = source_uses(ir, index, table);
     let mut decode: Vec<Field> = vec![];
     let mut metadata = vec![];
@@ -136,9 +185,16 @@ fn source_plan(ir: &Ir, node: &IrNode, table: &SourceTable, watermark: Option<Wa
                 None if !column.field.is_nullable() => decode.push(column.field.as_ref().clone()),
                 None => {}
             },
-            Origin::Transport(from) if used.is_some() => metadata.push(MetadataColumn { from: *from, field: Arc::clone(&column.field) }),
+            Origin::Transport(from) if used.is_some() => metadata.push(MetadataColumn {
+                from: *from,
+                field: Arc::clone(&column.field),
+            }),
             Origin::Computed(expr) if computed.contains(name) => {
-                computed_columns.push(ComputedColumn { name: name.clone(), expr: expr.clone(), field: Arc::clone(&column.field) });
+                computed_columns.push(ComputedColumn {
+                    name: name.clone(),
+                    expr: expr.clone(),
+                    field: Arc::clone(&column.field),
+                });
             }
             Origin::Transport(_) | Origin::Computed(_) => {}
         }
@@ -154,7 +210,9 @@ fn source_plan(ir: &Ir, node: &IrNode, table: &SourceTable, watermark: Option<Wa
 }
 
 fn is_two_phase(aggregates: &[Aggregate]) -> bool {
-    aggregates.iter().all(|a| !a.distinct && !matches!(a.function, AggregateFunction::Other(_)))
+    aggregates
+        .iter()
+        .all(|a| !a.distinct && !matches!(a.function, AggregateFunction::Other(_)))
 }
 
 /// Windowed aggregates and windowed Top-1 work before the exchange too.
@@ -166,12 +224,27 @@ fn split_phases(ir: Ir) -> Ir {
         for input in &mut node.inputs {
             input.node = places[input.node];
         }
-        let forward = |input: &Input| Input { node: input.node, distribution: Distribution::Forward };
+        let forward = |input: &Input| Input {
+            node: input.node,
+            distribution: Distribution::Forward,
+        };
         let place = match &node.op {
-            IrOp::Graph(Op::WindowAggregate { phase: Phase::Single, by: by @ WindowBy::Time { .. }, keys, aggregates, emit }) if is_two_phase(aggregates) => {
+            IrOp::Graph(Op::WindowAggregate {
+                phase: Phase::Single,
+                by: by @ WindowBy::Time { .. },
+                keys,
+                aggregates,
+                emit,
+            }) if is_two_phase(aggregates) => {
                 let from = &new.nodes[node.inputs[0].node];
                 let schema = partial_schema(&from.schema, keys, aggregates);
-                let op = |phase| Op::WindowAggregate { phase, by: by.clone(), keys: keys.clone(), aggregates: aggregates.clone(), emit: *emit };
+                let op = |phase| Op::WindowAggregate {
+                    phase,
+                    by: by.clone(),
+                    keys: keys.clone(),
+                    aggregates: aggregates.clone(),
+                    emit: *emit,
+                };
                 let exchange = Distribution::Hash((0..keys.len()).collect());
                 let partial = IrNode {
                     op: IrOp::Graph(op(Phase::Partial)),
@@ -184,10 +257,31 @@ fn split_phases(ir: Ir) -> Ir {
                 };
                 let op = IrOp::Graph(op(Phase::Final));
                 let partial = new.add(partial);
-                new.add(IrNode { op, inputs: vec![Input { node: partial, distribution: exchange }], ..node })
+                new.add(IrNode {
+                    op,
+                    inputs: vec![Input {
+                        node: partial,
+                        distribution: exchange,
+                    }],
+                    ..node
+                })
             }
-            IrOp::Graph(Op::Deduplicate { phase: Phase::Single, keys, window: Some(window), order, keep, ttl_ms }) => {
-                let op = |phase| Op::Deduplicate { phase, keys: keys.clone(), window: Some(window.clone()), order: order.clone(), keep: keep.clone(), ttl_ms: *ttl_ms };
+            IrOp::Graph(Op::Deduplicate {
+                phase: Phase::Single,
+                keys,
+                window: Some(window),
+                order,
+                keep,
+                ttl_ms,
+            }) => {
+                let op = |phase| Op::Deduplicate {
+                    phase,
+                    keys: keys.clone(),
+                    window: Some(window.clone()),
+                    order: order.clone(),
+                    keep: keep.clone(),
+                    ttl_ms: *ttl_ms,
+                };
                 let from = &new.nodes[node.inputs[0].node];
                 let partial = IrNode {
                     op: IrOp::Graph(op(Phase::Partial)),
@@ -201,7 +295,14 @@ fn split_phases(ir: Ir) -> Ir {
                 let exchange = Distribution::Hash(keys.clone());
                 let op = IrOp::Graph(op(Phase::Final));
                 let partial = new.add(partial);
-                new.add(IrNode { op, inputs: vec![Input { node: partial, distribution: exchange }], ..node })
+                new.add(IrNode {
+                    op,
+                    inputs: vec![Input {
+                        node: partial,
+                        distribution: exchange,
+                    }],
+                    ..node
+                })
             }
             _ => new.add(node),
         };
@@ -217,15 +318,28 @@ fn partial_schema(from: &SchemaRef, keys: &[usize], aggregates: &[Aggregate]) ->
         .iter()
         .map(|&k| {
             let field = from.field(k);
-            Field::new(names.fresh(field.name()), field.data_type().clone(), field.is_nullable())
+            Field::new(
+                names.fresh(field.name()),
+                field.data_type().clone(),
+                field.is_nullable(),
+            )
         })
         .collect();
     fields.push(Field::new(names.fresh("pane"), DataType::Int64, false));
     for aggregate in aggregates {
         let name = aggregate.output.name().clone();
-        let arg = aggregate.args.first().map(|&a| from.field(a).data_type().clone());
+        let arg = aggregate
+            .args
+            .first()
+            .map(|&a| from.field(a).data_type().clone());
         let output = aggregate.output.data_type().clone();
-        let mut state = |suffix: &str, data_type: DataType, nullable: bool| fields.push(Field::new(names.fresh(&format!("{name}{suffix}")), data_type, nullable));
+        let mut state = |suffix: &str, data_type: DataType, nullable: bool| {
+            fields.push(Field::new(
+                names.fresh(&format!("{name}{suffix}")),
+                data_type,
+                nullable,
+            ))
+        };
         match &aggregate.function {
             AggregateFunction::Count => state("", DataType::Int64, false),
             AggregateFunction::Sum => {
@@ -235,10 +349,14 @@ fn partial_schema(from: &SchemaRef, keys: &[usize], aggregates: &[Aggregate]) ->
                     state("#low", DataType::Float64, true);
                 }
             }
-            AggregateFunction::Min | AggregateFunction::Max => state("", arg.unwrap_or(output), true),
+            AggregateFunction::Min | AggregateFunction::Max => {
+                state("", arg.unwrap_or(output), true)
+            }
             AggregateFunction::Avg => {
                 match arg {
-                    Some(DataType::Decimal128(_, scale)) => state("#sum", DataType::Decimal128(38, scale), true),
+                    Some(DataType::Decimal128(_, scale)) => {
+                        state("#sum", DataType::Decimal128(38, scale), true)
+                    }
                     Some(t) if t.is_integer() => state("#sum", DataType::Decimal128(38, 0), true),
                     _ => {
                         state("#sum", DataType::Float64, true);
@@ -263,7 +381,11 @@ fn stages(ir: &Ir) -> Vec<usize> {
         i
     }
     for (index, node) in ir.nodes.iter().enumerate() {
-        for input in node.inputs.iter().filter(|i| i.distribution == Distribution::Forward) {
+        for input in node
+            .inputs
+            .iter()
+            .filter(|i| i.distribution == Distribution::Forward)
+        {
             let (a, b) = (root(&stage, input.node), root(&stage, index));
             stage[a.max(b)] = a.min(b);
         }
@@ -273,18 +395,29 @@ fn stages(ir: &Ir) -> Vec<usize> {
 
 /// Stages in an order in which every exchange goes forward; none if there is no such order.
 fn order_of_stages(ir: &Ir, stage: &[usize]) -> Option<Vec<usize>> {
-    let mut after: BTreeMap<usize, BTreeSet<usize>> = stage.iter().map(|&s| (s, BTreeSet::new())).collect();
+    let mut after: BTreeMap<usize, BTreeSet<usize>> =
+        stage.iter().map(|&s| (s, BTreeSet::new())).collect();
     for (index, node) in ir.nodes.iter().enumerate() {
-        for input in node.inputs.iter().filter(|i| i.distribution != Distribution::Forward) {
+        for input in node
+            .inputs
+            .iter()
+            .filter(|i| i.distribution != Distribution::Forward)
+        {
             if stage[input.node] == stage[index] {
                 return None;
             }
-            after.entry(stage[index]).or_default().insert(stage[input.node]);
+            after
+                .entry(stage[index])
+                .or_default()
+                .insert(stage[input.node]);
         }
     }
     let mut order = vec![];
     while !after.is_empty() {
-        let next = *after.iter().find(|(_, needs)| needs.iter().all(|n| order.contains(n)))?.0;
+        let next = *after
+            .iter()
+            .find(|(_, needs)| needs.iter().all(|n| order.contains(n)))?
+            .0;
         after.remove(&next);
         order.push(next);
     }
@@ -293,7 +426,9 @@ fn order_of_stages(ir: &Ir, stage: &[usize]) -> Option<Vec<usize>> {
 
 /// A Union that would put both ends of an exchange into one stage takes its inputs through exchanges of its own.
 fn break_cycles(mut ir: Ir) -> Ir {
-    let unions: Vec<Idx> = (0..ir.nodes.len()).filter(|&i| matches!(ir.nodes[i].op, IrOp::Graph(Op::Union))).collect();
+    let unions: Vec<Idx> = (0..ir.nodes.len())
+        .filter(|&i| matches!(ir.nodes[i].op, IrOp::Graph(Op::Union)))
+        .collect();
     for union in unions {
         if order_of_stages(&ir, &stages(&ir)).is_some() {
             break;
@@ -301,7 +436,11 @@ fn break_cycles(mut ir: Ir) -> Ir {
         for port in 0..ir.nodes[union].inputs.len() {
             let from = &ir.nodes[ir.nodes[union].inputs[port].node];
             // Rows of one key must stay in order, so they go where the key goes.
-            let columns = from.distributed.clone().filter(|c| !c.is_empty()).unwrap_or_else(|| (0..from.visible()).collect());
+            let columns = from
+                .distributed
+                .clone()
+                .filter(|c| !c.is_empty())
+                .unwrap_or_else(|| (0..from.visible()).collect());
             ir.nodes[union].inputs[port].distribution = Distribution::Hash(columns);
         }
     }
@@ -311,14 +450,21 @@ fn break_cycles(mut ir: Ir) -> Ir {
 fn graph(ir: &Ir) -> Result<StreamGraph> {
     let stage = stages(ir);
     let Some(order) = order_of_stages(ir, &stage) else {
-        return Err(Fault::new(codes::INVALID, "this combination of joins over one stream cannot be laid out in stages").help("write the shared part as two views"));
+        return Err(Fault::new(
+            codes::INVALID,
+            "this combination of joins over one stream cannot be laid out in stages",
+        )
+        .help("write the shared part as two views"));
     };
     let mut nodes = vec![];
     let mut edges = vec![];
     let mut ordinals: HashMap<String, usize> = HashMap::new();
     for (index, node) in ir.nodes.iter().enumerate() {
         let IrOp::Graph(op) = &node.op else {
-            return Err(Fault::new(codes::OVER, "ROW_NUMBER() OVER without a condition = 1 or <= 1 on it is not supported"));
+            return Err(Fault::new(
+                codes::OVER,
+                "ROW_NUMBER() OVER without a condition = 1 or <= 1 on it is not supported",
+            ));
         };
         let base = match op {
             Op::Source { name, .. } => format!("{name}/source"),
@@ -333,15 +479,37 @@ fn graph(ir: &Ir) -> Result<StreamGraph> {
             uid,
             op: op.clone(),
             schema: Arc::clone(&node.schema),
-            fingerprint: fingerprint(op, &inputs, node),
-            describe: describe(op, &inputs.iter().map(|i| &i.schema).collect::<Vec<_>>(), &node.schema),
+            fingerprint: fingerprint(op, &inputs),
+            describe: describe(
+                op,
+                &inputs.iter().map(|i| &i.schema).collect::<Vec<_>>(),
+                &node.schema,
+            ),
         });
         for (port, input) in node.inputs.iter().enumerate() {
-            edges.push(Edge { from: NodeId(input.node), to: NodeId(index), port, distribution: input.distribution.clone(), kind: ir.nodes[input.node].kind.clone() });
+            edges.push(Edge {
+                from: NodeId(input.node),
+                to: NodeId(index),
+                port,
+                distribution: input.distribution.clone(),
+                kind: ir.nodes[input.node].kind.clone(),
+            });
         }
     }
-    let stages = order.iter().map(|s| (0..ir.nodes.len()).filter(|&i| stage[i] == *s).map(NodeId).collect()).collect();
-    Ok(StreamGraph { nodes, edges, stages })
+    let stages = order
+        .iter()
+        .map(|s| {
+            (0..ir.nodes.len())
+                .filter(|&i| stage[i] == *s)
+                .map(NodeId)
+                .collect()
+        })
+        .collect();
+    Ok(StreamGraph {
+        nodes,
+        edges,
+        stages,
+    })
 }
 
 pub(crate) fn kind_name(op: &Op) -> &'static str {
@@ -349,11 +517,17 @@ pub(crate) fn kind_name(op: &Op) -> &'static str {
         Op::Source { .. } => "source",
         Op::Calc { .. } => "calc",
         Op::WindowAssign { .. } => "window-assign",
-        Op::WindowAggregate { phase: Phase::Partial, .. } => "window-aggregate-partial",
+        Op::WindowAggregate {
+            phase: Phase::Partial,
+            ..
+        } => "window-aggregate-partial",
         Op::WindowAggregate { .. } => "window-aggregate",
         Op::Aggregate { aggregates, .. } if aggregates.is_empty() => "distinct",
         Op::Aggregate { .. } => "aggregate",
-        Op::Deduplicate { phase: Phase::Partial, .. } => "deduplicate-partial",
+        Op::Deduplicate {
+            phase: Phase::Partial,
+            ..
+        } => "deduplicate-partial",
         Op::Deduplicate { .. } => "deduplicate",
         Op::WindowJoin { .. } => "window-join",
         Op::Union => "union",
@@ -364,62 +538,182 @@ pub(crate) fn kind_name(op: &Op) -> &'static str {
 
 /// Only for operators whose state outlives a barrier. Types of the columns that state is made of, not their names: renaming a
 /// column keeps the state.
-fn fingerprint(op: &Op, inputs: &[&IrNode], node: &IrNode) -> Option<Fingerprint> {
-    let types = |schema: &SchemaRef, columns: &[usize]| columns.iter().map(|&c| schema.field(c).data_type().to_string()).collect::<Vec<_>>().join(",");
+fn fingerprint(op: &Op, inputs: &[&IrNode]) -> Option<Fingerprint> {
+    let types = |schema: &SchemaRef, columns: &[usize]| {
+        columns
+            .iter()
+            .map(|&c| schema.field(c).data_type().to_string())
+            .collect::<Vec<_>>()
+            .join(",")
+    };
     let all = |schema: &SchemaRef| types(schema, &(0..schema.fields().len()).collect::<Vec<_>>());
     let by = |by: &WindowBy, schema: &SchemaRef| match by {
-        WindowBy::Time { column, window } => format!("time {} {window:?}", schema.field(*column).data_type()),
-        WindowBy::Attached { start, .. } => format!("attached {}", schema.field(*start).data_type()),
+        WindowBy::Time { column, window } => {
+            format!("time {} {window:?}", schema.field(*column).data_type())
+        }
+        WindowBy::Attached { start, .. } => {
+            format!("attached {}", schema.field(*start).data_type())
+        }
     };
     let aggregates = |aggregates: &[Aggregate], schema: &SchemaRef| {
         let texts: Vec<String> = aggregates
             .iter()
-            .map(|a| format!("{}{}({})->{}", crate::ir::function_name(&a.function), if a.distinct { " distinct" } else { "" }, types(schema, &a.args), a.output.data_type()))
+            .map(|a| {
+                format!(
+                    "{}{}({})->{}",
+                    crate::ir::function_name(&a.function),
+                    if a.distinct { " distinct" } else { "" },
+                    types(schema, &a.args),
+                    a.output.data_type()
+                )
+            })
             .collect();
         texts.join(";")
     };
-    let kinds: Vec<String> = inputs.iter().map(|i| format!("{:?}", std::mem::discriminant(&i.kind) == std::mem::discriminant(&EdgeKind::Append))).collect();
-    let order = |keys: &[crate::graph::SortKey], schema: &SchemaRef| keys.iter().map(|k| format!("{} {} {}", schema.field(k.column).data_type(), k.descending, k.nulls_first)).collect::<Vec<_>>().join(",");
+    let kinds: Vec<String> = inputs
+        .iter()
+        .map(|i| {
+            format!(
+                "{:?}",
+                std::mem::discriminant(&i.kind) == std::mem::discriminant(&EdgeKind::Append)
+            )
+        })
+        .collect();
+    let order = |keys: &[crate::graph::SortKey], schema: &SchemaRef| {
+        keys.iter()
+            .map(|k| {
+                format!(
+                    "{} {} {}",
+                    schema.field(k.column).data_type(),
+                    k.descending,
+                    k.nulls_first
+                )
+            })
+            .collect::<Vec<_>>()
+            .join(",")
+    };
     let input = inputs.first().map(|i| &i.schema);
     let text = match (op, input) {
-        (Op::WindowAggregate { phase: Phase::Partial, .. } | Op::Deduplicate { phase: Phase::Partial, .. }, _) => return None,
-        (Op::WindowAggregate { by: window, keys, aggregates: a, emit, .. }, Some(schema)) => {
-            format!("window-aggregate|{}|{}|{}|{emit:?}", by(window, schema), types(schema, keys), aggregates(a, schema))
+        (
+            Op::WindowAggregate {
+                phase: Phase::Partial,
+                ..
+            }
+            | Op::Deduplicate {
+                phase: Phase::Partial,
+                ..
+            },
+            _,
+        ) => return None,
+        (
+            Op::WindowAggregate {
+                by: window,
+                keys,
+                aggregates: a,
+                emit,
+                ..
+            },
+            Some(schema),
+        ) => {
+            format!(
+                "window-aggregate|{}|{}|{}|{emit:?}",
+                by(window, schema),
+                types(schema, keys),
+                aggregates(a, schema)
+            )
         }
-        (Op::Aggregate { keys, aggregates: a, .. }, Some(schema)) => format!("aggregate|{}|{}", types(schema, keys), aggregates(a, schema)),
-        (Op::Deduplicate { keys, window, order: o, keep, .. }, Some(schema)) => {
-            format!("deduplicate|{:?}|{}|{}|{keep:?}|{}", window.as_ref().map(|w| by(w, schema)), types(schema, keys), order(o, schema), all(schema))
+        (
+            Op::Aggregate {
+                keys,
+                aggregates: a,
+                ..
+            },
+            Some(schema),
+        ) => format!(
+            "aggregate|{}|{}",
+            types(schema, keys),
+            aggregates(a, schema)
+        ),
+        (
+            Op::Deduplicate {
+                keys,
+                window,
+                order: o,
+                keep,
+                ..
+            },
+            Some(schema),
+        ) => {
+            format!(
+                "deduplicate|{:?}|{}|{}|{keep:?}|{}",
+                window.as_ref().map(|w| by(w, schema)),
+                types(schema, keys),
+                order(o, schema),
+                all(schema)
+            )
         }
         (Op::WindowJoin { left, right, .. }, Some(schema)) => {
             let other = inputs.get(1).map_or(schema, |i| &i.schema);
-            format!("window-join|{}|{}|{}|{}|{}|{}", by(&left.window, schema), types(schema, &left.keys), all(schema), by(&right.window, other), types(other, &right.keys), all(other))
+            format!(
+                "window-join|{}|{}|{}|{}|{}|{}",
+                by(&left.window, schema),
+                types(schema, &left.keys),
+                all(schema),
+                by(&right.window, other),
+                types(other, &right.keys),
+                all(other)
+            )
         }
-        (Op::Materialize { key, .. }, Some(schema)) => format!("materialize|{}|{}", types(schema, key), all(schema)),
+        (Op::Materialize { key, .. }, Some(schema)) => {
+            format!("materialize|{}|{}", types(schema, key), all(schema))
+        }
         _ => return None,
     };
-    let _ = node;
-    Some(Fingerprint(xxh3_64(format!("v{STATE_FORMAT}|append {}|{text}", kinds.join(",")).as_bytes())))
+    Some(Fingerprint(xxh3_64(
+        format!("v{STATE_FORMAT}|append {}|{text}", kinds.join(",")).as_bytes(),
+    )))
 }
 
-fn hash(graph: &StreamGraph, sources: &BTreeMap<String, SourcePlan>, sinks: &BTreeMap<String, SinkPlan>) -> String {
+fn hash(
+    graph: &StreamGraph,
+    sources: &BTreeMap<String, SourcePlan>,
+    sinks: &BTreeMap<String, SinkPlan>,
+) -> String {
     let mut text = format!("v{STATE_FORMAT}\n");
     for node in &graph.nodes {
-        text.push_str(&format!("{} {} {}\n", node.uid.0, canonical(&IrOp::Graph(node.op.clone())), schema_text(&node.schema)));
+        text.push_str(&format!(
+            "{} {} {}\n",
+            node.uid.0,
+            canonical(&IrOp::Graph(node.op.clone())),
+            schema_text(&node.schema)
+        ));
     }
     for edge in &graph.edges {
         text.push_str(&format!("{edge:?}\n"));
     }
     for source in sources.values() {
-        let computed: Vec<String> = source.computed.iter().map(|c| format!("{}={}", c.name, c.expr)).collect();
-        text.push_str(&format!("{} {} {computed:?} {:?} {:?}\n", source.name, schema_text(&source.decode), source.metadata, source.watermark));
+        let computed: Vec<String> = source
+            .computed
+            .iter()
+            .map(|c| format!("{}={}", c.name, c.expr))
+            .collect();
+        text.push_str(&format!(
+            "{} {} {computed:?} {:?} {:?}\n",
+            source.name,
+            schema_text(&source.decode),
+            source.metadata,
+            source.watermark
+        ));
     }
     for sink in sinks.values() {
-        text.push_str(&format!("{} {} {:?} {:?} {:?}\n", sink.name, schema_text(&sink.schema), sink.mode, sink.key, sink.record_key));
+        text.push_str(&format!(
+            "{} {} {:?} {:?} {:?}\n",
+            sink.name,
+            schema_text(&sink.schema),
+            sink.mode,
+            sink.key,
+            sink.record_key
+        ));
     }
     format!("{:016x}", xxh3_64(text.as_bytes()))
-}
-
-/// Names of the columns that an expression reads: for `describe`.
-pub(crate) fn shown(expr: &Expr) -> String {
-    expr.to_string()
 }

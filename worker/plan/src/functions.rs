@@ -18,7 +18,10 @@ pub(crate) struct Functions {
 impl Functions {
     pub fn new() -> Self {
         let mut scalar = BTreeMap::new();
-        for f in datafusion_functions::all_default_functions().into_iter().chain(datafusion_functions_nested::all_default_nested_functions()) {
+        for f in datafusion_functions::all_default_functions()
+            .into_iter()
+            .chain(datafusion_functions_nested::all_default_nested_functions())
+        {
             for name in f.aliases().iter().map(String::as_str).chain([f.name()]) {
                 scalar.insert(name.to_lowercase(), Arc::clone(&f));
             }
@@ -38,10 +41,18 @@ impl Functions {
             Arc::new(datafusion_functions::unicode::planner::UnicodeFunctionPlanner),
             Arc::new(datafusion_functions_aggregate::planner::AggregateFunctionPlanner),
             Arc::new(datafusion_functions_window::planner::WindowFunctionPlanner),
-            Arc::new(datafusion_functions::planner::UserDefinedFunctionPlanner),
         ];
-        let higher_order = datafusion_functions_nested::all_default_higher_order_functions().into_iter().map(|f| (f.name().to_lowercase(), f)).collect();
-        Self { scalar, aggregate, window: BTreeMap::from([("row_number".to_owned(), row_number)]), higher_order, planners }
+        let higher_order = datafusion_functions_nested::all_default_higher_order_functions()
+            .into_iter()
+            .map(|f| (f.name().to_lowercase(), f))
+            .collect();
+        Self {
+            scalar,
+            aggregate,
+            window: BTreeMap::from([("row_number".to_owned(), row_number)]),
+            higher_order,
+            planners,
+        }
     }
 
     /// Whether a call by this lower-case name can be planned. Some are syntax and no function of the registry.
@@ -50,10 +61,17 @@ impl Functions {
             || self.aggregate.contains_key(name)
             || self.window.contains_key(name)
             || self.higher_order.contains_key(name)
-            || matches!(name, "struct" | "named_struct" | "map" | "make_map" | "grouping")
+            || matches!(
+                name,
+                "struct" | "named_struct" | "map" | "make_map" | "grouping"
+            )
     }
 
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.scalar.keys().chain(self.aggregate.keys()).chain(self.window.keys()).map(String::as_str)
+        self.scalar
+            .keys()
+            .chain(self.aggregate.keys())
+            .chain(self.window.keys())
+            .map(String::as_str)
     }
 }

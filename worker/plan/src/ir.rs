@@ -8,7 +8,9 @@ use arrow::datatypes::{Field, FieldRef, Schema, SchemaRef};
 use datafusion_expr::Expr;
 
 use crate::expression::as_column;
-use crate::graph::{Aggregate, AggregateFunction, Distribution, EdgeKind, Keep, Op, SortKey, Window, WindowBy};
+use crate::graph::{
+    Aggregate, AggregateFunction, Distribution, EdgeKind, Keep, Op, SortKey, Window, WindowBy,
+};
 
 /// Index into [`Ir::nodes`].
 pub(crate) type Idx = usize;
@@ -76,7 +78,11 @@ impl IrNode {
 }
 
 pub(crate) fn visible(schema: &SchemaRef) -> usize {
-    schema.fields().iter().take_while(|f| !f.name().starts_with('$')).count()
+    schema
+        .fields()
+        .iter()
+        .take_while(|f| !f.name().starts_with('$'))
+        .count()
 }
 
 /// Nodes in topological order.
@@ -89,8 +95,17 @@ pub(crate) struct Ir {
 impl Ir {
     /// Adds a node, or finds the one that does the same to the same inputs.
     pub fn add(&mut self, node: IrNode) -> Idx {
-        let inputs: Vec<String> = node.inputs.iter().map(|i| format!("{}/{:?}", i.node, i.distribution)).collect();
-        let key = format!("{} <- {} :: {}", canonical(&node.op), inputs.join(", "), schema_text(&node.schema));
+        let inputs: Vec<String> = node
+            .inputs
+            .iter()
+            .map(|i| format!("{}/{:?}", i.node, i.distribution))
+            .collect();
+        let key = format!(
+            "{} <- {} :: {}",
+            canonical(&node.op),
+            inputs.join(", "),
+            schema_text(&node.schema)
+        );
         if let Some(&index) = self.shared.get(&key) {
             return index;
         }
@@ -101,23 +116,56 @@ impl Ir {
     }
 
     /// Filter and projection. Hidden columns of the input ride along.
-    pub fn calc(&mut self, input: Idx, filter: Option<Expr>, columns: Vec<(Expr, FieldRef)>, scope: &str) -> Idx {
+    pub fn calc(
+        &mut self,
+        input: Idx,
+        filter: Option<Expr>,
+        columns: Vec<(Expr, FieldRef)>,
+        scope: &str,
+    ) -> Idx {
         let from = &self.nodes[input];
         let (mut exprs, mut fields): (Vec<Expr>, Vec<FieldRef>) = columns.into_iter().unzip();
         let mut names = Names::default();
-        fields = fields.into_iter().map(|f| if names.is_new(f.name()) { f } else { Arc::new(Field::new(names.fresh(f.name()), f.data_type().clone(), f.is_nullable())) }).collect();
+        fields = fields
+            .into_iter()
+            .map(|f| {
+                if names.is_new(f.name()) {
+                    f
+                } else {
+                    Arc::new(Field::new(
+                        names.fresh(f.name()),
+                        f.data_type().clone(),
+                        f.is_nullable(),
+                    ))
+                }
+            })
+            .collect();
         for i in from.visible()..from.schema.fields().len() {
             exprs.push(crate::expression::column(from.name(i)));
             fields.push(Arc::clone(&from.schema.fields()[i]));
         }
-        let source_of: Vec<Option<usize>> = exprs.iter().map(|e| as_column(e).and_then(|name| from.schema.index_of(name).ok())).collect();
-        let attrs = source_of.iter().map(|s| s.map(|i| from.attrs[i]).unwrap_or_default()).collect();
-        let to = |columns: &[usize]| -> Option<Vec<usize>> { columns.iter().map(|c| source_of.iter().position(|s| s == &Some(*c))).collect() };
+        let source_of: Vec<Option<usize>> = exprs
+            .iter()
+            .map(|e| as_column(e).and_then(|name| from.schema.index_of(name).ok()))
+            .collect();
+        let attrs = source_of
+            .iter()
+            .map(|s| s.map(|i| from.attrs[i]).unwrap_or_default())
+            .collect();
+        let to = |columns: &[usize]| -> Option<Vec<usize>> {
+            columns
+                .iter()
+                .map(|c| source_of.iter().position(|s| s == &Some(*c)))
+                .collect()
+        };
         let kind = map_kind(&from.kind, to);
         let distributed = from.distributed.as_deref().and_then(to);
         let node = IrNode {
             op: IrOp::Graph(Op::Calc { filter, exprs }),
-            inputs: vec![Input { node: input, distribution: Distribution::Forward }],
+            inputs: vec![Input {
+                node: input,
+                distribution: Distribution::Forward,
+            }],
             schema: Arc::new(Schema::new(fields)),
             attrs,
             scope: scope.to_owned(),
@@ -133,9 +181,21 @@ impl Ir {
         let mut filters: Vec<Expr> = vec![];
         let mut at = node;
         while let IrOp::Graph(Op::Calc { filter, exprs: by }) = &self.nodes[at].op {
-            let map: HashMap<String, Expr> = self.nodes[at].schema.fields().iter().map(|f| f.name().clone()).zip(by.iter().cloned()).collect();
-            exprs = exprs.into_iter().map(|e| crate::expression::substitute(e, &map)).collect();
-            filters = filters.into_iter().map(|e| crate::expression::substitute(e, &map)).collect();
+            let map: HashMap<String, Expr> = self.nodes[at]
+                .schema
+                .fields()
+                .iter()
+                .map(|f| f.name().clone())
+                .zip(by.iter().cloned())
+                .collect();
+            exprs = exprs
+                .into_iter()
+                .map(|e| crate::expression::substitute(e, &map))
+                .collect();
+            filters = filters
+                .into_iter()
+                .map(|e| crate::expression::substitute(e, &map))
+                .collect();
             filters.extend(filter.clone());
             at = self.nodes[at].inputs[0].node;
         }
@@ -166,7 +226,9 @@ impl Names {
     }
 
     pub fn fresh(&mut self, name: &str) -> String {
-        let free = std::iter::once(name.to_owned()).chain((1..).map(|i| format!("{name}_{i}"))).find(|n| !self.0.contains(n));
+        let free = std::iter::once(name.to_owned())
+            .chain((1..).map(|i| format!("{name}_{i}")))
+            .find(|n| !self.0.contains(n));
         let free = free.expect("numbers do not end");
         self.0.insert(free.clone());
         free
@@ -174,7 +236,18 @@ impl Names {
 }
 
 pub(crate) fn schema_text(schema: &SchemaRef) -> String {
-    let fields: Vec<String> = schema.fields().iter().map(|f| format!("{} {}{}", f.name(), f.data_type(), if f.is_nullable() { "" } else { " NOT NULL" })).collect();
+    let fields: Vec<String> = schema
+        .fields()
+        .iter()
+        .map(|f| {
+            format!(
+                "{} {}{}",
+                f.name(),
+                f.data_type(),
+                if f.is_nullable() { "" } else { " NOT NULL" }
+            )
+        })
+        .collect();
     fields.join(", ")
 }
 
@@ -186,7 +259,11 @@ pub(crate) fn canonical(op: &IrOp) -> String {
 }
 
 fn exprs_text(exprs: &[Expr]) -> String {
-    exprs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    exprs
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 pub(crate) fn function_name(function: &AggregateFunction) -> &str {
@@ -203,9 +280,23 @@ pub(crate) fn function_name(function: &AggregateFunction) -> &str {
 fn aggregates_text(aggregates: &[Aggregate]) -> String {
     let texts: Vec<String> = aggregates
         .iter()
-        .map(|Aggregate { function, args, filter, distinct, output }| {
-            format!("{}({}{args:?}) filter {filter:?} -> {} {}", function_name(function), if *distinct { "distinct " } else { "" }, output.name(), output.data_type())
-        })
+        .map(
+            |Aggregate {
+                 function,
+                 args,
+                 filter,
+                 distinct,
+                 output,
+             }| {
+                format!(
+                    "{}({}{args:?}) filter {filter:?} -> {} {}",
+                    function_name(function),
+                    if *distinct { "distinct " } else { "" },
+                    output.name(),
+                    output.data_type()
+                )
+            },
+        )
         .collect();
     texts.join(", ")
 }
@@ -214,12 +305,50 @@ fn aggregates_text(aggregates: &[Aggregate]) -> String {
 pub(crate) fn op_text(op: &Op) -> String {
     match op {
         Op::Source { name, columns } => format!("source {name} {columns:?}"),
-        Op::Calc { filter, exprs } => format!("calc where {} select {}", filter.as_ref().map_or_else(String::new, ToString::to_string), exprs_text(exprs)),
+        Op::Calc { filter, exprs } => format!(
+            "calc where {} select {}",
+            filter
+                .as_ref()
+                .map_or_else(String::new, ToString::to_string),
+            exprs_text(exprs)
+        ),
         Op::WindowAssign { column, window } => format!("window-assign {column} {window:?}"),
-        Op::WindowAggregate { phase, by, keys, aggregates, emit } => format!("window-aggregate {phase:?} {by:?} {keys:?} [{}] {emit:?}", aggregates_text(aggregates)),
-        Op::Aggregate { keys, aggregates, ttl_ms } => format!("aggregate {keys:?} [{}] ttl {ttl_ms:?}", aggregates_text(aggregates)),
-        Op::Deduplicate { phase, keys, window, order, keep, ttl_ms } => format!("deduplicate {phase:?} {keys:?} {window:?} {order:?} {keep:?} ttl {ttl_ms:?}"),
-        Op::WindowJoin { left, right, filter } => format!("window-join {left:?} {right:?} where {}", filter.as_ref().map_or_else(String::new, ToString::to_string)),
+        Op::WindowAggregate {
+            phase,
+            by,
+            keys,
+            aggregates,
+            emit,
+        } => format!(
+            "window-aggregate {phase:?} {by:?} {keys:?} [{}] {emit:?}",
+            aggregates_text(aggregates)
+        ),
+        Op::Aggregate {
+            keys,
+            aggregates,
+            ttl_ms,
+        } => format!(
+            "aggregate {keys:?} [{}] ttl {ttl_ms:?}",
+            aggregates_text(aggregates)
+        ),
+        Op::Deduplicate {
+            phase,
+            keys,
+            window,
+            order,
+            keep,
+            ttl_ms,
+        } => format!("deduplicate {phase:?} {keys:?} {window:?} {order:?} {keep:?} ttl {ttl_ms:?}"),
+        Op::WindowJoin {
+            left,
+            right,
+            filter,
+        } => format!(
+            "window-join {left:?} {right:?} where {}",
+            filter
+                .as_ref()
+                .map_or_else(String::new, ToString::to_string)
+        ),
         Op::Union => "union".to_owned(),
         Op::Materialize { key, max_rows } => format!("materialize {key:?} {max_rows}"),
         Op::Sink { name, mode, key } => format!("sink {name} {mode:?} {key:?}"),
@@ -231,8 +360,17 @@ pub(crate) fn judges_late_rows(op: &Op) -> bool {
     match op {
         Op::WindowAssign { .. } => true,
         Op::WindowAggregate { by, .. } => matches!(by, WindowBy::Time { .. }),
-        Op::Deduplicate { window, keep, .. } => matches!(window, Some(WindowBy::Time { .. })) || *keep == Keep::FirstByTime,
-        Op::WindowJoin { left, right, .. } => [left, right].iter().any(|s| matches!(s.window, WindowBy::Time { .. })),
-        Op::Source { .. } | Op::Calc { .. } | Op::Aggregate { .. } | Op::Union | Op::Materialize { .. } | Op::Sink { .. } => false,
+        Op::Deduplicate { window, keep, .. } => {
+            matches!(window, Some(WindowBy::Time { .. })) || *keep == Keep::FirstByTime
+        }
+        Op::WindowJoin { left, right, .. } => [left, right]
+            .iter()
+            .any(|s| matches!(s.window, WindowBy::Time { .. })),
+        Op::Source { .. }
+        | Op::Calc { .. }
+        | Op::Aggregate { .. }
+        | Op::Union
+        | Op::Materialize { .. }
+        | Op::Sink { .. } => false,
     }
 }

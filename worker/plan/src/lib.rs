@@ -14,7 +14,7 @@
 //! 3  lower (logical plan to nodes), prune (passes over nodes)
 //! 2  catalog (tables, types, names), window (TUMBLE, HOP), ir (nodes)
 //! 1  parse, dialect, refuse, rewrite, functions, expression
-//! 0  graph, source_plan (what the engine reads), fault, codes
+//! 0  graph, source_plan (what the engine reads), input (what it is made from), fault, codes
 //! ```
 //!
 //! Everything here is pure: no clock, no network, no files.
@@ -28,6 +28,7 @@ mod fault;
 mod finish;
 mod functions;
 pub mod graph;
+mod input;
 mod ir;
 mod lower;
 mod parse;
@@ -45,7 +46,7 @@ use penstock_crds::job::StreamingJob;
 pub use catalog::arrow_type;
 pub use explain::{explain, plan_json};
 pub use finish::{Plan, STATE_FORMAT};
-pub use planner::PlanInput;
+pub use input::PlanInput;
 pub use verdict::{Fate, StateVerdict, verdict};
 
 /// Plans a job. Pure: the same job gives the same plan. Its manifest must have passed `crds`' validation.
@@ -55,22 +56,38 @@ pub fn plan(job: &StreamingJob) -> Result<Plan, Vec<Diagnostic>> {
 
 /// As [`plan`], from the parts of a job that matter.
 pub fn plan_input(input: PlanInput<'_>) -> Result<Plan, Vec<Diagnostic>> {
-    planner::plan_input(input).map_err(|faults| faults.into_iter().map(|f| diagnostic(f, false)).collect())
+    planner::plan_input(input)
+        .map_err(|faults| faults.into_iter().map(|f| diagnostic(f, false)).collect())
 }
 
 impl Plan {
     /// What a person should know, though the job runs.
     pub fn warnings(&self) -> Vec<Diagnostic> {
-        self.warnings.iter().cloned().map(|f| diagnostic(f, true)).collect()
+        self.warnings
+            .iter()
+            .cloned()
+            .map(|f| diagnostic(f, true))
+            .collect()
     }
 }
 
 fn diagnostic(fault: fault::Fault, warning: bool) -> Diagnostic {
     let code = Code::new(fault.code);
     let path = fault.path.clone().unwrap_or_else(|| "spec.sql".to_owned());
-    let mut diagnostic = if warning { Diagnostic::warning(code, path, fault.message) } else { Diagnostic::error(code, path, fault.message) };
+    let mut diagnostic = if warning {
+        Diagnostic::warning(code, path, fault.message)
+    } else {
+        Diagnostic::error(code, path, fault.message)
+    };
     // A position within another field's text is not one of the SQL.
-    diagnostic.sql_position = fault.position.filter(|_| fault.path.is_none()).map(|p| SqlPosition { line: p.line as usize, column: p.column as usize });
+    diagnostic.sql_position =
+        fault
+            .position
+            .filter(|_| fault.path.is_none())
+            .map(|p| SqlPosition {
+                line: p.line as usize,
+                column: p.column as usize,
+            });
     diagnostic.help = fault.help;
     diagnostic
 }

@@ -72,7 +72,11 @@ impl Uses {
     pub fn add(&mut self, path: &[&str]) {
         match path.split_first() {
             None => self.whole = true,
-            Some((first, rest)) => self.fields.entry((*first).to_owned()).or_default().add(rest),
+            Some((first, rest)) => self
+                .fields
+                .entry((*first).to_owned())
+                .or_default()
+                .add(rest),
         }
     }
 
@@ -80,7 +84,14 @@ impl Uses {
     pub fn prune(&self, field: &Field) -> Field {
         match field.data_type() {
             DataType::Struct(fields) if !self.whole && !self.fields.is_empty() => {
-                let kept: Fields = fields.iter().filter_map(|f| self.fields.get(f.name()).map(|uses| Arc::new(uses.prune(f)))).collect();
+                let kept: Fields = fields
+                    .iter()
+                    .filter_map(|f| {
+                        self.fields
+                            .get(f.name())
+                            .map(|uses| Arc::new(uses.prune(f)))
+                    })
+                    .collect();
                 field.clone().with_data_type(DataType::Struct(kept))
             }
             _ => field.clone(),

@@ -34,10 +34,19 @@ pub fn verdict(old: &Value, new: &Plan, drop_state: &[String]) -> Vec<StateVerdi
         .as_array()
         .into_iter()
         .flatten()
-        .filter_map(|n| Some((n["uid"].as_str()?.to_owned(), n["fingerprint"].as_str()?.to_owned())))
+        .filter_map(|n| {
+            Some((
+                n["uid"].as_str()?.to_owned(),
+                n["fingerprint"].as_str()?.to_owned(),
+            ))
+        })
         .collect();
-    let after: BTreeMap<String, String> =
-        new.graph.nodes.iter().filter_map(|n| Some((n.uid.0.clone(), format!("{:016x}", n.fingerprint?.0)))).collect();
+    let after: BTreeMap<String, String> = new
+        .graph
+        .nodes
+        .iter()
+        .filter_map(|n| Some((n.uid.0.clone(), format!("{:016x}", n.fingerprint?.0))))
+        .collect();
     let uids: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
     uids.into_iter()
         .map(|uid| {
