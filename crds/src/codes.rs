@@ -54,7 +54,9 @@ pub struct Entry {
 
 /// The entry of a code; case does not matter.
 pub fn explain(code: &str) -> Option<&'static Entry> {
-    CODES.iter().find(|entry| entry.code.0.eq_ignore_ascii_case(code.trim()))
+    CODES
+        .iter()
+        .find(|entry| entry.code.0.eq_ignore_ascii_case(code.trim()))
 }
 
 macro_rules! codes {

@@ -12,13 +12,21 @@ use crate::savepoint::Savepoint;
 
 /// A CEL rule: exactly one of the members is given.
 pub(crate) fn one_of(what: &str, members: &[&str]) -> Value {
-    let count = members.iter().map(|member| format!("(has(self.{member}) ? 1 : 0)")).collect::<Vec<_>>().join(" + ");
+    let count = members
+        .iter()
+        .map(|member| format!("(has(self.{member}) ? 1 : 0)"))
+        .collect::<Vec<_>>()
+        .join(" + ");
     json!({"rule": format!("{count} == 1"), "message": format!("{what} takes exactly one of {}", members.join(", "))})
 }
 
 /// A CEL rule: none or one of the members is given.
 pub(crate) fn at_most_one_of(what: &str, members: &[&str]) -> Value {
-    let count = members.iter().map(|member| format!("(has(self.{member}) ? 1 : 0)")).collect::<Vec<_>>().join(" + ");
+    let count = members
+        .iter()
+        .map(|member| format!("(has(self.{member}) ? 1 : 0)"))
+        .collect::<Vec<_>>()
+        .join(" + ");
     json!({"rule": format!("{count} <= 1"), "message": format!("{what} takes at most one of {}", members.join(", "))})
 }
 
@@ -50,15 +58,23 @@ pub fn savepoint() -> CustomResourceDefinition {
 /// The OpenAPI schema of a definition, as JSON.
 pub fn schema(definition: &CustomResourceDefinition) -> Value {
     let version = definition.spec.versions.first();
-    let schema = version.and_then(|version| version.schema.as_ref()).and_then(|schema| schema.open_api_v3_schema.as_ref());
-    schema.map_or(Value::Null, |schema| serde_json::to_value(schema).unwrap_or(Value::Null))
+    let schema = version
+        .and_then(|version| version.schema.as_ref())
+        .and_then(|schema| schema.open_api_v3_schema.as_ref());
+    schema.map_or(Value::Null, |schema| {
+        serde_json::to_value(schema).unwrap_or(Value::Null)
+    })
 }
 
 /// What the derive leaves to be desired: formats that Kubernetes does not know, defaults of null, and texts of embedded types of
 /// Kubernetes, which would make the definition too large for `kubectl apply`.
 fn finish(mut definition: CustomResourceDefinition) -> CustomResourceDefinition {
     for version in &mut definition.spec.versions {
-        if let Some(schema) = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut()) {
+        if let Some(schema) = version
+            .schema
+            .as_mut()
+            .and_then(|schema| schema.open_api_v3_schema.as_mut())
+        {
             tidy(schema, false);
         }
     }
@@ -66,16 +82,29 @@ fn finish(mut definition: CustomResourceDefinition) -> CustomResourceDefinition 
 }
 
 /// Members of a pod's spec whose schemas are Kubernetes' own.
-const EMBEDDED: [&str; 6] = ["tolerations", "topologySpreadConstraints", "imagePullSecrets", "env", "volumes", "volumeMounts"];
+const EMBEDDED: [&str; 6] = [
+    "tolerations",
+    "topologySpreadConstraints",
+    "imagePullSecrets",
+    "env",
+    "volumes",
+    "volumeMounts",
+];
 
 fn tidy(schema: &mut JSONSchemaProps, embedded: bool) {
     if embedded {
         schema.description = None;
     }
-    if schema.format.as_deref().is_some_and(|format| !matches!(format, "int32" | "int64" | "double" | "float" | "date-time")) {
+    if schema.format.as_deref().is_some_and(|format| {
+        !matches!(format, "int32" | "int64" | "double" | "float" | "date-time")
+    }) {
         schema.format = None;
     }
-    if schema.default.as_ref().is_some_and(|default| default.0.is_null()) {
+    if schema
+        .default
+        .as_ref()
+        .is_some_and(|default| default.0.is_null())
+    {
         schema.default = None;
     }
     // The words of an enum and the types of JSON say enough.

@@ -67,7 +67,10 @@ impl DataType {
 
     /// Whether it is one of the whole-number types.
     pub fn is_integer(&self) -> bool {
-        matches!(self, Self::TinyInt | Self::SmallInt | Self::Int | Self::BigInt)
+        matches!(
+            self,
+            Self::TinyInt | Self::SmallInt | Self::Int | Self::BigInt
+        )
     }
 
     /// Whether it is a number: whole, decimal or floating.
@@ -124,15 +127,33 @@ impl FromStr for DataType {
         let data_type = parser.data_type(0)?;
         parser.spaces();
         if parser.at < text.len() {
-            return Err(parser.error(format!("unexpected \"{}\" after the type", &text[parser.at..])));
+            return Err(parser.error(format!(
+                "unexpected \"{}\" after the type",
+                &text[parser.at..]
+            )));
         }
         Ok(data_type)
     }
 }
 
 const NAMES: [&str; 17] = [
-    "BOOLEAN", "TINYINT", "SMALLINT", "INT", "BIGINT", "FLOAT", "DOUBLE", "DECIMAL", "STRING", "BINARY", "DATE", "TIME",
-    "TIMESTAMP", "TIMESTAMP_LTZ", "ARRAY", "MAP", "ROW",
+    "BOOLEAN",
+    "TINYINT",
+    "SMALLINT",
+    "INT",
+    "BIGINT",
+    "FLOAT",
+    "DOUBLE",
+    "DECIMAL",
+    "STRING",
+    "BINARY",
+    "DATE",
+    "TIME",
+    "TIMESTAMP",
+    "TIMESTAMP_LTZ",
+    "ARRAY",
+    "MAP",
+    "ROW",
 ];
 
 /// Types that people know from elsewhere, and what to write here.
@@ -178,20 +199,30 @@ impl Parser<'_> {
     }
 
     fn expect(&mut self, token: char) -> Result<(), UnitError> {
-        if self.eat(token) { Ok(()) } else { Err(self.error(format_args!("expected \"{token}\" at column {}", self.at + 1))) }
+        if self.eat(token) {
+            Ok(())
+        } else {
+            Err(self.error(format_args!(
+                "expected \"{token}\" at column {}",
+                self.at + 1
+            )))
+        }
     }
 
     fn word(&mut self) -> &str {
         self.spaces();
         let rest = &self.text[self.at..];
-        let length = rest.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).unwrap_or(rest.len());
+        let length = rest
+            .find(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
+            .unwrap_or(rest.len());
         self.at += length;
         &rest[..length]
     }
 
     fn number(&mut self) -> Result<u8, UnitError> {
         let word = self.word().to_owned();
-        word.parse().map_err(|_| self.error(format_args!("expected a number, found \"{word}\"")))
+        word.parse()
+            .map_err(|_| self.error(format_args!("expected a number, found \"{word}\"")))
     }
 
     fn digits(&mut self) -> Result<u8, UnitError> {
@@ -208,7 +239,9 @@ impl Parser<'_> {
 
     fn data_type(&mut self, depth: usize) -> Result<DataType, UnitError> {
         if depth > MAX_DEPTH {
-            return Err(UnitError::new(format!("the type is nested deeper than {MAX_DEPTH}")));
+            return Err(UnitError::new(format!(
+                "the type is nested deeper than {MAX_DEPTH}"
+            )));
         }
         let name = self.word().to_ascii_uppercase();
         Ok(match name.as_str() {
@@ -285,7 +318,9 @@ impl Parser<'_> {
     fn field_name(&mut self) -> Result<String, UnitError> {
         if self.eat('`') {
             let rest = &self.text[self.at..];
-            let end = rest.find('`').ok_or_else(|| self.error("a quoted name has no end"))?;
+            let end = rest
+                .find('`')
+                .ok_or_else(|| self.error("a quoted name has no end"))?;
             let name = rest[..end].to_owned();
             self.at += end + 1;
             if name.is_empty() {
@@ -295,14 +330,20 @@ impl Parser<'_> {
         }
         let name = self.word().to_owned();
         if name.is_empty() {
-            return Err(self.error(format_args!("expected a field name at column {}", self.at + 1)));
+            return Err(self.error(format_args!(
+                "expected a field name at column {}",
+                self.at + 1
+            )));
         }
         Ok(name)
     }
 
     fn unknown(&self, name: &str) -> UnitError {
         let message = format!("unknown type \"{name}\"");
-        let known = MEANT.iter().find(|(other, _)| *other == name).map(|(_, meant)| *meant);
+        let known = MEANT
+            .iter()
+            .find(|(other, _)| *other == name)
+            .map(|(_, meant)| *meant);
         let near = || {
             NAMES
                 .into_iter()

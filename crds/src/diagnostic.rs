@@ -69,12 +69,18 @@ impl Diagnostic {
 
     /// A warning without a place.
     pub fn warning(code: Code, path: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { severity: Severity::Warning, ..Self::error(code, path, message) }
+        Self {
+            severity: Severity::Warning,
+            ..Self::error(code, path, message)
+        }
     }
 
     /// An error in the SQL text at a line and column of that text, both from 1.
     pub fn sql(code: Code, line: usize, column: usize, message: impl Into<String>) -> Self {
-        Self { sql_position: Some(Position { line, column }), ..Self::error(code, "spec.sql", message) }
+        Self {
+            sql_position: Some(Position { line, column }),
+            ..Self::error(code, "spec.sql", message)
+        }
     }
 
     /// The same with what to write instead.
@@ -112,7 +118,9 @@ impl fmt::Display for Diagnostic {
         }
         write!(f, " [{}]", self.code)?;
         match (&self.file, self.position) {
-            (Some(file), Some(Position { line, column })) => write!(f, " at {file}:{line}:{column}"),
+            (Some(file), Some(Position { line, column })) => {
+                write!(f, " at {file}:{line}:{column}")
+            }
             (None, Some(Position { line, column })) => write!(f, " at {line}:{column}"),
             (Some(file), None) => write!(f, " in {file}"),
             (None, None) => Ok(()),
@@ -125,7 +133,12 @@ pub fn nearest<'a>(given: &str, known: impl IntoIterator<Item = &'a str>) -> Opt
     let lower = given.to_lowercase();
     known
         .into_iter()
-        .map(|name| (strsim::damerau_levenshtein(&lower, &name.to_lowercase()), name))
+        .map(|name| {
+            (
+                strsim::damerau_levenshtein(&lower, &name.to_lowercase()),
+                name,
+            )
+        })
         .filter(|(distance, name)| *distance <= (name.len().max(given.len()) / 3).max(1))
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, name)| name)

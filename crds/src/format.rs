@@ -54,7 +54,12 @@ impl FormatKind<'_> {
 impl Format {
     /// The given member; the first in the order of the schema if a manifest that was not validated gives several.
     pub fn kind(&self) -> Option<FormatKind<'_>> {
-        let Self { json, csv, raw, parquet } = self;
+        let Self {
+            json,
+            csv,
+            raw,
+            parquet,
+        } = self;
         json.as_ref()
             .map(FormatKind::Json)
             .or(csv.as_ref().map(FormatKind::Csv))
@@ -94,7 +99,10 @@ pub struct CsvFormat {
 
 impl Default for CsvFormat {
     fn default() -> Self {
-        Self { header: false, delimiter: ",".to_owned() }
+        Self {
+            header: false,
+            delimiter: ",".to_owned(),
+        }
     }
 }
 

@@ -1,14 +1,19 @@
-//! The StreamingJob: the top of its spec, how it runs, and its status. Sources and sinks have modules of their own.
+//! The StreamingJob: the top of its spec, and how it runs. Sources, sinks, checkpoints, workers and status have modules of
+//! their own.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use crate::checkpoint::{
+    AzureStorage, Checkpoint, Ephemeral, GcsStorage, LocalStorage, Retention, S3Storage, StateSpec,
+    Storage, StorageKind, Volume,
+};
 use crate::format::Empty;
 use crate::sink::Sink;
-use crate::source::{SecretRef, Source};
-use crate::units::{Duration, Quantity, Timestamp};
+use crate::source::Source;
+pub use crate::status::{Phase, StreamingJobStatus};
+use crate::units::Duration;
 use crate::workers::{Autoscaling, Workers};
 
 /// What a streaming job reads, computes and writes, and how it runs.
@@ -31,11 +36,23 @@ use crate::workers::{Autoscaling, Workers};
         label_selector_path = ".status.selector"
     ),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
-    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
+    ),
     printcolumn(name = "Epoch", type_ = "integer", json_path = ".status.epoch.number"),
     printcolumn(name = "Lag", type_ = "integer", json_path = ".status.lag.records"),
-    printcolumn(name = "Workers", type_ = "integer", json_path = ".status.readyReplicas"),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    printcolumn(
+        name = "Workers",
+        type_ = "integer",
+        json_path = ".status.readyReplicas"
+    ),
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp"
+    )
 )]
 #[serde(rename_all = "camelCase")]
 pub struct StreamingJobSpec {
@@ -107,7 +124,10 @@ pub struct SqlOptions {
 
 impl Default for SqlOptions {
     fn default() -> Self {
-        Self { time_zone: "UTC".to_owned(), allow_unbounded_state: false }
+        Self {
+            time_zone: "UTC".to_owned(),
+            allow_unbounded_state: false,
+        }
     }
 }
 
@@ -132,7 +152,12 @@ pub struct TriggerSpec {
 
 impl Default for TriggerSpec {
     fn default() -> Self {
-        Self { continuous: Some(Empty {}), processing_time: None, available_now: None, once: None }
+        Self {
+            continuous: Some(Empty {}),
+            processing_time: None,
+            available_now: None,
+            once: None,
+        }
     }
 }
 
@@ -184,215 +209,27 @@ impl Trigger {
 impl TriggerSpec {
     /// The given member; `Continuous` if none is.
     pub fn kind(&self) -> Trigger {
-        let Self { continuous: _, processing_time, available_now, once } = self;
+        let Self {
+            continuous: _,
+            processing_time,
+            available_now,
+            once,
+        } = self;
         if let Some(planned) = processing_time {
-            Trigger::ProcessingTime { interval: planned.interval }
+            Trigger::ProcessingTime {
+                interval: planned.interval,
+            }
         } else if let Some(bounded) = available_now {
-            Trigger::AvailableNow { drain: bounded.drain }
+            Trigger::AvailableNow {
+                drain: bounded.drain,
+            }
         } else if let Some(bounded) = once {
-            Trigger::Once { drain: bounded.drain }
+            Trigger::Once {
+                drain: bounded.drain,
+            }
         } else {
             Trigger::Continuous
         }
-    }
-}
-
-/// How and where epochs are made durable.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Checkpoint {
-    /// Length of an epoch under the continuous trigger; 100ms to 1h. Default 10s.
-    pub interval: Duration,
-    /// After it the condition CheckpointHealthy turns False; the epoch goes on. Default 5m.
-    pub timeout: Duration,
-    /// Which epochs are kept to go back to.
-    pub retention: Retention,
-    /// Where the job's log is. Absent: the chart's default in a cluster, ./.penstock/NAMESPACE/NAME with penstock run.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub storage: Option<Storage>,
-}
-
-impl Default for Checkpoint {
-    fn default() -> Self {
-        Self {
-            interval: Duration::from_secs(10),
-            timeout: Duration::from_secs(300),
-            retention: Retention::default(),
-            storage: None,
-        }
-    }
-}
-
-/// Which epochs are kept; both hold: what is younger or newer than either is kept.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Retention {
-    /// The newest so many. Default 10.
-    #[schemars(range(min = 1, max = 100_000))]
-    pub epochs: u32,
-    /// Those of the last so long. Default 24h.
-    pub duration: Duration,
-}
-
-impl Default for Retention {
-    fn default() -> Self {
-        Self { epochs: 10, duration: Duration::from_secs(86_400) }
-    }
-}
-
-/// Where the job's log is; exactly one of s3, gcs, azure and local.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = [crate::crd::one_of("storage", &["s3", "gcs", "azure", "local"])]))]
-pub struct Storage {
-    /// S3 or what speaks its protocol.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub s3: Option<S3Storage>,
-    /// Google Cloud Storage. Refused by name in this version.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub gcs: Option<GcsStorage>,
-    /// Azure Blob Storage. Refused by name in this version.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub azure: Option<AzureStorage>,
-    /// A folder of this machine; refused in a cluster.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub local: Option<LocalStorage>,
-    /// Secret whose keys are object-store option names of the allow-list. Absent: the identity of the service account, or the environment.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub secret_ref: Option<SecretRef>,
-}
-
-/// The one store that is given.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum StorageKind<'a> {
-    /// `s3`.
-    S3(&'a S3Storage),
-    /// `gcs`.
-    Gcs(&'a GcsStorage),
-    /// `azure`.
-    Azure(&'a AzureStorage),
-    /// `local`.
-    Local(&'a LocalStorage),
-}
-
-impl Storage {
-    /// The given store; the first in the order of the schema if a manifest that was not validated gives several.
-    pub fn kind(&self) -> Option<StorageKind<'_>> {
-        let Self { s3, gcs, azure, local, secret_ref: _ } = self;
-        s3.as_ref()
-            .map(StorageKind::S3)
-            .or(gcs.as_ref().map(StorageKind::Gcs))
-            .or(azure.as_ref().map(StorageKind::Azure))
-            .or(local.as_ref().map(StorageKind::Local))
-    }
-}
-
-/// A bucket of S3.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct S3Storage {
-    /// The bucket.
-    #[schemars(length(min = 1, max = 255))]
-    pub bucket: String,
-    /// Path below the bucket. Default "".
-    #[serde(default)]
-    #[schemars(length(max = 512))]
-    pub prefix: String,
-    /// Region. Default "": what the environment says.
-    #[serde(default)]
-    #[schemars(length(max = 64))]
-    pub region: String,
-    /// URL of another server than Amazon's. Default "".
-    #[serde(default)]
-    #[schemars(length(max = 1024))]
-    pub endpoint: String,
-    /// Whether the bucket is part of the path and not of the host name. Default false.
-    #[serde(default)]
-    pub path_style: bool,
-}
-
-/// A bucket of Google Cloud Storage.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct GcsStorage {
-    /// The bucket.
-    #[schemars(length(min = 1, max = 255))]
-    pub bucket: String,
-    /// Path below the bucket. Default "".
-    #[serde(default)]
-    #[schemars(length(max = 512))]
-    pub prefix: String,
-}
-
-/// A container of Azure Blob Storage.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct AzureStorage {
-    /// The storage account.
-    #[schemars(length(min = 1, max = 63))]
-    pub account: String,
-    /// The container.
-    #[schemars(length(min = 1, max = 63))]
-    pub container: String,
-    /// Path below the container. Default "".
-    #[serde(default)]
-    #[schemars(length(max = 512))]
-    pub prefix: String,
-}
-
-/// A folder of this machine.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct LocalStorage {
-    /// The folder, made if missing; relative to where penstock runs.
-    #[schemars(length(min = 1, max = 4096))]
-    pub path: String,
-}
-
-/// How long and on what volume state is kept; at most one of volume and ephemeral.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
-#[schemars(extend("x-kubernetes-validations" = [crate::crd::at_most_one_of("state", &["volume", "ephemeral"])]))]
-pub struct StateSpec {
-    /// State that was not written for so long is dropped. Absent: never.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ttl: Option<Duration>,
-    /// A persistent volume for each worker. Absent (and no ephemeral): 20Gi of the cluster's default class.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub volume: Option<Volume>,
-    /// A volume that lives as long as its pod. Absent: persistent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ephemeral: Option<Ephemeral>,
-}
-
-/// A persistent volume.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Volume {
-    /// Size; may grow, not shrink. Default 20Gi.
-    pub size: Quantity,
-    /// Storage class. Default "": the cluster's.
-    #[schemars(length(max = 253))]
-    pub storage_class_name: String,
-}
-
-impl Default for Volume {
-    fn default() -> Self {
-        Self { size: Quantity::from_gibibytes(20), storage_class_name: String::new() }
-    }
-}
-
-/// A volume that lives as long as its pod.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Ephemeral {
-    /// Size. Default 20Gi.
-    pub size: Quantity,
-}
-
-impl Default for Ephemeral {
-    fn default() -> Self {
-        Self { size: Quantity::from_gibibytes(20) }
     }
 }
 
@@ -455,7 +292,10 @@ pub struct Restart {
 
 impl Default for Restart {
     fn default() -> Self {
-        Self { backoff: Backoff::default(), max_per_hour: 20 }
+        Self {
+            backoff: Backoff::default(),
+            max_per_hour: 20,
+        }
     }
 }
 
@@ -471,7 +311,10 @@ pub struct Backoff {
 
 impl Default for Backoff {
     fn default() -> Self {
-        Self { initial: Duration::from_secs(1), max: Duration::from_secs(300) }
+        Self {
+            initial: Duration::from_secs(1),
+            max: Duration::from_secs(300),
+        }
     }
 }
 
@@ -505,7 +348,11 @@ pub enum RestoreKind<'a> {
 impl RestoreFrom {
     /// The given member; the first in the order of the schema if a manifest that was not validated gives several.
     pub fn kind(&self) -> Option<RestoreKind<'_>> {
-        let Self { savepoint, latest, epoch } = self;
+        let Self {
+            savepoint,
+            latest,
+            epoch,
+        } = self;
         savepoint
             .as_ref()
             .map(|savepoint| RestoreKind::Savepoint(&savepoint.name))
@@ -538,170 +385,4 @@ pub enum DeletionPolicy {
     Retain,
     Savepoint,
     Delete,
-}
-
-/// What the controller has seen of the job; at most 8 KiB.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct StreamingJobStatus {
-    /// The metadata.generation that this status is about.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub observed_generation: Option<i64>,
-    /// For people: Pending, Restoring, Running, Suspended, Completed, RolledBack or Failed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub phase: Option<Phase>,
-    /// Ready, Available, Reconciling, Stalled, CheckpointHealthy, CaughtUp, ScalingLimited, RolledBack, Completed, DataLossRisk, StatePressure.
-    #[serde(default)]
-    #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
-    pub conditions: Vec<Condition>,
-    /// The identity of the job's log.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub log_id: Option<String>,
-    /// What runs.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub version: Option<RunningVersion>,
-    /// Workers that exist; of the scale subresource.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub replicas: Option<i32>,
-    /// Label selector of the workers; of the scale subresource.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub selector: Option<String>,
-    /// Workers that there should be.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub desired_replicas: Option<i32>,
-    /// Workers that are ready.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ready_replicas: Option<i32>,
-    /// The newest committed epoch.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub epoch: Option<EpochStatus>,
-    /// Event time.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub watermark: Option<WatermarkStatus>,
-    /// What is not read yet.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub lag: Option<LagStatus>,
-    /// Rows each second.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub rates: Option<RateStatus>,
-    /// Counts since the log began.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub counts: Option<CountStatus>,
-    /// The last failure.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub last_failure: Option<FailureStatus>,
-    /// The autoscaler's last decision.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub autoscaling: Option<AutoscalingStatus>,
-}
-
-/// What a job does, for people.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum Phase {
-    Pending,
-    Restoring,
-    Running,
-    Suspended,
-    Completed,
-    RolledBack,
-    Failed,
-}
-
-/// What runs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct RunningVersion {
-    /// The metadata.generation of the spec that runs.
-    pub spec: i64,
-    /// Hash of its plan.
-    pub plan_hash: String,
-    /// Version of the engine.
-    pub engine: String,
-}
-
-/// The newest committed epoch.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct EpochStatus {
-    /// Its number.
-    pub number: u64,
-    /// When it was committed.
-    pub committed_at: Timestamp,
-    /// From its barrier to its commit.
-    pub duration: Duration,
-    /// Bytes that it wrote.
-    pub bytes: u64,
-    /// Rows read in it.
-    pub rows_in: u64,
-    /// Rows that left in it.
-    pub rows_out: u64,
-}
-
-/// Event time.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct WatermarkStatus {
-    /// No earlier row is expected.
-    pub time: Timestamp,
-    /// The split that is furthest behind: source/split.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub held_back_by: Option<String>,
-}
-
-/// What is not read yet.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct LagStatus {
-    /// Records.
-    pub records: u64,
-    /// Seconds that they took to arrive.
-    pub seconds: u64,
-}
-
-/// Rows each second, over a minute.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct RateStatus {
-    /// Read.
-    #[serde(rename = "in")]
-    pub rows_in: f64,
-    /// Written.
-    #[serde(rename = "out")]
-    pub rows_out: f64,
-}
-
-/// Counts since the log began.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct CountStatus {
-    /// Rows behind the watermark.
-    pub late: u64,
-    /// Rows in dead letters.
-    pub dead_letters: u64,
-    /// Restarts.
-    pub restarts: u64,
-}
-
-/// A failure.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct FailureStatus {
-    /// When.
-    pub at: Timestamp,
-    /// Its code.
-    pub code: String,
-    /// What happened.
-    pub message: String,
-}
-
-/// A decision of the autoscaler.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct AutoscalingStatus {
-    /// Up, Down or Hold.
-    pub decision: String,
-    /// Why, in one word.
-    pub reason: String,
-    /// When.
-    pub at: Timestamp,
 }

@@ -12,7 +12,7 @@
 //! 4  reference (generated pages and files)
 //! 3  manifest (text → resources)
 //! 2  validate (rules across fields), crd (CRDs from the types)
-//! 1  job, workers, savepoint, source, sink, format, rpc (the types)
+//! 1  job, checkpoint, workers, savepoint, source, column, sink, format, status, rpc (the types)
 //! 0  units, data_type, codes, diagnostic
 //! ```
 //!
@@ -21,7 +21,9 @@
 // The derive of kube repeats attribute names for each printer column.
 #![allow(clippy::duplicated_attributes)]
 
+pub mod checkpoint;
 pub mod codes;
+pub mod column;
 pub mod crd;
 pub mod data_type;
 pub mod diagnostic;
@@ -33,6 +35,7 @@ pub mod rpc;
 pub mod savepoint;
 pub mod sink;
 pub mod source;
+pub mod status;
 pub mod units;
 pub mod validate;
 pub mod workers;

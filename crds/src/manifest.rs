@@ -5,6 +5,7 @@
 mod check;
 mod positions;
 mod tree;
+mod values;
 
 use std::sync::OnceLock;
 
@@ -60,14 +61,22 @@ pub fn load(text: &str, file_name: &str) -> Result<Vec<Resource>, Vec<Diagnostic
 }
 
 /// As [`load`], for a place: what a cluster refuses is refused.
-pub fn load_for(text: &str, file_name: &str, place: Place) -> Result<Vec<Resource>, Vec<Diagnostic>> {
+pub fn load_for(
+    text: &str,
+    file_name: &str,
+    place: Place,
+) -> Result<Vec<Resource>, Vec<Diagnostic>> {
     let mut faults = Vec::new();
     let mut resources = Vec::new();
     match tree::read(text, &mut faults) {
         Err(fault) => faults.push(*fault),
         Ok(documents) => {
             if documents.is_empty() && faults.is_empty() {
-                faults.push(Diagnostic::error(Code::EMPTY, "", "the file holds no document"));
+                faults.push(Diagnostic::error(
+                    Code::EMPTY,
+                    "",
+                    "the file holds no document",
+                ));
             }
             for document in &documents {
                 let positions = Positions::new(document, text, file_name);
@@ -76,9 +85,15 @@ pub fn load_for(text: &str, file_name: &str, place: Place) -> Result<Vec<Resourc
                 for fault in &mut found {
                     positions.place(fault);
                 }
-                let sound = found.iter().all(|fault| fault.severity == Severity::Warning);
+                let sound = found
+                    .iter()
+                    .all(|fault| fault.severity == Severity::Warning);
                 if let (Some(kind), true) = (kind, sound) {
-                    resources.push(Resource { kind, positions, warnings: found });
+                    resources.push(Resource {
+                        kind,
+                        positions,
+                        warnings: found,
+                    });
                 } else {
                     faults.append(&mut found);
                 }
@@ -105,20 +120,31 @@ fn resource(document: &Node, place: Place, faults: &mut Vec<Diagnostic>) -> Opti
         return None;
     };
     let text_of = |name: &str| {
-        entries.iter().find(|(key, _)| key.name == name).and_then(|(_, node)| match &node.value {
-            Value::Scalar { text, .. } => Some((text.as_str(), node.position)),
-            _ => None,
-        })
+        entries
+            .iter()
+            .find(|(key, _)| key.name == name)
+            .and_then(|(_, node)| match &node.value {
+                Value::Scalar { text, .. } => Some((text.as_str(), node.position)),
+                _ => None,
+            })
     };
     let mut known = true;
     match text_of("apiVersion") {
         Some((API_VERSION, _)) => {}
         Some((other, position)) => {
             let message = format!("\"{other}\" is not known");
-            faults.push(Diagnostic::error(Code::API_VERSION, "apiVersion", message).with_help(format!("write {API_VERSION}")).at(position));
+            faults.push(
+                Diagnostic::error(Code::API_VERSION, "apiVersion", message)
+                    .with_help(format!("write {API_VERSION}"))
+                    .at(position),
+            );
         }
         None => {
-            faults.push(Diagnostic::error(Code::MISSING, "", "missing field \"apiVersion\"").with_help(format!("write apiVersion: {API_VERSION}")).at(document.position));
+            faults.push(
+                Diagnostic::error(Code::MISSING, "", "missing field \"apiVersion\"")
+                    .with_help(format!("write apiVersion: {API_VERSION}"))
+                    .at(document.position),
+            );
         }
     }
     let kind = text_of("kind");
@@ -126,31 +152,65 @@ fn resource(document: &Node, place: Place, faults: &mut Vec<Diagnostic>) -> Opti
         Some(("StreamingJob" | "Savepoint", _)) => {}
         Some((other, position)) => {
             known = false;
-            let help = nearest(other, ["StreamingJob", "Savepoint"])
-                .map_or_else(|| "the kinds are StreamingJob and Savepoint".to_owned(), |near| format!("did you mean \"{near}\"?"));
-            faults.push(Diagnostic::error(Code::KIND, "kind", format!("\"{other}\" is not known")).with_help(help).at(position));
+            let help = nearest(other, ["StreamingJob", "Savepoint"]).map_or_else(
+                || "the kinds are StreamingJob and Savepoint".to_owned(),
+                |near| format!("did you mean \"{near}\"?"),
+            );
+            faults.push(
+                Diagnostic::error(Code::KIND, "kind", format!("\"{other}\" is not known"))
+                    .with_help(help)
+                    .at(position),
+            );
         }
         None => {
             known = false;
-            faults.push(Diagnostic::error(Code::MISSING, "", "missing field \"kind\"").with_help("write kind: StreamingJob").at(document.position));
+            faults.push(
+                Diagnostic::error(Code::MISSING, "", "missing field \"kind\"")
+                    .with_help("write kind: StreamingJob")
+                    .at(document.position),
+            );
         }
     }
     if !known {
         return None;
     }
-    if kind.is_some_and(|(kind, _)| kind == "Savepoint") { savepoint(document, faults) } else { job(document, place, faults) }
+    if kind.is_some_and(|(kind, _)| kind == "Savepoint") {
+        savepoint(document, faults)
+    } else {
+        job(document, place, faults)
+    }
 }
 
 fn job(document: &Node, place: Place, faults: &mut Vec<Diagnostic>) -> Option<ResourceKind> {
     static SCHEMA: OnceLock<Json> = OnceLock::new();
     let schema = SCHEMA.get_or_init(|| root(crd::schema(&crd::streaming_job())));
-    let json = Checker { faults }.check(document, schema, "")?;
+    let mut checker = Checker {
+        faults,
+        replaced: Vec::new(),
+    };
+    let json = checker.check(document, schema, "")?;
+    let replaced = checker.replaced;
     match serde_json::from_value::<StreamingJob>(json) {
         Ok(job) => {
-            let structural = faults.iter().map(|fault| relative(&fault.path).to_owned()).collect::<Vec<_>>();
-            // A fault of structure explains what does not fit above and below it.
-            let explained = |path: &str| structural.iter().any(|other| within(path, other) || within(other, path));
-            let rules = validate::validate(&job, place).into_iter().filter(|fault| !explained(&fault.path));
+            let structural = faults
+                .iter()
+                .filter(|fault| fault.is_error())
+                .map(|fault| relative(&fault.path).to_owned())
+                .collect::<Vec<_>>();
+            let doubtful = replaced
+                .iter()
+                .map(|path| section(relative(path)).to_owned())
+                .collect::<Vec<_>>();
+            // A fault of structure explains what does not fit above and below it, and a stand-in what does not fit beside it.
+            let explained = |path: &str| {
+                structural
+                    .iter()
+                    .any(|other| within(path, other) || within(other, path))
+                    || doubtful.iter().any(|other| section(path) == other)
+            };
+            let rules = validate::validate(&job, place)
+                .into_iter()
+                .filter(|fault| !explained(&fault.path));
             faults.extend(rules);
             Some(ResourceKind::StreamingJob(Box::new(job)))
         }
@@ -164,7 +224,11 @@ fn job(document: &Node, place: Place, faults: &mut Vec<Diagnostic>) -> Option<Re
 fn savepoint(document: &Node, faults: &mut Vec<Diagnostic>) -> Option<ResourceKind> {
     static SCHEMA: OnceLock<Json> = OnceLock::new();
     let schema = SCHEMA.get_or_init(|| root(crd::schema(&crd::savepoint())));
-    let json = Checker { faults }.check(document, schema, "")?;
+    let json = Checker {
+        faults,
+        replaced: Vec::new(),
+    }
+    .check(document, schema, "")?;
     match serde_json::from_value::<Savepoint>(json) {
         Ok(savepoint) => {
             faults.extend(validate::validate_metadata(&savepoint.metadata, 63));
@@ -179,26 +243,41 @@ fn savepoint(document: &Node, faults: &mut Vec<Diagnostic>) -> Option<ResourceKi
 
 /// What the types refuse without the schema having said so; else the schema's faults say it better.
 fn not_explained(faults: &mut Vec<Diagnostic>, error: &serde_json::Error, document: &Node) {
-    if faults.is_empty() {
+    if !faults.iter().any(Diagnostic::is_error) {
         faults.push(Diagnostic::error(Code::TYPE, "", error.to_string()).at(document.position));
     }
 }
 
 /// Whether a path is another or lies below it.
 fn within(path: &str, above: &str) -> bool {
-    path.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+    path.strip_prefix(above)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+}
+
+/// The part of a job that a path lies in: `sources[0]`, `checkpoint`, `metadata.name`.
+fn section(path: &str) -> &str {
+    if path.starts_with("metadata.") {
+        path
+    } else {
+        path.split('.').next().unwrap_or(path)
+    }
 }
 
 /// A path as people see it: members of the spec without the leading `spec.`, but for the SQL text.
 fn relative(path: &str) -> &str {
-    if path == "spec.sql" { path } else { path.strip_prefix("spec.").unwrap_or(path) }
+    if path == "spec.sql" {
+        path
+    } else {
+        path.strip_prefix("spec.").unwrap_or(path)
+    }
 }
 
 /// The schema of a whole document; metadata as far as people write it.
 fn root(mut schema: Json) -> Json {
     let text = json!({"type": "string", "maxLength": 253});
     let texts = json!({"type": "object", "additionalProperties": {"type": "string"}});
-    let written_by_servers = json!({"x-kubernetes-preserve-unknown-fields": true, "type": "object"});
+    let written_by_servers =
+        json!({"x-kubernetes-preserve-unknown-fields": true, "type": "object"});
     let list = json!({"type": "array", "items": written_by_servers});
     schema["properties"]["apiVersion"] = json!({"type": "string"});
     schema["properties"]["kind"] = json!({"type": "string"});

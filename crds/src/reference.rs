@@ -10,8 +10,14 @@ use crate::crd;
 /// The files that are generated, by path from the root of the repository, and their contents.
 pub fn generated() -> Result<Vec<(&'static str, String)>, serde_yaml::Error> {
     Ok(vec![
-        ("crds/streamingjobs.penstock.dev.yaml", serde_yaml::to_string(&crd::streaming_job())?),
-        ("crds/savepoints.penstock.dev.yaml", serde_yaml::to_string(&crd::savepoint())?),
+        (
+            "crds/streamingjobs.penstock.dev.yaml",
+            serde_yaml::to_string(&crd::streaming_job())?,
+        ),
+        (
+            "crds/savepoints.penstock.dev.yaml",
+            serde_yaml::to_string(&crd::savepoint())?,
+        ),
         ("docs/src/reference/manifest.md", manifest()),
         ("docs/src/reference/errors.md", errors()),
     ])
@@ -24,7 +30,10 @@ pub fn manifest() -> String {
          Fields marked *required* must be given; all others may be left out. Durations are written `500ms`, `10s`, `5m` or `2h`; sizes \
          `128Mi` or `20Gi`; instants in RFC 3339. Nothing unknown is ignored: a misspelt field is an error. `status` is written by the controller.\n",
     );
-    for (kind, definition) in [("StreamingJob", crd::streaming_job()), ("Savepoint", crd::savepoint())] {
+    for (kind, definition) in [
+        ("StreamingJob", crd::streaming_job()),
+        ("Savepoint", crd::savepoint()),
+    ] {
         let schema = crd::schema(&definition);
         let _ = write!(page, "\n## {kind}\n\n{}\n", text(&schema["description"]));
         for part in ["spec", "status"] {
@@ -35,17 +44,38 @@ pub fn manifest() -> String {
 }
 
 fn section(path: &str, schema: &Value, page: &mut String) {
-    let Some(properties) = schema["properties"].as_object() else { return };
+    let Some(properties) = schema["properties"].as_object() else {
+        return;
+    };
     if properties.is_empty() {
         return;
     }
-    let _ = write!(page, "\n### {path}\n\n{}\n\n| field | type | default | meaning |\n|---|---|---|---|\n", text(&schema["description"]));
+    let _ = write!(
+        page,
+        "\n### {path}\n\n{}\n\n| field | type | default | meaning |\n|---|---|---|---|\n",
+        text(&schema["description"])
+    );
     for (name, property) in properties {
-        let required = schema["required"].as_array().is_some_and(|required| required.iter().any(|other| other == name));
-        let default = if required { "*required*".to_owned() } else { default(property) };
-        let _ = writeln!(page, "| `{name}` | {} | {default} | {} |", type_of(property), text(&property["description"]));
+        let required = schema["required"]
+            .as_array()
+            .is_some_and(|required| required.iter().any(|other| other == name));
+        let default = if required {
+            "*required*".to_owned()
+        } else {
+            default(property)
+        };
+        let _ = writeln!(
+            page,
+            "| `{name}` | {} | {default} | {} |",
+            type_of(property),
+            text(&property["description"])
+        );
     }
-    for rule in schema["x-kubernetes-validations"].as_array().into_iter().flatten() {
+    for rule in schema["x-kubernetes-validations"]
+        .as_array()
+        .into_iter()
+        .flatten()
+    {
         let _ = write!(page, "\nRule: {}.\n", text(&rule["message"]));
     }
     for (name, property) in properties {
@@ -59,9 +89,17 @@ fn section(path: &str, schema: &Value, page: &mut String) {
 
 /// Whether the member is of a type of Kubernetes, whose documentation says what it takes.
 fn is_foreign(name: &str, property: &Value) -> bool {
-    let undescribed = |properties: &Map<String, Value>| properties.values().all(|property| property["description"].is_null());
+    let undescribed = |properties: &Map<String, Value>| {
+        properties
+            .values()
+            .all(|property| property["description"].is_null())
+    };
     let items = &property["items"]["properties"];
-    name == "conditions" || property["properties"].as_object().or(items.as_object()).is_some_and(|properties| !properties.is_empty() && undescribed(properties))
+    name == "conditions"
+        || property["properties"]
+            .as_object()
+            .or(items.as_object())
+            .is_some_and(|properties| !properties.is_empty() && undescribed(properties))
 }
 
 fn default(property: &Value) -> String {
@@ -75,17 +113,29 @@ fn default(property: &Value) -> String {
 
 fn type_of(property: &Value) -> String {
     if let Some(words) = property["enum"].as_array() {
-        return words.iter().filter_map(Value::as_str).map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ");
+        return words
+            .iter()
+            .filter_map(Value::as_str)
+            .map(|word| format!("`{word}`"))
+            .collect::<Vec<_>>()
+            .join(", ");
     }
-    let bounds = |least: &str, most: &str| match (property[least].as_f64(), property[most].as_f64()) {
+    let bounds = |least: &str, most: &str| match (property[least].as_f64(), property[most].as_f64())
+    {
         (Some(least), Some(most)) => format!(", {least} to {most}"),
         (Some(least), None) if least != 0.0 => format!(", at least {least}"),
         (None, Some(most)) => format!(", at most {most}"),
         _ => String::new(),
     };
     match property["type"].as_str() {
-        Some("array") => format!("list of {}{}", type_of(&property["items"]), bounds("minItems", "maxItems")),
-        Some("object") if property["additionalProperties"].is_object() => "map of string".to_owned(),
+        Some("array") => format!(
+            "list of {}{}",
+            type_of(&property["items"]),
+            bounds("minItems", "maxItems")
+        ),
+        Some("object") if property["additionalProperties"].is_object() => {
+            "map of string".to_owned()
+        }
         Some("string") => match property["pattern"].as_str() {
             Some(crate::units::Duration::PATTERN) => "duration".to_owned(),
             Some(crate::units::Quantity::PATTERN) => "size".to_owned(),
@@ -104,7 +154,12 @@ fn type_of(property: &Value) -> String {
 fn text(value: &Value) -> String {
     let mut cell = String::new();
     let mut code = false;
-    for c in value.as_str().unwrap_or_default().replace('\n', " ").chars() {
+    for c in value
+        .as_str()
+        .unwrap_or_default()
+        .replace('\n', " ")
+        .chars()
+    {
         code ^= c == '`';
         match c {
             '|' => cell.push_str("\\|"),
@@ -130,7 +185,10 @@ pub fn errors() -> String {
     ];
     for (range, title) in ranges {
         let _ = write!(page, "\n## {title} ({range}xx)\n");
-        for entry in CODES.iter().filter(|entry| entry.code.as_str().starts_with(range)) {
+        for entry in CODES
+            .iter()
+            .filter(|entry| entry.code.as_str().starts_with(range))
+        {
             let escaped = entry.text.replace('<', "&lt;");
             let _ = write!(page, "\n### {}: {}\n\n{escaped}\n", entry.code, entry.title);
         }

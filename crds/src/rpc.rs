@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::job::Phase;
 use crate::sink::Delivery;
+use crate::status::Phase;
 use crate::units::Timestamp;
 
 /// A running job, as its coordinator sees it.

@@ -23,7 +23,11 @@ use crate::units::Timestamp;
     printcolumn(name = "Job", type_ = "string", json_path = ".spec.jobRef.name"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Epoch", type_ = "integer", json_path = ".status.epoch"),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp"
+    )
 )]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [{"rule": "self == oldSelf", "message": "the spec of a Savepoint is immutable"}]))]

@@ -90,7 +90,9 @@ impl Sink {
 
     /// The guarantee in force: what is asked for, else the most that the sink can give.
     pub fn effective_delivery(&self) -> Delivery {
-        let strongest = self.kind().map_or(Delivery::AtLeastOnce, |kind| kind.strongest_delivery());
+        let strongest = self
+            .kind()
+            .map_or(Delivery::AtLeastOnce, |kind| kind.strongest_delivery());
         self.delivery.unwrap_or(strongest)
     }
 }

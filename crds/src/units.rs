@@ -20,11 +20,17 @@ pub struct UnitError {
 
 impl UnitError {
     pub(crate) fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), help: None }
+        Self {
+            message: message.into(),
+            help: None,
+        }
     }
 
     pub(crate) fn with_help(message: impl Into<String>, help: impl Into<String>) -> Self {
-        Self { message: message.into(), help: Some(help.into()) }
+        Self {
+            message: message.into(),
+            help: Some(help.into()),
+        }
     }
 
     /// What to write instead, where that is known.
@@ -96,7 +102,10 @@ impl FromStr for Duration {
         let (number, unit) = text.split_at(digits);
         if unit == "d" && digits > 0 {
             // A day is not always 24 hours; a person who means 24 hours can say so.
-            let hours = number.parse::<u64>().ok().and_then(|days| days.checked_mul(24));
+            let hours = number
+                .parse::<u64>()
+                .ok()
+                .and_then(|days| days.checked_mul(24));
             let instead = hours.map_or_else(|| "24h".to_owned(), |hours| format!("{hours}h"));
             return Err(UnitError::with_help(
                 format!("\"{text}\" is not a duration: days are not a unit"),
@@ -108,10 +117,18 @@ impl FromStr for Duration {
             "s" => 1_000,
             "m" => 60_000,
             "h" => 3_600_000,
-            _ => return Err(UnitError::with_help(format!("\"{text}\" is not a duration"), FORMS)),
+            _ => {
+                return Err(UnitError::with_help(
+                    format!("\"{text}\" is not a duration"),
+                    FORMS,
+                ));
+            }
         };
         if digits == 0 {
-            return Err(UnitError::with_help(format!("\"{text}\" is not a duration"), FORMS));
+            return Err(UnitError::with_help(
+                format!("\"{text}\" is not a duration"),
+                FORMS,
+            ));
         }
         number
             .parse::<u64>()
@@ -185,8 +202,14 @@ impl Quantity {
     }
 }
 
-const BINARY_SUFFIXES: [(&str, u64); 6] =
-    [("Ei", 1 << 60), ("Pi", 1 << 50), ("Ti", 1 << 40), ("Gi", 1 << 30), ("Mi", 1 << 20), ("Ki", 1 << 10)];
+const BINARY_SUFFIXES: [(&str, u64); 6] = [
+    ("Ei", 1 << 60),
+    ("Pi", 1 << 50),
+    ("Ti", 1 << 40),
+    ("Gi", 1 << 30),
+    ("Mi", 1 << 20),
+    ("Ki", 1 << 10),
+];
 const DECIMAL_SUFFIXES: [(&str, u64); 6] = [
     ("E", 1_000_000_000_000_000_000),
     ("P", 1_000_000_000_000_000),
@@ -200,24 +223,38 @@ impl FromStr for Quantity {
     type Err = UnitError;
 
     fn from_str(text: &str) -> Result<Self, UnitError> {
-        const FORMS: &str = "a size is a whole number with one of Ki, Mi, Gi, Ti or k, M, G, T: 128Mi, 20Gi";
+        const FORMS: &str =
+            "a size is a whole number with one of Ki, Mi, Gi, Ti or k, M, G, T: 128Mi, 20Gi";
         let digits = text.bytes().take_while(u8::is_ascii_digit).count();
         let (number, suffix) = text.split_at(digits);
         if digits == 0 {
-            return Err(UnitError::with_help(format!("\"{text}\" is not a size"), FORMS));
+            return Err(UnitError::with_help(
+                format!("\"{text}\" is not a size"),
+                FORMS,
+            ));
         }
         let factor = if suffix.is_empty() {
             1
         } else {
-            let known = BINARY_SUFFIXES.iter().chain(&DECIMAL_SUFFIXES).find(|(name, _)| *name == suffix);
+            let known = BINARY_SUFFIXES
+                .iter()
+                .chain(&DECIMAL_SUFFIXES)
+                .find(|(name, _)| *name == suffix);
             match known {
                 Some((_, factor)) => *factor,
                 None => {
-                    let meant = ["Ki", "Mi", "Gi", "Ti"]
-                        .into_iter()
-                        .find(|unit| suffix.len() > 1 && suffix.as_bytes()[0].eq_ignore_ascii_case(&unit.as_bytes()[0]));
-                    let help = meant.map_or_else(|| FORMS.to_owned(), |unit| format!("write \"{number}{unit}\""));
-                    return Err(UnitError::with_help(format!("\"{text}\" is not a size"), help));
+                    let meant = ["Ki", "Mi", "Gi", "Ti"].into_iter().find(|unit| {
+                        suffix.len() > 1
+                            && suffix.as_bytes()[0].eq_ignore_ascii_case(&unit.as_bytes()[0])
+                    });
+                    let help = meant.map_or_else(
+                        || FORMS.to_owned(),
+                        |unit| format!("write \"{number}{unit}\""),
+                    );
+                    return Err(UnitError::with_help(
+                        format!("\"{text}\" is not a size"),
+                        help,
+                    ));
                 }
             }
         };
@@ -233,7 +270,9 @@ impl FromStr for Quantity {
 
 impl fmt::Display for Quantity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let fitting = BINARY_SUFFIXES.iter().find(|(_, factor)| self.0 != 0 && self.0.is_multiple_of(*factor));
+        let fitting = BINARY_SUFFIXES
+            .iter()
+            .find(|(_, factor)| self.0 != 0 && self.0.is_multiple_of(*factor));
         match fitting {
             Some((suffix, factor)) => write!(f, "{}{suffix}", self.0 / factor),
             None => write!(f, "{}", self.0),
@@ -267,7 +306,8 @@ pub struct Timestamp(DateTime<Utc>);
 
 impl Timestamp {
     /// The schema's pattern of an instant.
-    pub const PATTERN: &'static str = "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]{8,18}(Z|[+-][0-9]{2}:[0-9]{2})$";
+    pub const PATTERN: &'static str =
+        "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]{8,18}(Z|[+-][0-9]{2}:[0-9]{2})$";
 
     /// The instant that many milliseconds after 1970-01-01T00:00:00Z; `None` outside chrono's range.
     pub fn from_epoch_millis(millis: i64) -> Option<Self> {
@@ -295,12 +335,14 @@ impl FromStr for Timestamp {
     type Err = UnitError;
 
     fn from_str(text: &str) -> Result<Self, UnitError> {
-        DateTime::parse_from_rfc3339(text).map(|instant| Self(instant.with_timezone(&Utc))).map_err(|_| {
-            UnitError::with_help(
-                format!("\"{text}\" is not an instant"),
-                "an instant is written in RFC 3339 with a zone: 2026-01-02T00:00:00Z",
-            )
-        })
+        DateTime::parse_from_rfc3339(text)
+            .map(|instant| Self(instant.with_timezone(&Utc)))
+            .map_err(|_| {
+                UnitError::with_help(
+                    format!("\"{text}\" is not an instant"),
+                    "an instant is written in RFC 3339 with a zone: 2026-01-02T00:00:00Z",
+                )
+            })
     }
 }
 

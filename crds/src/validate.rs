@@ -2,17 +2,18 @@
 //!
 //! Rules of the SQL text are the planner's. Faults come without places; `manifest` knows those.
 
+mod column;
 mod kafka;
 mod sink;
 mod source;
 mod support;
+mod workers;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::diagnostic::{Code, Diagnostic};
-use crate::job::{Checkpoint, StreamingJob, StreamingJobSpec, Storage, TriggerSpec};
+use crate::job::{Checkpoint, Storage, StreamingJob, StreamingJobSpec, TriggerSpec};
 use crate::units::Duration;
-use crate::workers::{Autoscaling, AutoscalingMode, PodTemplate};
 
 pub use self::kafka::{Property, property};
 pub use self::support::{cluster_only_fields, unsupported};
@@ -34,23 +35,33 @@ pub fn validate(job: &StreamingJob, place: Place) -> Vec<Diagnostic> {
     let mut faults = validate_metadata(&job.metadata, MAX_JOB_NAME);
     names(&job.spec, &mut faults);
     for (i, source) in job.spec.sources.iter().enumerate() {
-        source::validate(source, &format!("sources[{i}]"), &job.spec, place, &mut faults);
+        source::validate(
+            source,
+            &format!("sources[{i}]"),
+            &job.spec,
+            place,
+            &mut faults,
+        );
     }
     for (i, sink) in job.spec.sinks.iter().enumerate() {
         sink::validate(sink, &format!("sinks[{i}]"), &job.spec, place, &mut faults);
     }
     if job.spec.sql.trim().is_empty() {
-        faults.push(Diagnostic::error(Code::LENGTH, "spec.sql", "the SQL text is blank"));
+        faults.push(Diagnostic::error(
+            Code::LENGTH,
+            "spec.sql",
+            "the SQL text is blank",
+        ));
     }
     trigger(&job.spec.trigger, &mut faults);
     checkpoint(&job.spec.checkpoint, place, &mut faults);
     state(&job.spec, &mut faults);
     parallelism(&job.spec, &mut faults);
     if let Some(autoscaling) = &job.spec.autoscaling {
-        autoscale(autoscaling, &job.spec, &mut faults);
+        workers::autoscale(autoscaling, &job.spec, &mut faults);
     }
     if let Some(template) = &job.spec.workers.pod_template {
-        pod_template(template, &mut faults);
+        workers::pod_template(template, &mut faults);
     }
     times(&job.spec, &mut faults);
     restore(&job.spec, &mut faults);
@@ -61,7 +72,11 @@ pub fn validate(job: &StreamingJob, place: Place) -> Vec<Diagnostic> {
 pub fn validate_metadata(metadata: &ObjectMeta, longest: usize) -> Vec<Diagnostic> {
     let mut faults = Vec::new();
     match metadata.name.as_deref() {
-        None => faults.push(Diagnostic::error(Code::MISSING, "metadata", "missing field \"name\"")),
+        None => faults.push(Diagnostic::error(
+            Code::MISSING,
+            "metadata",
+            "missing field \"name\"",
+        )),
         Some(name) => label(name, "metadata.name", longest, &mut faults),
     }
     if let Some(namespace) = &metadata.namespace {
@@ -75,14 +90,21 @@ fn label(name: &str, path: &str, longest: usize, faults: &mut Vec<Diagnostic>) {
     let ends = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
     if !name.chars().all(fits) || !ends(name.chars().next()) || !ends(name.chars().last()) {
         let fault = Diagnostic::error(Code::NAME, path, format!("{name:?} is not a name"));
-        faults.push(fault.with_help("use lower-case letters, digits and hyphens, a letter or digit at both ends"));
+        faults.push(fault.with_help(
+            "use lower-case letters, digits and hyphens, a letter or digit at both ends",
+        ));
     } else if name.len() > longest {
-        faults.push(Diagnostic::error(Code::NAME, path, format!("{} characters, at most {longest} are allowed", name.len())));
+        faults.push(Diagnostic::error(
+            Code::NAME,
+            path,
+            format!("{} characters, at most {longest} are allowed", name.len()),
+        ));
     }
 }
 
 fn is_sql_name(name: &str) -> bool {
-    name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+    name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
 fn sql_name(name: &str, path: &str, faults: &mut Vec<Diagnostic>) {
@@ -94,14 +116,26 @@ fn sql_name(name: &str, path: &str, faults: &mut Vec<Diagnostic>) {
 
 fn names(spec: &StreamingJobSpec, faults: &mut Vec<Diagnostic>) {
     let mut seen: Vec<(&str, String)> = Vec::new();
-    let sources = spec.sources.iter().enumerate().map(|(i, source)| (source.name.as_str(), format!("sources[{i}]")));
-    let sinks = spec.sinks.iter().enumerate().map(|(i, sink)| (sink.name.as_str(), format!("sinks[{i}]")));
+    let sources = spec
+        .sources
+        .iter()
+        .enumerate()
+        .map(|(i, source)| (source.name.as_str(), format!("sources[{i}]")));
+    let sinks = spec
+        .sinks
+        .iter()
+        .enumerate()
+        .map(|(i, sink)| (sink.name.as_str(), format!("sinks[{i}]")));
     for (name, path) in sources.chain(sinks) {
         sql_name(name, &format!("{path}.name"), faults);
         match seen.iter().find(|(other, _)| *other == name) {
             Some((_, first)) => {
                 let message = format!("the name {name:?} is taken by {first}");
-                faults.push(Diagnostic::error(Code::DUPLICATE_NAME, format!("{path}.name"), message));
+                faults.push(Diagnostic::error(
+                    Code::DUPLICATE_NAME,
+                    format!("{path}.name"),
+                    message,
+                ));
             }
             None => seen.push((name, path)),
         }
@@ -109,23 +143,52 @@ fn names(spec: &StreamingJobSpec, faults: &mut Vec<Diagnostic>) {
 }
 
 /// Whether exactly one (or, where `needed` is false, at most one) of the members is given.
-fn one_of(path: &str, members: &[(&str, bool)], needed: bool, faults: &mut Vec<Diagnostic>) -> bool {
-    let given = members.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect::<Vec<_>>();
-    let names = members.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+fn one_of(
+    path: &str,
+    members: &[(&str, bool)],
+    needed: bool,
+    faults: &mut Vec<Diagnostic>,
+) -> bool {
+    let given = members
+        .iter()
+        .filter(|(_, given)| *given)
+        .map(|(name, _)| *name)
+        .collect::<Vec<_>>();
+    let names = members
+        .iter()
+        .map(|(name, _)| *name)
+        .collect::<Vec<_>>()
+        .join(", ");
     let message = match given.len() {
         0 if needed => format!("none of {names} is given, exactly one is needed"),
         0 | 1 => return true,
-        _ if needed => format!("{} are given, exactly one of {names} is allowed", given.join(" and ")),
-        _ => format!("{} are given, at most one of {names} is allowed", given.join(" and ")),
+        _ if needed => format!(
+            "{} are given, exactly one of {names} is allowed",
+            given.join(" and ")
+        ),
+        _ => format!(
+            "{} are given, at most one of {names} is allowed",
+            given.join(" and ")
+        ),
     };
     faults.push(Diagnostic::error(Code::ONE_OF, path, message));
     false
 }
 
 /// Whether a duration is within bounds, both included.
-fn within(duration: Duration, least: Duration, most: Duration, path: &str, faults: &mut Vec<Diagnostic>) {
+fn within(
+    duration: Duration,
+    least: Duration,
+    most: Duration,
+    path: &str,
+    faults: &mut Vec<Diagnostic>,
+) {
     if duration < least || duration > most {
-        faults.push(Diagnostic::error(Code::RANGE, path, format!("{duration} is out of bounds: {least} to {most}")));
+        faults.push(Diagnostic::error(
+            Code::RANGE,
+            path,
+            format!("{duration} is out of bounds: {least} to {most}"),
+        ));
     }
 }
 
@@ -134,7 +197,12 @@ const SECOND: Duration = Duration::from_secs(1);
 const TENTH: Duration = Duration::from_millis(100);
 
 fn trigger(trigger: &TriggerSpec, faults: &mut Vec<Diagnostic>) {
-    let TriggerSpec { continuous, processing_time, available_now, once } = trigger;
+    let TriggerSpec {
+        continuous,
+        processing_time,
+        available_now,
+        once,
+    } = trigger;
     let members = [
         ("continuous", continuous.is_some()),
         ("processingTime", processing_time.is_some()),
@@ -143,43 +211,104 @@ fn trigger(trigger: &TriggerSpec, faults: &mut Vec<Diagnostic>) {
     ];
     one_of("trigger", &members, true, faults);
     if let Some(planned) = processing_time {
-        within(planned.interval, TENTH, DAY, "trigger.processingTime.interval", faults);
+        within(
+            planned.interval,
+            TENTH,
+            DAY,
+            "trigger.processingTime.interval",
+            faults,
+        );
     }
 }
 
 fn checkpoint(checkpoint: &Checkpoint, place: Place, faults: &mut Vec<Diagnostic>) {
-    let Checkpoint { interval, timeout, retention, storage } = checkpoint;
-    within(*interval, TENTH, Duration::from_secs(3600), "checkpoint.interval", faults);
+    let Checkpoint {
+        interval,
+        timeout,
+        retention,
+        storage,
+    } = checkpoint;
+    within(
+        *interval,
+        TENTH,
+        Duration::from_secs(3600),
+        "checkpoint.interval",
+        faults,
+    );
     within(*timeout, SECOND, DAY, "checkpoint.timeout", faults);
-    within(retention.duration, Duration::from_millis(0), Duration::from_secs(366 * 86_400), "checkpoint.retention.duration", faults);
+    within(
+        retention.duration,
+        Duration::from_millis(0),
+        Duration::from_secs(366 * 86_400),
+        "checkpoint.retention.duration",
+        faults,
+    );
     let Some(storage) = storage else { return };
-    let Storage { s3, gcs, azure, local, secret_ref } = storage;
-    let members = [("s3", s3.is_some()), ("gcs", gcs.is_some()), ("azure", azure.is_some()), ("local", local.is_some())];
+    let Storage {
+        s3,
+        gcs,
+        azure,
+        local,
+        secret_ref,
+    } = storage;
+    let members = [
+        ("s3", s3.is_some()),
+        ("gcs", gcs.is_some()),
+        ("azure", azure.is_some()),
+        ("local", local.is_some()),
+    ];
     one_of("checkpoint.storage", &members, true, faults);
     if local.is_some() {
         if place == Place::Cluster {
-            let fault = Diagnostic::error(Code::LOCAL_IN_CLUSTER, "checkpoint.storage.local", "a local folder cannot hold a job's log in a cluster");
+            let fault = Diagnostic::error(
+                Code::LOCAL_IN_CLUSTER,
+                "checkpoint.storage.local",
+                "a local folder cannot hold a job's log in a cluster",
+            );
             faults.push(fault.with_help("use s3, or leave storage out for the cluster's default"));
         }
         if secret_ref.is_some() {
-            faults.push(Diagnostic::warning(Code::UNUSED_FIELD, "checkpoint.storage.secretRef", "a local folder needs no secret"));
+            faults.push(Diagnostic::warning(
+                Code::UNUSED_FIELD,
+                "checkpoint.storage.secretRef",
+                "a local folder needs no secret",
+            ));
         }
     }
     if let Some(s3) = s3 {
         let path = "checkpoint.storage.s3";
         if s3.bucket.contains('/') || s3.bucket.contains(':') {
-            let fault = Diagnostic::error(Code::PATTERN, format!("{path}.bucket"), format!("{:?} is not a bucket", s3.bucket));
+            let fault = Diagnostic::error(
+                Code::PATTERN,
+                format!("{path}.bucket"),
+                format!("{:?} is not a bucket", s3.bucket),
+            );
             faults.push(fault.with_help("write the bare name; the path goes to prefix"));
         }
-        if !s3.endpoint.is_empty() && !s3.endpoint.starts_with("http://") && !s3.endpoint.starts_with("https://") {
-            let fault = Diagnostic::error(Code::PATTERN, format!("{path}.endpoint"), format!("{:?} is not a URL", s3.endpoint));
+        if !s3.endpoint.is_empty()
+            && !s3.endpoint.starts_with("http://")
+            && !s3.endpoint.starts_with("https://")
+        {
+            let fault = Diagnostic::error(
+                Code::PATTERN,
+                format!("{path}.endpoint"),
+                format!("{:?} is not a URL", s3.endpoint),
+            );
             faults.push(fault.with_help("it begins with http:// or https://"));
         }
         if s3.endpoint.contains("169.254.") || s3.endpoint.contains("metadata.google") {
-            faults.push(Diagnostic::error(Code::PROPERTY_REFUSED, format!("{path}.endpoint"), "a metadata endpoint is refused"));
+            faults.push(Diagnostic::error(
+                Code::PROPERTY_REFUSED,
+                format!("{path}.endpoint"),
+                "a metadata endpoint is refused",
+            ));
         }
         if s3.prefix.split('/').any(|part| part == "..") || s3.prefix.starts_with('/') {
-            let fault = Diagnostic::error(Code::PATTERN, format!("{path}.prefix"), format!("{:?} is not a path below the bucket", s3.prefix));
+            let fault = Diagnostic::error(
+                Code::PATTERN,
+                format!("{path}.prefix"),
+                format!("{:?} is not a path below the bucket", s3.prefix),
+            );
             faults.push(fault);
         }
     }
@@ -187,9 +316,23 @@ fn checkpoint(checkpoint: &Checkpoint, place: Place, faults: &mut Vec<Diagnostic
 
 fn state(spec: &StreamingJobSpec, faults: &mut Vec<Diagnostic>) {
     let state = &spec.state;
-    one_of("state", &[("volume", state.volume.is_some()), ("ephemeral", state.ephemeral.is_some())], false, faults);
+    one_of(
+        "state",
+        &[
+            ("volume", state.volume.is_some()),
+            ("ephemeral", state.ephemeral.is_some()),
+        ],
+        false,
+        faults,
+    );
     if let Some(ttl) = state.ttl {
-        within(ttl, SECOND, Duration::from_secs(10 * 366 * 86_400), "state.ttl", faults);
+        within(
+            ttl,
+            SECOND,
+            Duration::from_secs(10 * 366 * 86_400),
+            "state.ttl",
+            faults,
+        );
     }
 }
 
@@ -197,96 +340,84 @@ fn parallelism(spec: &StreamingJobSpec, faults: &mut Vec<Diagnostic>) {
     let replicas = spec.workers.replicas.unwrap_or(1);
     let slots = u64::from(spec.workers.slots) * u64::from(replicas);
     if slots > u64::from(spec.key_groups) {
-        let message = format!("{} slots on {replicas} workers are more than the {} key groups", spec.workers.slots, spec.key_groups);
-        faults.push(Diagnostic::error(Code::PARALLELISM, "workers.slots", message).with_help("give fewer slots or workers, or more keyGroups"));
-    }
-}
-
-fn autoscale(autoscaling: &Autoscaling, spec: &StreamingJobSpec, faults: &mut Vec<Diagnostic>) {
-    let Autoscaling { mode, min_replicas, max_replicas, target_lag } = autoscaling;
-    within(*target_lag, SECOND, DAY, "autoscaling.targetLag", faults);
-    let Some(most) = max_replicas else {
-        if *mode != AutoscalingMode::Disabled {
-            faults.push(Diagnostic::error(Code::AUTOSCALING, "autoscaling", format!("mode {mode:?} needs maxReplicas")));
-        }
-        return;
-    };
-    if most < min_replicas {
-        let message = format!("{most} is below minReplicas ({min_replicas})");
-        faults.push(Diagnostic::error(Code::AUTOSCALING, "autoscaling.maxReplicas", message));
-        return;
-    }
-    if let Some(replicas) = spec.workers.replicas.filter(|replicas| !(min_replicas..=most).contains(&replicas))
-        && *mode == AutoscalingMode::Active
-    {
-        let message = format!("{replicas} does not lie between minReplicas ({min_replicas}) and maxReplicas ({most})");
-        faults.push(Diagnostic::error(Code::AUTOSCALING, "workers.replicas", message));
-    }
-    if u64::from(spec.workers.slots) * u64::from(*most) > u64::from(spec.key_groups) {
-        let message = format!("{most} workers of {} slots are more than the {} key groups", spec.workers.slots, spec.key_groups);
-        faults.push(Diagnostic::error(Code::PARALLELISM, "autoscaling.maxReplicas", message));
-    }
-}
-
-/// Variables that load code, are the engine's own, or carry credentials past secretRef.
-const REFUSED_VARIABLES: [&str; 8] = ["LD_", "PENSTOCK_", "AWS_", "GOOGLE_", "AZURE_", "GCP_", "HTTP_PROXY", "HTTPS_PROXY"];
-
-fn pod_template(template: &PodTemplate, faults: &mut Vec<Diagnostic>) {
-    let path = "workers.podTemplate";
-    let PodTemplate { metadata, spec } = template;
-    for (what, names) in [("labels", &metadata.labels), ("annotations", &metadata.annotations)] {
-        for name in names.keys().filter(|name| name.split('/').next().is_some_and(|domain| domain.ends_with("penstock.dev"))) {
-            let at = format!("{path}.metadata.{what}");
-            faults.push(Diagnostic::error(Code::POD_TEMPLATE, at, format!("{name:?} is the controller's to set")));
-        }
-    }
-    for (i, variable) in spec.env.iter().enumerate() {
-        let upper = variable.name.to_uppercase();
-        if let Some(refused) = REFUSED_VARIABLES.iter().find(|refused| upper.starts_with(**refused)) {
-            let message = format!("the variable {:?} is refused: {refused}* loads code, carries credentials or is the engine's own", variable.name);
-            faults.push(Diagnostic::error(Code::POD_TEMPLATE, format!("{path}.spec.env[{i}].name"), message));
-        }
-    }
-    for (i, volume) in spec.volumes.iter().enumerate() {
-        let members = [
-            ("configMap", volume.config_map.is_some()),
-            ("secret", volume.secret.is_some()),
-            ("emptyDir", volume.empty_dir.is_some()),
-            ("projected", volume.projected.is_some()),
-            ("persistentVolumeClaim", volume.persistent_volume_claim.is_some()),
-        ];
-        one_of(&format!("{path}.spec.volumes[{i}]"), &members, true, faults);
-    }
-    for (i, mount) in spec.volume_mounts.iter().enumerate() {
-        if !spec.volumes.iter().any(|volume| volume.name == mount.name) {
-            let message = format!("no volume is named {:?}", mount.name);
-            faults.push(Diagnostic::error(Code::POD_TEMPLATE, format!("{path}.spec.volumeMounts[{i}].name"), message));
-        }
+        let message = format!(
+            "{} slots on {replicas} workers are more than the {} key groups",
+            spec.workers.slots, spec.key_groups
+        );
+        faults.push(
+            Diagnostic::error(Code::PARALLELISM, "workers.slots", message)
+                .with_help("give fewer slots or workers, or more keyGroups"),
+        );
     }
 }
 
 fn times(spec: &StreamingJobSpec, faults: &mut Vec<Diagnostic>) {
-    within(spec.workers.node_loss_timeout, Duration::from_secs(10), DAY, "workers.nodeLossTimeout", faults);
-    within(spec.upgrade.accept_after, Duration::from_millis(0), DAY, "upgrade.acceptAfter", faults);
-    within(spec.upgrade.progress_deadline, Duration::from_secs(10), DAY, "upgrade.progressDeadline", faults);
+    within(
+        spec.workers.node_loss_timeout,
+        Duration::from_secs(10),
+        DAY,
+        "workers.nodeLossTimeout",
+        faults,
+    );
+    within(
+        spec.upgrade.accept_after,
+        Duration::from_millis(0),
+        DAY,
+        "upgrade.acceptAfter",
+        faults,
+    );
+    within(
+        spec.upgrade.progress_deadline,
+        Duration::from_secs(10),
+        DAY,
+        "upgrade.progressDeadline",
+        faults,
+    );
     let backoff = &spec.restart.backoff;
-    within(backoff.initial, TENTH, DAY, "restart.backoff.initial", faults);
+    within(
+        backoff.initial,
+        TENTH,
+        DAY,
+        "restart.backoff.initial",
+        faults,
+    );
     within(backoff.max, TENTH, DAY, "restart.backoff.max", faults);
     if backoff.initial > backoff.max {
         let message = format!("{} is below initial ({})", backoff.max, backoff.initial);
-        faults.push(Diagnostic::error(Code::RANGE, "restart.backoff.max", message));
+        faults.push(Diagnostic::error(
+            Code::RANGE,
+            "restart.backoff.max",
+            message,
+        ));
     }
     if spec.upgrade.accept_after >= spec.upgrade.progress_deadline {
-        let message = format!("{} is not above acceptAfter ({})", spec.upgrade.progress_deadline, spec.upgrade.accept_after);
-        faults.push(Diagnostic::error(Code::RANGE, "upgrade.progressDeadline", message));
+        let message = format!(
+            "{} is not above acceptAfter ({})",
+            spec.upgrade.progress_deadline, spec.upgrade.accept_after
+        );
+        faults.push(Diagnostic::error(
+            Code::RANGE,
+            "upgrade.progressDeadline",
+            message,
+        ));
     }
 }
 
 fn restore(spec: &StreamingJobSpec, faults: &mut Vec<Diagnostic>) {
-    let Some(restore) = &spec.restore_from else { return };
-    let members = [("savepoint", restore.savepoint.is_some()), ("latest", restore.latest.is_some()), ("epoch", restore.epoch.is_some())];
+    let Some(restore) = &spec.restore_from else {
+        return;
+    };
+    let members = [
+        ("savepoint", restore.savepoint.is_some()),
+        ("latest", restore.latest.is_some()),
+        ("epoch", restore.epoch.is_some()),
+    ];
     one_of("restoreFrom", &members, true, faults);
     if spec.start_fresh && (restore.latest.is_some() || restore.epoch.is_some()) {
-        faults.push(Diagnostic::error(Code::RESTORE, "startFresh", "a job that ignores its older log cannot be restored from it"));
+        faults.push(Diagnostic::error(
+            Code::RESTORE,
+            "startFresh",
+            "a job that ignores its older log cannot be restored from it",
+        ));
     }
 }

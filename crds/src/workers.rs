@@ -189,7 +189,12 @@ pub struct Autoscaling {
 
 impl Default for Autoscaling {
     fn default() -> Self {
-        Self { mode: AutoscalingMode::Disabled, min_replicas: 1, max_replicas: None, target_lag: Duration::from_secs(30) }
+        Self {
+            mode: AutoscalingMode::Disabled,
+            min_replicas: 1,
+            max_replicas: None,
+            target_lag: Duration::from_secs(30),
+        }
     }
 }
 

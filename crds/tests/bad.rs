@@ -19,13 +19,25 @@ fn every_bad_manifest_is_refused_with_its_exact_messages() {
     let mut wrong = Vec::new();
     for name in names {
         let text = fs::read_to_string(folder.join(format!("{name}.yaml"))).unwrap();
-        let place = if name.starts_with("cluster-") { Place::Cluster } else { Place::Local };
+        let place = if name.starts_with("cluster-") {
+            Place::Cluster
+        } else {
+            Place::Local
+        };
         let found = match load_for(&text, "job.yaml", place) {
             Err(faults) => faults,
             Ok(resources) => {
-                let mut faults = resources.iter().flat_map(|resource| resource.warnings.clone()).collect::<Vec<_>>();
+                let mut faults = resources
+                    .iter()
+                    .flat_map(|resource| resource.warnings.clone())
+                    .collect::<Vec<_>>();
                 for resource in &resources {
-                    for mut fault in resource.job().map(|job| unsupported(&job.spec)).into_iter().flatten() {
+                    for mut fault in resource
+                        .job()
+                        .map(|job| unsupported(&job.spec))
+                        .into_iter()
+                        .flatten()
+                    {
                         resource.positions.place(&mut fault);
                         faults.push(fault);
                     }
@@ -33,7 +45,10 @@ fn every_bad_manifest_is_refused_with_its_exact_messages() {
                 faults
             }
         };
-        let found = found.iter().map(|fault| format!("{fault}\n")).collect::<String>();
+        let found = found
+            .iter()
+            .map(|fault| format!("{fault}\n"))
+            .collect::<String>();
         let expected = folder.join(format!("{name}.txt"));
         if std::env::var_os("UPDATE").is_some() {
             fs::write(&expected, &found).unwrap();

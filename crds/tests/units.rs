@@ -7,18 +7,32 @@ use proptest::prelude::*;
 fn data_type() -> impl Strategy<Value = DataType> {
     let leaf = prop_oneof![
         prop::sample::select(vec![
-            DataType::Boolean, DataType::TinyInt, DataType::SmallInt, DataType::Int, DataType::BigInt, DataType::Float, DataType::Double,
-            DataType::String, DataType::Binary, DataType::Date, DataType::Time,
+            DataType::Boolean,
+            DataType::TinyInt,
+            DataType::SmallInt,
+            DataType::Int,
+            DataType::BigInt,
+            DataType::Float,
+            DataType::Double,
+            DataType::String,
+            DataType::Binary,
+            DataType::Date,
+            DataType::Time,
         ]),
-        (1u8..=38).prop_flat_map(|precision| (0..=precision).prop_map(move |scale| DataType::Decimal { precision, scale })),
+        (1u8..=38).prop_flat_map(|precision| (0..=precision)
+            .prop_map(move |scale| DataType::Decimal { precision, scale })),
         (0u8..=9).prop_map(DataType::Timestamp),
         (0u8..=9).prop_map(DataType::TimestampLtz),
     ];
     leaf.prop_recursive(4, 24, 4, |inner| {
         prop_oneof![
-            inner.clone().prop_map(|item| DataType::Array(Box::new(item))),
-            (inner.clone(), inner.clone()).prop_map(|(key, value)| DataType::Map(Box::new(key), Box::new(value))),
-            prop::collection::btree_map("[a-zA-Z_ ][a-zA-Z0-9_ ]{0,6}", inner, 1..4).prop_map(|fields| DataType::Row(fields.into_iter().collect())),
+            inner
+                .clone()
+                .prop_map(|item| DataType::Array(Box::new(item))),
+            (inner.clone(), inner.clone())
+                .prop_map(|(key, value)| DataType::Map(Box::new(key), Box::new(value))),
+            prop::collection::btree_map("[a-zA-Z_ ][a-zA-Z0-9_ ]{0,6}", inner, 1..4)
+                .prop_map(|fields| DataType::Row(fields.into_iter().collect())),
         ]
     })
 }
@@ -60,8 +74,16 @@ proptest! {
 #[test]
 fn aliases_and_cases_of_types_are_one() {
     for (text, expected) in [
-        ("integer", "INT"), ("varchar", "STRING"), ("decimal", "DECIMAL(10,0)"), ("DECIMAL( 12 , 2 )", "DECIMAL(12,2)"), ("timestamp", "TIMESTAMP(3)"),
-        ("Row<a int, `b c` array<string>>", "ROW<a INT, `b c` ARRAY<STRING>>"), ("map<string,bigint>", "MAP<STRING, BIGINT>"),
+        ("integer", "INT"),
+        ("varchar", "STRING"),
+        ("decimal", "DECIMAL(10,0)"),
+        ("DECIMAL( 12 , 2 )", "DECIMAL(12,2)"),
+        ("timestamp", "TIMESTAMP(3)"),
+        (
+            "Row<a int, `b c` array<string>>",
+            "ROW<a INT, `b c` ARRAY<STRING>>",
+        ),
+        ("map<string,bigint>", "MAP<STRING, BIGINT>"),
     ] {
         assert_eq!(text.parse::<DataType>().unwrap().to_string(), expected);
     }

@@ -1,1 +1,7 @@
-fn main() {}
+//! `penstock`: runs, checks and explains jobs on one machine.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    penstock_worker::cli::main()
+}

@@ -27,7 +27,11 @@ enum Sql {
 
 impl Positions {
     pub(super) fn new(document: &Node, text: &str, file: &str) -> Self {
-        let mut positions = Self { file: file.to_owned(), values: BTreeMap::new(), sql: None };
+        let mut positions = Self {
+            file: file.to_owned(),
+            values: BTreeMap::new(),
+            sql: None,
+        };
         positions.walk(document, "", text);
         positions
     }
@@ -35,7 +39,6 @@ impl Positions {
     fn walk(&mut self, node: &Node, path: &str, text: &str) {
         self.values.insert(relative(path).to_owned(), node.position);
         match &node.value {
-            Value::Scalar { text: value, .. } if path == "spec.sql" => self.sql = Some(locate_sql(node.position, value, text)),
             Value::Scalar { .. } => {}
             Value::Sequence(items) => {
                 for (i, item) in items.iter().enumerate() {
@@ -44,10 +47,18 @@ impl Positions {
             }
             Value::Mapping(entries) => {
                 for (key, value) in entries {
-                    self.walk(value, &member(path, &key.name), text);
+                    let at = member(path, &key.name);
+                    self.walk(value, &at, text);
+                    if let (Value::Scalar { text: sql, .. }, "spec.sql") =
+                        (&value.value, at.as_str())
+                    {
+                        self.sql = Some(locate_sql(key.position, value.position, sql, text));
+                    }
                     // A block collection begins below its key, where nobody looks for it.
-                    if !matches!(value.value, Value::Scalar { .. }) && value.position.line > key.position.line {
-                        self.values.insert(relative(&member(path, &key.name)).to_owned(), key.position);
+                    if !matches!(value.value, Value::Scalar { .. })
+                        && value.position.line > key.position.line
+                    {
+                        self.values.insert(relative(&at).to_owned(), key.position);
                     }
                 }
             }
@@ -74,8 +85,14 @@ impl Positions {
     /// Where a line and column of the SQL text, both from 1, stand in the file.
     pub fn of_sql(&self, line: usize, column: usize) -> Option<Position> {
         Some(match self.sql? {
-            Sql::Block { first_line, indent } => Position { line: first_line + line.max(1) - 1, column: indent + column.max(1) },
-            Sql::Line(start) if line <= 1 => Position { line: start.line, column: start.column + column.max(1) - 1 },
+            Sql::Block { first_line, indent } => Position {
+                line: first_line + line.max(1) - 1,
+                column: indent + column.max(1),
+            },
+            Sql::Line(start) if line <= 1 => Position {
+                line: start.line,
+                column: start.column + column.max(1) - 1,
+            },
             Sql::Line(start) | Sql::Somewhere(start) => start,
         })
     }
@@ -93,20 +110,42 @@ impl Positions {
     }
 }
 
-fn locate_sql(position: Position, value: &str, text: &str) -> Sql {
+/// Where the SQL text stands, by its key's place and its own.
+fn locate_sql(key: Position, position: Position, value: &str, text: &str) -> Sql {
     let lines = text.lines().collect::<Vec<_>>();
-    let line = |number: usize| lines.get(number.wrapping_sub(1)).copied().unwrap_or_default();
-    let at = line(position.line).chars().nth(position.column - 1);
-    match at {
-        Some('|') => {
-            let indent = value.lines().enumerate().find(|(_, line)| !line.trim().is_empty()).map_or(0, |(i, content)| {
-                line(position.line + 1 + i).chars().count().saturating_sub(content.chars().count())
-            });
-            Sql::Block { first_line: position.line + 1, indent }
-        }
-        Some('>') => Sql::Somewhere(Position { line: position.line + 1, column: 1 }),
-        Some('"' | '\'') if line(position.line).contains(value) => Sql::Line(Position { line: position.line, column: position.column + 1 }),
-        Some(_) if line(position.line).contains(value) => Sql::Line(position),
-        _ => Sql::Somewhere(position),
+    let line = |number: usize| {
+        lines
+            .get(number.wrapping_sub(1))
+            .copied()
+            .unwrap_or_default()
+    };
+    let after_key = line(key.line)
+        .split_once(':')
+        .map_or("", |(_, rest)| rest.trim_start());
+    if after_key.starts_with('|') {
+        // Readers differ in where they say that a block begins; its lines follow its indicator.
+        let first_line = key.line + 1;
+        let content = value
+            .lines()
+            .enumerate()
+            .find(|(_, line)| !line.trim().is_empty());
+        let indent = content.map_or(0, |(i, content)| {
+            line(first_line + i)
+                .chars()
+                .count()
+                .saturating_sub(content.chars().count())
+        });
+        return Sql::Block { first_line, indent };
     }
+    if !line(position.line).contains(value) {
+        return Sql::Somewhere(position);
+    }
+    let quoted = line(position.line)
+        .chars()
+        .nth(position.column - 1)
+        .is_some_and(|c| matches!(c, '"' | '\''));
+    Sql::Line(Position {
+        line: position.line,
+        column: position.column + usize::from(quoted),
+    })
 }

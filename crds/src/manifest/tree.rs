@@ -39,7 +39,10 @@ pub(super) struct Key {
 }
 
 fn position(span: &Span) -> Position {
-    Position { line: span.start.line(), column: span.start.col() + 1 }
+    Position {
+        line: span.start.line(),
+        column: span.start.col() + 1,
+    }
 }
 
 fn refused(code: Code, message: impl Into<String>, position: Position) -> Box<Diagnostic> {
@@ -48,19 +51,41 @@ fn refused(code: Code, message: impl Into<String>, position: Position) -> Box<Di
 
 /// A collection whose end has not come.
 enum Open {
-    Sequence { position: Position, anchor: usize, items: Vec<Node> },
-    Mapping { position: Position, anchor: usize, entries: Vec<(Key, Node)>, key: Option<Key> },
+    Sequence {
+        position: Position,
+        anchor: usize,
+        items: Vec<Node>,
+    },
+    Mapping {
+        position: Position,
+        anchor: usize,
+        entries: Vec<(Key, Node)>,
+        key: Option<Key>,
+    },
 }
 
 /// The documents of a text; empty ones are left out. Duplicate keys go to `faults`, and the second is dropped.
 pub(super) fn read(text: &str, faults: &mut Vec<Diagnostic>) -> Result<Vec<Node>, Box<Diagnostic>> {
     if text.len() > MAX_BYTES {
-        return Err(refused(Code::TOO_LARGE, format!("the file is larger than {} MiB", MAX_BYTES >> 20), Position { line: 1, column: 1 }));
+        return Err(refused(
+            Code::TOO_LARGE,
+            format!("the file is larger than {} MiB", MAX_BYTES >> 20),
+            Position { line: 1, column: 1 },
+        ));
     }
-    let mut reader = Reader { documents: Vec::new(), open: Vec::new(), anchors: BTreeMap::new(), nodes: 0, faults };
+    let mut reader = Reader {
+        documents: Vec::new(),
+        open: Vec::new(),
+        anchors: BTreeMap::new(),
+        nodes: 0,
+        faults,
+    };
     for next in Parser::new_from_str(text) {
         let (event, span) = next.map_err(|error| {
-            let place = Position { line: error.marker().line(), column: error.marker().col() + 1 };
+            let place = Position {
+                line: error.marker().line(),
+                column: error.marker().col() + 1,
+            };
             refused(Code::YAML, format!("not YAML: {}", error.info()), place)
         })?;
         reader.event(event, position(&span))?;
@@ -85,29 +110,69 @@ impl Reader<'_> {
                 self.count(1, position)?;
                 // A tag other than !!str asks for what the schema says anyway; the text decides.
                 let plain = style == ScalarStyle::Plain && tag.is_none();
-                let node = Node { position, value: Value::Scalar { text: text.into_owned(), plain } };
+                let node = Node {
+                    position,
+                    value: Value::Scalar {
+                        text: text.into_owned(),
+                        plain,
+                    },
+                };
                 self.close(node, anchor)?;
             }
             Event::SequenceStart(_, anchor, _) => {
                 self.descend(position)?;
-                self.open.push(Open::Sequence { position, anchor, items: Vec::new() });
+                self.open.push(Open::Sequence {
+                    position,
+                    anchor,
+                    items: Vec::new(),
+                });
             }
             Event::MappingStart(_, anchor, _) => {
                 self.descend(position)?;
-                self.open.push(Open::Mapping { position, anchor, entries: Vec::new(), key: None });
+                self.open.push(Open::Mapping {
+                    position,
+                    anchor,
+                    entries: Vec::new(),
+                    key: None,
+                });
             }
             Event::SequenceEnd | Event::MappingEnd => match self.open.pop() {
-                Some(Open::Sequence { position, anchor, items }) => {
-                    self.close(Node { position, value: Value::Sequence(items) }, anchor)?;
+                Some(Open::Sequence {
+                    position,
+                    anchor,
+                    items,
+                }) => {
+                    self.close(
+                        Node {
+                            position,
+                            value: Value::Sequence(items),
+                        },
+                        anchor,
+                    )?;
                 }
-                Some(Open::Mapping { position, anchor, entries, key: _ }) => {
-                    self.close(Node { position, value: Value::Mapping(entries) }, anchor)?;
+                Some(Open::Mapping {
+                    position,
+                    anchor,
+                    entries,
+                    key: _,
+                }) => {
+                    self.close(
+                        Node {
+                            position,
+                            value: Value::Mapping(entries),
+                        },
+                        anchor,
+                    )?;
                 }
                 None => {}
             },
             Event::Alias(anchor) => {
                 let Some((mut node, size)) = self.anchors.get(&anchor).cloned() else {
-                    return Err(refused(Code::YAML, "an alias refers to a node that contains it", position));
+                    return Err(refused(
+                        Code::YAML,
+                        "an alias refers to a node that contains it",
+                        position,
+                    ));
                 };
                 self.count(size, position)?;
                 node.position = position;
@@ -147,7 +212,8 @@ impl Reader<'_> {
         }
         match self.open.last_mut() {
             None => {
-                let empty = matches!(&node.value, Value::Scalar { text, plain: true } if is_null(text));
+                let empty =
+                    matches!(&node.value, Value::Scalar { text, plain: true } if is_null(text));
                 if !empty {
                     self.documents.push(node);
                 }
@@ -155,14 +221,20 @@ impl Reader<'_> {
             Some(Open::Sequence { items, .. }) => items.push(node),
             Some(Open::Mapping { entries, key, .. }) => match key.take() {
                 None => match node.value {
-                    Value::Scalar { text, plain: _ } => *key = Some(Key { name: text, position: node.position }),
+                    Value::Scalar { text, plain: _ } => {
+                        *key = Some(Key {
+                            name: text,
+                            position: node.position,
+                        })
+                    }
                     Value::Sequence(_) | Value::Mapping(_) => {
                         return Err(refused(Code::YAML, "a key must be a text", node.position));
                     }
                 },
                 Some(key) if entries.iter().any(|(other, _)| other.name == key.name) => {
                     let message = format!("the key \"{}\" is given twice", key.name);
-                    self.faults.push(Diagnostic::error(Code::DUPLICATE_KEY, "", message).at(key.position));
+                    self.faults
+                        .push(Diagnostic::error(Code::DUPLICATE_KEY, "", message).at(key.position));
                 }
                 Some(key) => entries.push((key, node)),
             },
@@ -206,13 +278,23 @@ pub fn yaml_1_1_bool(text: &str) -> Option<bool> {
 pub(super) fn as_integer(text: &str) -> Option<i64> {
     let digits = text.trim_start_matches(['-', '+']);
     let leading_zero = digits.len() > 1 && digits.starts_with('0');
-    if leading_zero { None } else { text.parse().ok() }
+    if leading_zero {
+        None
+    } else {
+        text.parse().ok()
+    }
 }
 
 /// The number that a plain scalar is.
 pub(super) fn as_number(text: &str) -> Option<f64> {
     let numeric = text.starts_with(|c: char| c.is_ascii_digit() || matches!(c, '-' | '+' | '.'))
         && text.bytes().any(|c| c.is_ascii_digit())
-        && text.bytes().all(|c| c.is_ascii_digit() || matches!(c, b'-' | b'+' | b'.' | b'e' | b'E'));
-    if numeric { text.parse().ok().filter(|number: &f64| number.is_finite()) } else { None }
+        && text
+            .bytes()
+            .all(|c| c.is_ascii_digit() || matches!(c, b'-' | b'+' | b'.' | b'e' | b'E'));
+    if numeric {
+        text.parse().ok().filter(|number: &f64| number.is_finite())
+    } else {
+        None
+    }
 }

@@ -8,8 +8,18 @@ use crate::job::StreamingJobSpec;
 use crate::sink::{Delivery, FilesSink, KafkaSink, OutputMode, Sink, SinkKind};
 use crate::units::{Duration, Quantity};
 
-pub(super) fn validate(sink: &Sink, path: &str, spec: &StreamingJobSpec, place: Place, faults: &mut Vec<Diagnostic>) {
-    let members = [("kafka", sink.kafka.is_some()), ("files", sink.files.is_some()), ("print", sink.print.is_some())];
+pub(super) fn validate(
+    sink: &Sink,
+    path: &str,
+    spec: &StreamingJobSpec,
+    place: Place,
+    faults: &mut Vec<Diagnostic>,
+) {
+    let members = [
+        ("kafka", sink.kafka.is_some()),
+        ("files", sink.files.is_some()),
+        ("print", sink.print.is_some()),
+    ];
     one_of(path, &members, true, faults);
     let Some(kind) = sink.kind() else { return };
     match kind {
@@ -17,31 +27,61 @@ pub(super) fn validate(sink: &Sink, path: &str, spec: &StreamingJobSpec, place: 
         SinkKind::Files(files) => self::files(files, &format!("{path}.files"), place, faults),
         SinkKind::Print(_) => {}
     }
-    if sink.delivery == Some(Delivery::ExactlyOnce) && kind.strongest_delivery() != Delivery::ExactlyOnce {
-        let fault = Diagnostic::error(Code::DELIVERY, format!("{path}.delivery"), "print cannot give ExactlyOnce");
+    if sink.delivery == Some(Delivery::ExactlyOnce)
+        && kind.strongest_delivery() != Delivery::ExactlyOnce
+    {
+        let fault = Diagnostic::error(
+            Code::DELIVERY,
+            format!("{path}.delivery"),
+            "print cannot give ExactlyOnce",
+        );
         faults.push(fault.with_help("write AtLeastOnce or leave it out"));
     }
     format(sink, kind, path, faults);
     if !spec.key_groups.is_multiple_of(sink.shards) {
-        let message = format!("{} does not divide keyGroups ({})", sink.shards, spec.key_groups);
-        faults.push(Diagnostic::error(Code::SHARDS, format!("{path}.shards"), message));
+        let message = format!(
+            "{} does not divide keyGroups ({})",
+            sink.shards, spec.key_groups
+        );
+        faults.push(Diagnostic::error(
+            Code::SHARDS,
+            format!("{path}.shards"),
+            message,
+        ));
     }
     repeated(&sink.primary_key, &format!("{path}.primaryKey"), faults);
     if sink.output_mode != OutputMode::Append && matches!(kind, SinkKind::Files(_)) {
-        let message = format!("files cannot take back rows, so outputMode {:?} is refused", sink.output_mode);
-        faults.push(Diagnostic::error(Code::DELIVERY, format!("{path}.outputMode"), message));
+        let message = format!(
+            "files cannot take back rows, so outputMode {:?} is refused",
+            sink.output_mode
+        );
+        faults.push(Diagnostic::error(
+            Code::DELIVERY,
+            format!("{path}.outputMode"),
+            message,
+        ));
     }
 }
 
 fn repeated(names: &[String], path: &str, faults: &mut Vec<Diagnostic>) {
-    for (i, name) in names.iter().enumerate().filter(|(i, name)| names[..*i].contains(name)) {
-        faults.push(Diagnostic::error(Code::DUPLICATE_NAME, format!("{path}[{i}]"), format!("{name:?} is given twice")));
+    for (i, name) in names
+        .iter()
+        .enumerate()
+        .filter(|(i, name)| names[..*i].contains(name))
+    {
+        faults.push(Diagnostic::error(
+            Code::DUPLICATE_NAME,
+            format!("{path}[{i}]"),
+            format!("{name:?} is given twice"),
+        ));
     }
 }
 
 /// A topic's name.
 pub(super) fn topic(name: &str, path: &str, faults: &mut Vec<Diagnostic>) {
-    let fits = name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'));
+    let fits = name
+        .chars()
+        .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'));
     if !fits || matches!(name, "." | "..") {
         let fault = Diagnostic::error(Code::PATTERN, path, format!("{name:?} is not a topic"));
         faults.push(fault.with_help("use letters, digits, dots, underscores and hyphens"));
@@ -55,18 +95,34 @@ fn kafka(kafka: &KafkaSink, sink: &Sink, path: &str, faults: &mut Vec<Diagnostic
         topic(&kafka.marker_topic, &format!("{path}.markerTopic"), faults);
         if kafka.marker_topic == kafka.topic {
             let message = "markers need a topic of their own";
-            faults.push(Diagnostic::error(Code::PATTERN, format!("{path}.markerTopic"), message));
+            faults.push(Diagnostic::error(
+                Code::PATTERN,
+                format!("{path}.markerTopic"),
+                message,
+            ));
         }
         if sink.delivery == Some(Delivery::AtLeastOnce) {
             let message = "AtLeastOnce writes no markers";
-            faults.push(Diagnostic::warning(Code::UNUSED_FIELD, format!("{path}.markerTopic"), message));
+            faults.push(Diagnostic::warning(
+                Code::UNUSED_FIELD,
+                format!("{path}.markerTopic"),
+                message,
+            ));
         }
     }
     repeated(&kafka.key_columns, &format!("{path}.keyColumns"), faults);
-    let differs = !kafka.key_columns.is_empty() && !sink.primary_key.is_empty() && kafka.key_columns != sink.primary_key;
+    let differs = !kafka.key_columns.is_empty()
+        && !sink.primary_key.is_empty()
+        && kafka.key_columns != sink.primary_key;
     if sink.output_mode != OutputMode::Append && differs {
-        let message = format!("in {:?} mode the record's key is primaryKey", sink.output_mode);
-        faults.push(Diagnostic::error(Code::KEY_COLUMNS, format!("{path}.keyColumns"), message).with_help("leave keyColumns out"));
+        let message = format!(
+            "in {:?} mode the record's key is primaryKey",
+            sink.output_mode
+        );
+        faults.push(
+            Diagnostic::error(Code::KEY_COLUMNS, format!("{path}.keyColumns"), message)
+                .with_help("leave keyColumns out"),
+        );
     }
     properties(&kafka.properties, path, faults);
 }
@@ -74,18 +130,31 @@ fn kafka(kafka: &KafkaSink, sink: &Sink, path: &str, faults: &mut Vec<Diagnostic
 fn files(files: &FilesSink, path: &str, place: Place, faults: &mut Vec<Diagnostic>) {
     folder(&files.url, path, place, faults);
     repeated(&files.partition_by, &format!("{path}.partitionBy"), faults);
-    within(files.roll_interval, Duration::from_secs(1), Duration::from_secs(7 * 86_400), &format!("{path}.rollInterval"), faults);
+    within(
+        files.roll_interval,
+        Duration::from_secs(1),
+        Duration::from_secs(7 * 86_400),
+        &format!("{path}.rollInterval"),
+        faults,
+    );
     let (least, most) = (Quantity::from_bytes(1024), Quantity::from_gibibytes(16));
     if files.roll_size < least || files.roll_size > most {
         let message = format!("{} is out of bounds: {least} to {most}", files.roll_size);
-        faults.push(Diagnostic::error(Code::RANGE, format!("{path}.rollSize"), message));
+        faults.push(Diagnostic::error(
+            Code::RANGE,
+            format!("{path}.rollSize"),
+            message,
+        ));
     }
 }
 
 fn format(sink: &Sink, kind: SinkKind<'_>, path: &str, faults: &mut Vec<Diagnostic>) {
     let Some(format) = &sink.format else {
         if !matches!(kind, SinkKind::Print(_)) {
-            faults.push(Diagnostic::error(Code::FORMAT, path, "a format is needed").with_help("write format: {json: {}}"));
+            faults.push(
+                Diagnostic::error(Code::FORMAT, path, "a format is needed")
+                    .with_help("write format: {json: {}}"),
+            );
         }
         return;
     };
@@ -93,6 +162,10 @@ fn format(sink: &Sink, kind: SinkKind<'_>, path: &str, faults: &mut Vec<Diagnost
         && let Some(FormatKind::Parquet(_)) = format.kind()
         && !matches!(kind, SinkKind::Files(_))
     {
-        faults.push(Diagnostic::error(Code::FORMAT, format!("{path}.format.parquet"), "parquet is for files"));
+        faults.push(Diagnostic::error(
+            Code::FORMAT,
+            format!("{path}.format.parquet"),
+            "parquet is for files",
+        ));
     }
 }

@@ -1,0 +1,109 @@
+//! Owns the servers of the test bed, a real Kafka and a real S3, through their scripts: started anew for a suite, crashed by
+//! request, stopped and wiped at the end. Where they come from is the scripts' business.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+/// The clone's root: set by `./dev`, else where this crate was built from.
+pub fn root() -> PathBuf {
+    std::env::var_os("PENSTOCK_ROOT").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join(".."),
+        PathBuf::from,
+    )
+}
+
+/// The folder for what tests leave behind.
+pub fn testbed() -> PathBuf {
+    if let Some(folder) = std::env::var_os("PENSTOCK_TESTBED") {
+        return folder.into();
+    }
+    PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/tmp".into()))
+        .join(".cache/penstock/testbed")
+}
+
+/// One server of the test bed, behind its script.
+pub struct Server {
+    script: PathBuf,
+    port: u16,
+}
+
+/// The account of the S3 server.
+pub const S3_ACCESS: &str = "penstock";
+pub const S3_SECRET: &str = "penstock-secret";
+
+impl Server {
+    /// A Kafka broker without data on this port; the next port is its controller's.
+    pub fn kafka(port: u16) -> Result<Self> {
+        Self::fresh(root().join("e2e/kafka/kafka.sh"), port)
+    }
+
+    /// An S3 server without buckets on this port.
+    pub fn s3(port: u16) -> Result<Self> {
+        Self::fresh(root().join("e2e/s3/s3.sh"), port)
+    }
+
+    fn fresh(script: PathBuf, port: u16) -> Result<Self> {
+        let server = Self { script, port };
+        server.call(&["wipe"])?;
+        server.start()?;
+        Ok(server)
+    }
+
+    fn call(&self, words: &[&str]) -> Result<()> {
+        let mut command = Command::new(&self.script);
+        command
+            .args(words)
+            .arg(self.port.to_string())
+            .env("PENSTOCK_TESTBED", testbed());
+        if std::env::var_os("KAFKA_EXTRA").is_none() {
+            // Big segments: a suite reads what it wrote, and deleting a topic should not take long.
+            command.env(
+                "KAFKA_EXTRA",
+                "log.segment.bytes=268435456 log.retention.ms=-1",
+            );
+        }
+        let status = command
+            .status()
+            .with_context(|| format!("cannot run {}", self.script.display()))?;
+        if !status.success() {
+            bail!(
+                "{} {} {} ended with {status}",
+                self.script.display(),
+                words.join(" "),
+                self.port
+            );
+        }
+        Ok(())
+    }
+
+    pub fn start(&self) -> Result<()> {
+        self.call(&["start"])
+    }
+
+    /// Ends it as a crash would; its data stays.
+    pub fn kill9(&self) -> Result<()> {
+        self.call(&["kill9"])
+    }
+
+    pub fn bucket(&self, name: &str) -> Result<()> {
+        self.call(&["bucket", name])
+    }
+
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Err(error) = self.call(&["wipe"]) {
+            eprintln!("e2e: {error:#}");
+        }
+    }
+}

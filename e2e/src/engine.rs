@@ -1,0 +1,305 @@
+//! Owns one run of the `penstock` program as a child process: how it is called, where it says its status is, and every way
+//! in which a suite ends it. Dropping it kills it, so that a failed suite leaves nothing behind.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::bed::{S3_ACCESS, S3_SECRET};
+
+/// How to call `penstock run`.
+#[derive(Clone)]
+pub struct Launch {
+    pub program: PathBuf,
+    pub manifest: PathBuf,
+    /// `--state`: the volume; another folder is another node's volume.
+    pub state: PathBuf,
+    pub memory: Option<String>,
+    /// Standard output and standard error go here, appended.
+    pub log: PathBuf,
+    /// `PENSTOCK_FAULT_POINT`, `name` or `name:count`: the engine kills itself there.
+    pub fault: Option<String>,
+}
+
+/// A running, or ended, engine.
+pub struct Engine {
+    child: Child,
+    log: PathBuf,
+    log_from: u64,
+    status: Option<String>,
+}
+
+/// What `/status` says, as far as suites need it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Status {
+    /// The newest committed epoch.
+    pub epoch: u64,
+    /// The watermark as the engine writes it: an ISO timestamp, comparable as text up to its seconds.
+    pub watermark: Option<String>,
+    /// Records not yet read; absent until the engine knows.
+    pub lag: Option<u64>,
+}
+
+impl Status {
+    fn of(body: &Value) -> Self {
+        Self {
+            epoch: body
+                .pointer("/epoch/number")
+                .and_then(Value::as_u64)
+                .unwrap_or(0),
+            watermark: body
+                .pointer("/watermark/time")
+                .and_then(Value::as_str)
+                .map(|time| time.replacen('T', " ", 1).trim_end_matches('Z').to_owned()),
+            lag: body.pointer("/lag/records").and_then(Value::as_u64),
+        }
+    }
+}
+
+impl Engine {
+    /// Starts the engine and does not wait for anything.
+    pub fn start(launch: &Launch) -> Result<Self> {
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(&launch.log)?;
+        let log_from = log.metadata()?.len();
+        let mut command = Command::new(&launch.program);
+        command
+            .arg("run")
+            .arg(&launch.manifest)
+            .arg("--state")
+            .arg(&launch.state)
+            .args(["--listen", "127.0.0.1:0"])
+            .env("AWS_ACCESS_KEY_ID", S3_ACCESS)
+            .env("AWS_SECRET_ACCESS_KEY", S3_SECRET)
+            .env("AWS_ALLOW_HTTP", "true")
+            .env_remove("PENSTOCK_FAULT_POINT")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        if let Some(memory) = &launch.memory {
+            command.args(["--memory", memory]);
+        }
+        if let Some(fault) = &launch.fault {
+            command.env("PENSTOCK_FAULT_POINT", fault);
+        }
+        let child = command
+            .spawn()
+            .with_context(|| format!("cannot start {}", launch.program.display()))?;
+        Ok(Self {
+            child,
+            log: launch.log.clone(),
+            log_from,
+            status: None,
+        })
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The exit status, when it has ended.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self, patience: Duration) -> Result<ExitStatus> {
+        let until = Instant::now() + patience;
+        loop {
+            if let Some(status) = self.ended()? {
+                return Ok(status);
+            }
+            ensure!(
+                Instant::now() < until,
+                "the engine did not end within {patience:?}{}",
+                self.tail()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = Pid::from_raw(i32::try_from(self.child.id())?).context("a process id")?;
+        kill_process(pid, signal).context("cannot signal the engine")
+    }
+
+    /// `kill -9`. Answers whether it was alive until then.
+    pub fn kill9(&mut self) -> Result<bool> {
+        let alive = self.ended()?.is_none();
+        if alive {
+            self.signal(Signal::KILL)?;
+            self.child.wait()?;
+        }
+        Ok(alive)
+    }
+
+    /// Asks it to stop at a barrier, as Ctrl-C does, and waits until it has.
+    pub fn interrupt(&mut self, patience: Duration) -> Result<()> {
+        self.signal(Signal::INT)?;
+        let status = self.wait(patience)?;
+        ensure!(
+            status.success(),
+            "the engine ended with {status} after Ctrl-C{}",
+            self.tail()
+        );
+        Ok(())
+    }
+
+    /// SIGSTOP: it looks dead to everybody and is not.
+    pub fn freeze(&self) -> Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// SIGCONT: the zombie wakes.
+    pub fn thaw(&self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    /// The status, or none while the engine cannot be asked. An engine that has ended is an error.
+    pub fn status(&mut self) -> Result<Option<Status>> {
+        if let Some(status) = self.ended()? {
+            bail!("the engine ended with {status}{}", self.tail());
+        }
+        if self.status.is_none() {
+            let text = self.said()?;
+            self.status = text
+                .lines()
+                .filter_map(|line| line.split_once("status: http://"))
+                .filter_map(|(_, rest)| {
+                    rest.split('/')
+                        .next()
+                        .map(|address| address.trim().to_owned())
+                })
+                .next_back();
+        }
+        let Some(address) = &self.status else {
+            return Ok(None);
+        };
+        Ok(get(address, "/status")
+            .ok()
+            .and_then(|body| serde_json::from_slice::<Value>(&body).ok())
+            .map(|v| Status::of(&v)))
+    }
+
+    /// Polls the status until `enough` says so.
+    pub fn until(
+        &mut self,
+        what: &str,
+        patience: Duration,
+        mut enough: impl FnMut(&Status) -> bool,
+    ) -> Result<Status> {
+        let until = Instant::now() + patience;
+        let mut last = None;
+        loop {
+            if let Some(status) = self.status()? {
+                if enough(&status) {
+                    return Ok(status);
+                }
+                last = Some(status);
+            }
+            if Instant::now() > until {
+                bail!(
+                    "waited {patience:?} in vain until {what}; the last status was {last:?}{}",
+                    self.tail()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Where it serves `/status` and `/metrics`, once a status has been read.
+    pub fn address(&self) -> Option<String> {
+        self.status.clone()
+    }
+
+    fn said(&self) -> Result<String> {
+        let bytes = fs::read(&self.log)?;
+        let from = usize::try_from(self.log_from)?.min(bytes.len());
+        Ok(String::from_utf8_lossy(&bytes[from..]).into_owned())
+    }
+
+    /// The last lines that it wrote, for error messages.
+    fn tail(&self) -> String {
+        let text = self.said().unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        let from = lines.len().saturating_sub(12);
+        format!(
+            "; it said (see {}):\n{}",
+            self.log.display(),
+            lines[from..].join("\n")
+        )
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        // It may be frozen: SIGKILL works on a stopped process too.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// GET of a small document from this machine, HTTP/1.1 without a library: the answer's body.
+pub fn get(address: &str, path: &str) -> Result<Vec<u8>> {
+    let patience = Duration::from_secs(2);
+    let mut stream = TcpStream::connect_timeout(&address.parse()?, patience)?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.0\r\nHost: {address}\r\nConnection: close\r\n\r\n"
+    )?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let head = answer
+        .windows(4)
+        .position(|window| window == b"\r\n\r\n")
+        .context("an answer without a head")?;
+    ensure!(
+        answer.starts_with(b"HTTP/1.") && answer.get(9..12) == Some(b"200"),
+        "{path} was refused"
+    );
+    Ok(answer.split_off(head + 4))
+}
+
+/// The names of all fault points, from the engine itself.
+pub fn fault_points(program: &Path) -> Result<Vec<String>> {
+    let output = Command::new(program).arg("fault-points").output()?;
+    ensure!(
+        output.status.success(),
+        "`penstock fault-points` ended with {}",
+        output.status
+    );
+    let names: Vec<String> = String::from_utf8(output.stdout)?
+        .lines()
+        .filter_map(|line| line.split_whitespace().next().map(str::to_owned))
+        .collect();
+    ensure!(!names.is_empty(), "`penstock fault-points` lists none");
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_is_read_leniently_and_its_watermark_compares_with_the_data() {
+        let body = serde_json::json!({
+            "epoch": {"number": 7}, "watermark": {"time": "2001-01-03T10:44:00Z"}, "lag": {"records": 0}, "more": 1,
+        });
+        let status = Status::of(&body);
+        assert_eq!(status.epoch, 7);
+        assert_eq!(status.lag, Some(0));
+        assert!(status.watermark.as_deref() > Some("2001-01-02 10:44:00"));
+        assert_eq!(Status::of(&Value::Null), Status::default());
+    }
+}

@@ -1,0 +1,452 @@
+//! The flights job under everything that may happen to it: `kill -9` at random moments and at each named step of the
+//! protocol, zombies that wake, a broker and an object store that crash or are away, volumes lost or swapped for older ones.
+//! Checkpoints are on S3. The output must be the oracle's, and nothing may become late by a fault.
+//!
+//! The input is fed in thousands of small slices while the blows fall, so that each falls into work, and between the first
+//! commit and the last by construction: none before the first was seen, and slices are left after the last blow.
+
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::{Flights, Options, Work, await_caught_up, await_markers, make_topics};
+use crate::bed::{Server, root};
+use crate::engine::{Engine, Launch, fault_points};
+use crate::kafka::Loader;
+use crate::manifest::Manifest;
+
+const PATIENCE: Duration = Duration::from_secs(120);
+const PREFIX: &str = "eo-";
+
+/// What this suite is told besides.
+#[derive(Args, Clone)]
+pub struct Blows {
+    /// How many times to `kill -9` at random moments
+    #[arg(long, default_value_t = 24)]
+    kills: usize,
+    /// Seed of the random moments
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Which kinds of blows: kills, points, zombies, broker, store, volume
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "kills,points,zombies,broker,store,volume"
+    )]
+    only: Vec<String>,
+    /// How long the object store stays away, in seconds
+    #[arg(long, default_value_t = 30)]
+    away: u64,
+}
+
+enum Blow {
+    Kill,
+    Point(String),
+    Zombie,
+    Broker,
+    Store,
+    StoreAway,
+    VolumeLost,
+    VolumeOlder,
+}
+
+pub fn run(options: &Options, blows: &Blows) -> Result<String> {
+    let flights = Flights::load(&options.data)?;
+    let plan = plan(blows, &options.penstock)?;
+    let work = Work::new("exactly-once")?;
+    let kafka = Server::kafka(options.kafka_port)?;
+    let s3 = Server::s3(options.s3_port)?;
+    s3.bucket("streams")?;
+    let brokers = kafka.address();
+    make_topics(&brokers, PREFIX)?;
+
+    let manifest = work.path("job.yaml");
+    Manifest::load(&root().join("examples/flights/job.yaml"))?
+        .rehome(&brokers, PREFIX)?
+        .set(&["spec", "trigger"], "{continuous: {}}")?
+        .set(&["spec", "checkpoint", "interval"], "300ms")?
+        .set(
+            &["spec", "checkpoint", "storage"],
+            &format!("{{s3: {{bucket: streams, prefix: e2e, region: us-east-1, endpoint: '{}', pathStyle: true}}}}", s3.url()),
+        )?
+        .save(&manifest)?;
+    let launch = Launch {
+        program: options.penstock.clone(),
+        manifest,
+        state: work.path("state"),
+        memory: None,
+        log: work.path("engine.log"),
+        fault: None,
+    };
+    let slices = plan.iter().map(Blow::slices).sum::<usize>() + 1_000;
+    let mut ring = Ring {
+        loader: Loader::new(&brokers, &format!("{PREFIX}flights"))?,
+        rng: StdRng::seed_from_u64(blows.seed),
+        engine: Engine::start(&launch)?,
+        older: work.path("state-older"),
+        away: Duration::from_secs(blows.away),
+        flights: &flights,
+        slices,
+        fed: 0,
+        volumes: 0,
+        epoch: 0,
+        launch,
+        kafka: &kafka,
+        s3: &s3,
+    };
+
+    ring.progress()?;
+    let first_commit = ring.epoch;
+    let (mut kills, mut never_hit) = (0, Vec::new());
+    for (number, blow) in plan.iter().enumerate() {
+        let began = Instant::now();
+        match blow {
+            Blow::Kill => {
+                ring.kill_at_random()?;
+                kills += 1;
+                // Many deaths in a row may leave no time for a commit; now and then one must come through.
+                if kills % 4 == 0 {
+                    ring.progress()?;
+                }
+            }
+            Blow::Point(name) => {
+                if !ring.die_at(name)? {
+                    never_hit.push(name.clone());
+                }
+                ring.progress()?;
+            }
+            Blow::Zombie => ring.zombie()?,
+            Blow::Broker => ring.broker_crash()?,
+            Blow::Store => ring.store_crash(Duration::from_millis(500))?,
+            Blow::StoreAway => ring.store_crash(ring.away)?,
+            Blow::VolumeLost => ring.volume_lost()?,
+            Blow::VolumeOlder => ring.volume_older()?,
+        }
+        println!(
+            "exactly-once: {}/{} {} after {:.1} s, at epoch {}",
+            number + 1,
+            plan.len(),
+            blow.name(),
+            began.elapsed().as_secs_f64(),
+            ring.epoch
+        );
+    }
+
+    let last_blow = ring.epoch;
+    ring.progress()?;
+    ring.feed_rest()?;
+    await_caught_up(&mut ring.engine, PATIENCE)?;
+    flights.put_markers(&mut ring.loader, 1)?;
+    await_caught_up(&mut ring.engine, PATIENCE)?;
+    flights.put_markers(&mut ring.loader, 2)?;
+    let (hourly, six_hours) = (
+        format!("{PREFIX}flights-hourly"),
+        format!("{PREFIX}flights-six-hours"),
+    );
+    await_markers(
+        &brokers,
+        &hourly,
+        flights.markers()?,
+        &mut ring.engine,
+        PATIENCE,
+    )?;
+    await_markers(
+        &brokers,
+        &six_hours,
+        flights.markers()? * 6,
+        &mut ring.engine,
+        PATIENCE,
+    )?;
+    ring.engine.interrupt(Duration::from_secs(60))?;
+
+    let mut good = flights.compare(options, &brokers, &hourly, "hourly", &work)?;
+    good &= flights.compare(options, &brokers, &six_hours, "six-hours", &work)?;
+    good &= flights
+        .rejects(&[])
+        .compare(&brokers, &format!("{PREFIX}flights-rejected"))?;
+    println!(
+        "exactly-once: seed {}, {kills} kills, epoch {first_commit} before the first blow, {last_blow} after the last, {} at the end",
+        blows.seed, ring.epoch
+    );
+    ensure!(
+        good,
+        "rows differ, see above; {} holds logs and dumps",
+        work.folder.display()
+    );
+    ensure!(
+        never_hit.is_empty(),
+        "fault points that were never hit: {}",
+        never_hit.join(", ")
+    );
+    drop(ring);
+    work.done()?;
+    let others = plan.len() - kills;
+    Ok(format!(
+        "{} flights, seed {}: {kills} kills and {others} other blows, the same rows as without",
+        flights.count, blows.seed
+    ))
+}
+
+/// The blows in their order: kinds are not mixed, so that a failure names its kind.
+fn plan(blows: &Blows, program: &Path) -> Result<Vec<Blow>> {
+    let mut plan = Vec::new();
+    for kind in &blows.only {
+        match kind.as_str() {
+            "kills" => plan.extend((0..blows.kills).map(|_| Blow::Kill)),
+            "points" => plan.extend(fault_points(program)?.into_iter().map(Blow::Point)),
+            "zombies" => plan.extend((0..3).map(|_| Blow::Zombie)),
+            "broker" => plan.extend((0..2).map(|_| Blow::Broker)),
+            "store" => plan.extend([Blow::Store, Blow::StoreAway]),
+            "volume" => plan.extend([Blow::VolumeLost, Blow::VolumeOlder]),
+            other => bail!("no such kind of blow: {other}"),
+        }
+    }
+    Ok(plan)
+}
+
+impl Blow {
+    /// How many slices of the input to set aside for it.
+    fn slices(&self) -> usize {
+        match self {
+            Self::Kill => 150,
+            Self::StoreAway => 1_000,
+            Self::Point(_)
+            | Self::Zombie
+            | Self::Broker
+            | Self::Store
+            | Self::VolumeLost
+            | Self::VolumeOlder => 600,
+        }
+    }
+
+    fn name(&self) -> String {
+        match self {
+            Self::Kill => "kill -9".to_owned(),
+            Self::Point(name) => format!("death at {name}"),
+            Self::Zombie => "zombie".to_owned(),
+            Self::Broker => "broker kill -9".to_owned(),
+            Self::Store => "store kill -9".to_owned(),
+            Self::StoreAway => "store away".to_owned(),
+            Self::VolumeLost => "volume deleted".to_owned(),
+            Self::VolumeOlder => "volume replaced by an older copy".to_owned(),
+        }
+    }
+}
+
+/// The job, its servers and what was done to them.
+struct Ring<'a> {
+    flights: &'a Flights,
+    kafka: &'a Server,
+    s3: &'a Server,
+    loader: Loader,
+    rng: StdRng,
+    launch: Launch,
+    engine: Engine,
+    slices: usize,
+    fed: usize,
+    /// Volumes used so far: a zombie's successor gets another one.
+    volumes: usize,
+    /// The newest committed epoch seen.
+    epoch: u64,
+    older: PathBuf,
+    away: Duration,
+}
+
+impl Ring<'_> {
+    /// The next slice of the input.
+    fn feed(&mut self) -> Result<()> {
+        ensure!(
+            self.fed < self.slices,
+            "the input is used up before the last blow; take more --rows"
+        );
+        self.flights
+            .put_slice(&mut self.loader, self.fed, self.slices)?;
+        self.fed += 1;
+        Ok(())
+    }
+
+    fn feed_rest(&mut self) -> Result<()> {
+        while self.fed < self.slices {
+            self.feed()?;
+        }
+        Ok(())
+    }
+
+    /// Feeds for so long, or until `over` says so.
+    fn feed_for(
+        &mut self,
+        time: Duration,
+        mut over: impl FnMut(&mut Self) -> Result<bool>,
+    ) -> Result<bool> {
+        let until = Instant::now() + time;
+        while Instant::now() < until {
+            self.feed()?;
+            if over(self)? {
+                return Ok(true);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(false)
+    }
+
+    /// Feeds for a random time between these, in milliseconds.
+    fn feed_a_while(&mut self, least: u64, most: u64) -> Result<()> {
+        let time = Duration::from_millis(self.rng.random_range(least..most));
+        self.feed_for(time, |_| Ok(false))?;
+        Ok(())
+    }
+
+    /// Waits for the engine, feeds, and waits for a commit that is newer than all before.
+    fn progress(&mut self) -> Result<()> {
+        let now = self
+            .engine
+            .until("the engine answers", PATIENCE, |_| true)?
+            .epoch;
+        self.epoch = self.epoch.max(now);
+        self.feed()?;
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.engine.status()?
+                && status.epoch > self.epoch
+            {
+                self.epoch = status.epoch;
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < until,
+                "no commit after epoch {} for {PATIENCE:?}, see {}",
+                self.epoch,
+                self.launch.log.display()
+            );
+            std::thread::sleep(Duration::from_millis(50));
+            if self.fed + 500 < self.slices && self.fed.is_multiple_of(2) {
+                self.feed()?;
+            }
+        }
+    }
+
+    fn restart(&mut self) -> Result<()> {
+        self.engine.kill9()?;
+        self.engine = Engine::start(&self.launch)?;
+        Ok(())
+    }
+
+    /// Some moments fall into recovery, more into work.
+    fn kill_at_random(&mut self) -> Result<()> {
+        let (least, most) = if self.rng.random_bool(0.4) {
+            (0, 700)
+        } else {
+            (700, 2500)
+        };
+        self.feed_a_while(least, most)?;
+        if let Ok(Some(status)) = self.engine.status() {
+            self.epoch = self.epoch.max(status.epoch);
+        }
+        ensure!(
+            self.engine.kill9()?,
+            "the engine had ended by itself before a kill, see {}",
+            self.launch.log.display()
+        );
+        self.restart()
+    }
+
+    /// Runs until the engine kills itself at a named step. Answers whether it did; the engine runs on without it afterwards.
+    fn die_at(&mut self, point: &str) -> Result<bool> {
+        let faulty = Launch {
+            fault: Some(point.to_owned()),
+            ..self.launch.clone()
+        };
+        self.engine.kill9()?;
+        self.engine = Engine::start(&faulty)?;
+        let hit = self.feed_for(Duration::from_secs(10), |ring| {
+            Ok(ring.engine.ended()?.is_some())
+        })?;
+        if let Some(status) = self.engine.ended()? {
+            ensure!(
+                status.signal() == Some(9),
+                "at {point} the engine ended with {status}, not by SIGKILL, see {}",
+                self.launch.log.display()
+            );
+        }
+        self.restart()?;
+        Ok(hit)
+    }
+
+    /// Freezes the engine, lets a successor on another volume take over and commit, and wakes it. Its output is nobody's.
+    fn zombie(&mut self) -> Result<()> {
+        self.feed_a_while(200, 1500)?;
+        self.engine.freeze()?;
+        self.volumes += 1;
+        self.launch.state = self
+            .launch
+            .state
+            .with_file_name(format!("state-{}", self.volumes));
+        let mut zombie = std::mem::replace(&mut self.engine, Engine::start(&self.launch)?);
+        self.progress()?;
+        zombie.thaw()?;
+        // It may end, or rejoin and even take the job back: whoever leads, the job must go on.
+        self.feed_for(Duration::from_secs(5), |_| Ok(zombie.ended()?.is_some()))?;
+        if zombie.kill9()? {
+            println!("exactly-once: the zombie was still there 5 s after it woke");
+        }
+        if self.engine.ended()?.is_some() {
+            println!("exactly-once: the successor gave way to the zombie");
+            self.restart()?;
+        }
+        self.progress()
+    }
+
+    fn broker_crash(&mut self) -> Result<()> {
+        self.feed_a_while(0, 1000)?;
+        self.kafka.kill9()?;
+        std::thread::sleep(Duration::from_millis(self.rng.random_range(500..4000)));
+        self.kafka.start()?;
+        self.progress()
+    }
+
+    /// The store dies and is away while rows keep coming.
+    fn store_crash(&mut self, away: Duration) -> Result<()> {
+        self.feed_a_while(0, 1000)?;
+        self.s3.kill9()?;
+        let until = Instant::now() + away;
+        while Instant::now() < until {
+            self.feed()?;
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        self.s3.start()?;
+        self.progress()
+    }
+
+    fn volume_lost(&mut self) -> Result<()> {
+        self.engine.kill9()?;
+        std::fs::remove_dir_all(&self.launch.state).context("cannot remove the volume")?;
+        self.restart()?;
+        self.progress()
+    }
+
+    /// Copies the volume, goes on for some epochs, and puts the copy in its place.
+    fn volume_older(&mut self) -> Result<()> {
+        self.engine.kill9()?;
+        let copied = Command::new("cp")
+            .arg("-a")
+            .arg(&self.launch.state)
+            .arg(&self.older)
+            .status()?;
+        ensure!(copied.success(), "cannot copy the volume");
+        self.restart()?;
+        for _ in 0..3 {
+            self.progress()?;
+        }
+        self.engine.kill9()?;
+        std::fs::remove_dir_all(&self.launch.state)?;
+        std::fs::rename(&self.older, &self.launch.state)?;
+        self.restart()?;
+        self.progress()
+    }
+}

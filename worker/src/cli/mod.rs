@@ -1,0 +1,88 @@
+//! The command line: what a person types, and what they are told. Reading manifests, exit codes and output forms are here;
+//! what runs is `job`'s.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+mod check;
+mod log;
+mod run;
+mod tell;
+
+/// Structured streaming: sources, one SQL text, sinks; every result exactly once.
+#[derive(Debug, Parser)]
+#[command(name = "penstock", version, about, max_term_width = 100)]
+struct Cli {
+    /// How results and errors are written.
+    #[arg(long, value_enum, default_value_t = Output::Text, global = true)]
+    output: Output,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a job on this machine until it ends or Ctrl-C.
+    Run(run::RunArgs),
+    /// Check manifests: structure, rules, SQL.
+    Lint {
+        /// Manifests.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+    /// Show the graph of a job; with --against, what becomes of the state of a running version.
+    Plan {
+        file: PathBuf,
+        /// A plan (`plan/<hash>.json` of a log) or another manifest.
+        #[arg(long)]
+        against: Option<PathBuf>,
+        /// Operators whose state may be dropped.
+        #[arg(long = "drop-state")]
+        drop_state: Vec<String>,
+    },
+    /// Explain an error code.
+    Explain { code: String },
+    /// Show the log of a job.
+    Log {
+        /// The job's manifest.
+        file: PathBuf,
+        /// Where secrets are: DIR/<secret>/<key>.
+        #[arg(long)]
+        secrets: Option<PathBuf>,
+    },
+    /// Names of the steps at which a test may kill the engine.
+    #[command(hide = true)]
+    FaultPoints,
+}
+
+/// Runs the command line; the exit code is 0 when all went well, 1 when the job failed, 2 when the input is wrong.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("PENSTOCK_LOG").unwrap_or_else(|_| "warn".into());
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match cli.output {
+        Output::Text => logs.compact().init(),
+        Output::Json => logs.json().init(),
+    }
+    match cli.command {
+        Command::Run(args) => run::run(args, cli.output),
+        Command::Lint { files } => check::lint(&files, cli.output),
+        Command::Plan { file, against, drop_state } => check::plan(&file, against.as_deref(), &drop_state, cli.output),
+        Command::Explain { code } => check::explain(&code, cli.output),
+        Command::Log { file, secrets } => log::log(&file, secrets.as_ref(), cli.output),
+        Command::FaultPoints => {
+            for name in crate::fault::POINTS {
+                println!("{name}");
+            }
+            ExitCode::SUCCESS
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! `/status`, `/metrics` and `/healthz` of a running job, and the line that shows its progress.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::IntoResponse;
+use axum::{Json, Router, routing::get};
+use penstock_crds::job::{Phase as StatusPhase, StreamingJob};
+use penstock_crds::rpc;
+use penstock_crds::units::Timestamp;
+
+use crate::coordinator::progress::{Now, Phase, Progress};
+
+use super::metrics;
+
+/// What the pages are made from.
+#[derive(Clone)]
+pub struct Shown {
+    pub job: Arc<StreamingJob>,
+    pub progress: Arc<Progress>,
+}
+
+/// Serves until the process ends.
+///
+/// # Errors
+/// When the address cannot be bound.
+pub async fn serve(address: SocketAddr, shown: Shown) -> std::io::Result<SocketAddr> {
+    let listener = tokio::net::TcpListener::bind(address).await?;
+    let bound = listener.local_addr()?;
+    let app = Router::new()
+        .route("/status", get(|State(s): State<Shown>| async move { Json(status(&s)) }))
+        .route("/metrics", get(|State(s): State<Shown>| async move { metrics_page(&s) }))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .with_state(shown);
+    tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, app).await {
+            tracing::warn!(%error, "the status page has ended");
+        }
+    });
+    Ok(bound)
+}
+
+fn metrics_page(shown: &Shown) -> impl IntoResponse + use<> {
+    let content_type = [(axum::http::header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")];
+    (content_type, metrics::text(&shown.job, &shown.progress.now()))
+}
+
+/// The job's status, as the controller reads it.
+pub fn status(shown: &Shown) -> rpc::JobStatus {
+    let now = shown.progress.now();
+    let (namespace, job) = super::full_name(&shown.job);
+    let spec = &shown.job.spec;
+    rpc::JobStatus {
+        job,
+        namespace,
+        log_id: now.log.clone(),
+        generation: now.generation,
+        phase: phase(now.phase),
+        engine: env!("CARGO_PKG_VERSION").to_owned(),
+        epoch: Timestamp::from_epoch_millis(now.epoch.committed_at_ms).filter(|_| now.epoch.number > 0).map(|at| rpc::Epoch {
+            number: now.epoch.number,
+            committed_at: at,
+            duration_ms: now.epoch.duration_ms,
+            bytes: now.epoch.bytes,
+            rows_in: now.epoch.rows_in,
+            rows_out: now.epoch.rows_out,
+        }),
+        watermark: now
+            .watermark
+            .and_then(|us| Timestamp::from_epoch_millis(us.div_euclid(1000)))
+            .map(|time| rpc::Watermark { time, held_back_by: now.held_back_by.clone() }),
+        lag: now.lag.map(|records| rpc::Lag { records, seconds: 0.0 }),
+        rates: rates(&now),
+        counts: rpc::Counts {
+            rows_in: now.rows_in,
+            rows_out: now.rows_out,
+            late: now.late,
+            dead_letters: now.dead_letters,
+            skipped: now.bad.saturating_sub(now.dead_letters),
+            restarts: now.restarts,
+        },
+        sources: spec
+            .sources
+            .iter()
+            .zip(now.by_source.iter().map(Some).chain(std::iter::repeat(None)))
+            .map(|(s, n)| rpc::SourceStatus {
+                name: s.name.clone(),
+                splits: n.map_or(0, |n| n.splits),
+                rows: n.map_or(0, |n| n.rows),
+                lag_records: None,
+                idle: false,
+            })
+            .collect(),
+        sinks: spec
+            .sinks
+            .iter()
+            .enumerate()
+            .map(|(i, s)| rpc::SinkStatus {
+                name: s.name.clone(),
+                guarantee: s.effective_delivery(),
+                done_through: now.published,
+                rows: now.sink_rows.get(i).copied().unwrap_or(0),
+            })
+            .collect(),
+        held_back_by: now.held.iter().next().map(|(sink, text)| format!("sink {sink}: {text}")),
+        last_failure: None,
+    }
+}
+
+/// Rows per second over the last epoch.
+pub fn rates(now: &Now) -> rpc::Rates {
+    let seconds = (now.epoch.duration_ms.max(1)) as f64 / 1000.0;
+    rpc::Rates { rows_in: now.epoch.rows_in as f64 / seconds, rows_out: now.epoch.rows_out as f64 / seconds }
+}
+
+fn phase(phase: Phase) -> StatusPhase {
+    match phase {
+        Phase::Pending => StatusPhase::Pending,
+        Phase::Restoring => StatusPhase::Restoring,
+        Phase::Running => StatusPhase::Running,
+        Phase::Completed => StatusPhase::Completed,
+        Phase::Failed => StatusPhase::Failed,
+    }
+}
+
+/// One line for people: what it reads, what it writes, how far it is.
+pub fn line(now: &Now, now_ms: i64) -> String {
+    let rates = rates(now);
+    let time = |us: i64| {
+        let at = chrono::DateTime::from_timestamp_micros(us);
+        at.map_or_else(|| "end of input".to_owned(), |t| t.format("%Y-%m-%d %H:%M:%S").to_string())
+    };
+    let watermark = now.watermark.map_or_else(|| "none yet".to_owned(), time);
+    let age = (now_ms - now.epoch.committed_at_ms).max(0) as f64 / 1000.0;
+    let lag = now.lag.map_or_else(|| "unknown".to_owned(), |l| l.to_string());
+    format!(
+        "{:.0} rows/s in, {:.0} out | lag {lag} | watermark {watermark} | epoch {} ({age:.1} s ago) | late {}, dead letters {}",
+        rates.rows_in, rates.rows_out, now.epoch.number, now.late, now.dead_letters
+    )
+}

@@ -1,0 +1,251 @@
+//! A job, put together: the manifest's plan, its connectors, its log and volume, one member with its slots, and the
+//! coordinator. The only module that names concrete connectors. Runs generations until the job ends.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use penstock_checkpoint::gc::Retention;
+use penstock_checkpoint::ids::{Entropy, MemberId, Nonce, SystemEntropy};
+use penstock_checkpoint::log::{JobLog, LogError, Options as LogOptions};
+use penstock_checkpoint::record::Created;
+use penstock_checkpoint::store::{CheckpointStore, LocalFolder, Objects, Remote, S3Options};
+use penstock_crds::job::{StorageKind, StreamingJob};
+use penstock_plan::{Plan, StateVerdict, plan_json, verdict};
+use tokio::sync::{mpsc, watch};
+
+use crate::clock::{Clock, SystemClock};
+use crate::coordinator::progress::{Phase, Progress};
+use crate::coordinator::{Coordinator, Outcome, Parts, Settings, Trigger};
+use crate::error::{EngineError, ErrorKind, Result};
+use crate::member::{Member, storage};
+use crate::state::{Budget, Planted, StateOptions, StateWorker};
+
+mod connectors;
+pub mod http;
+mod identity;
+mod metrics;
+mod slots;
+
+pub use slots::SlotThreads;
+
+/// What a person chooses on the command line.
+#[derive(Debug, Clone)]
+pub struct RunOptions {
+    /// Where secrets are mounted: `<dir>/<secret>/<key>`.
+    pub secrets: Option<PathBuf>,
+    /// Bytes for state, staging and exchange.
+    pub memory: usize,
+    /// The volume. Default: `.penstock/volumes/<namespace>/<name>`.
+    pub state: Option<PathBuf>,
+    /// State rests in memory only: for benches.
+    pub memory_state: bool,
+    /// Uids whose state may be dropped.
+    pub drop_state: Vec<String>,
+}
+
+/// The name of a job.
+pub fn full_name(job: &StreamingJob) -> (String, String) {
+    let namespace = job.metadata.namespace.clone().unwrap_or_else(|| "default".to_owned());
+    (namespace, job.metadata.name.clone().unwrap_or_default())
+}
+
+/// The store that holds the job's logs, at `<prefix>/<namespace>/<name>`.
+pub fn open_store(job: &StreamingJob, secrets: Option<&PathBuf>) -> Result<CheckpointStore> {
+    let (namespace, name) = full_name(job);
+    let storage_spec = job.spec.checkpoint.storage.as_ref();
+    let failed = |e: penstock_checkpoint::store::StoreError| storage(LogError::from(e));
+    let (objects, prefix): (Arc<dyn Objects>, String) = match storage_spec.and_then(|s| s.kind()) {
+        None => (Arc::new(LocalFolder::open(".penstock").map_err(failed)?), String::new()),
+        Some(StorageKind::Local(local)) => (Arc::new(LocalFolder::open(&local.path).map_err(failed)?), String::new()),
+        Some(StorageKind::S3(s3)) => {
+            let secret = |key: &str| -> Option<String> {
+                let of = &storage_spec?.secret_ref.as_ref()?.name;
+                let text = std::fs::read_to_string(secrets?.join(of).join(key)).ok()?;
+                Some(text.trim_end().to_owned())
+            };
+            let env = |key: &str| std::env::var(key).ok();
+            let options = S3Options {
+                bucket: s3.bucket.clone(),
+                region: if s3.region.is_empty() { "us-east-1".to_owned() } else { s3.region.clone() },
+                endpoint: s3.endpoint.clone(),
+                path_style: s3.path_style,
+                access_key: secret("access_key_id").or_else(|| env("AWS_ACCESS_KEY_ID")),
+                secret_key: secret("secret_access_key").or_else(|| env("AWS_SECRET_ACCESS_KEY")),
+                session_token: secret("session_token").or_else(|| env("AWS_SESSION_TOKEN")),
+            };
+            (Arc::new(Remote::s3(&options).map_err(failed)?), s3.prefix.clone())
+        }
+        Some(StorageKind::Gcs(_) | StorageKind::Azure(_)) => {
+            return Err(EngineError::fail("PR0402", "checkpoint.storage", "only s3 and local storage are in this version"));
+        }
+    };
+    Ok(CheckpointStore::new(objects, prefix).below(&format!("{namespace}/{name}")))
+}
+
+/// What becomes of the state of the version that ran last, when its plan differs; `None` when nothing has changed or nothing
+/// ran yet.
+pub async fn state_verdicts(job: &StreamingJob, plan: &Plan, options: &RunOptions) -> Result<Option<Vec<StateVerdict>>> {
+    let store = open_store(job, options.secrets.as_ref())?;
+    for id in store.logs().await.map_err(|e| storage(LogError::from(e)))? {
+        let of = store.below(&id.to_string());
+        let Some(log) = JobLog::open(of, LogOptions::default()).await.map_err(storage)? else { continue };
+        let Some(claim) = log.fold().claim().filter(|c| c.plan_hash != plan.plan_hash) else { continue };
+        let old = log.store().get(&plan_path(&claim.plan_hash)).await.map_err(|e| storage(LogError::from(e)))?;
+        if let Some(old) = old.and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
+            return Ok(Some(verdict(&old, plan, &options.drop_state)));
+        }
+    }
+    Ok(None)
+}
+
+/// Where a plan lies below its log.
+pub fn plan_path(hash: &str) -> String {
+    format!("plan/{hash}.json")
+}
+
+/// Runs a job until it ends, is stopped by `stop`, or fails. Begins a new generation after a fence or a passing failure.
+pub async fn run(
+    job: &StreamingJob,
+    plan: Arc<Plan>,
+    options: &RunOptions,
+    progress: Arc<Progress>,
+    stop: watch::Receiver<bool>,
+) -> Result<Outcome> {
+    let outcome = generations(job, plan, options, progress.clone(), stop).await;
+    progress.phase(if outcome.is_ok() { Phase::Completed } else { Phase::Failed });
+    outcome
+}
+
+async fn generations(
+    job: &StreamingJob,
+    plan: Arc<Plan>,
+    options: &RunOptions,
+    progress: Arc<Progress>,
+    stop: watch::Receiver<bool>,
+) -> Result<Outcome> {
+    let (namespace, name) = full_name(job);
+    let store = open_store(job, options.secrets.as_ref())?;
+    store.prove_create_if_absent(&mut SystemEntropy).await.map_err(|e| storage(LogError::from(e)))?;
+    let volume = options.state.clone().unwrap_or_else(|| PathBuf::from(".penstock/volumes").join(&namespace).join(&name));
+    let mut pause = Duration::from_millis(200);
+    loop {
+        let began = tokio::time::Instant::now();
+        match generation(job, &plan, options, &progress, &stop, &store, &volume).await {
+            Err(e) if matches!(e.kind, ErrorKind::Fenced | ErrorKind::Retry) && !*stop.borrow() => {
+                tracing::warn!(error = %e, "the generation is over, joining again");
+                progress.restarted();
+                if began.elapsed() > Duration::from_secs(60) {
+                    pause = Duration::from_millis(200);
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(10));
+            }
+            other => return other,
+        }
+    }
+}
+
+async fn generation(
+    job: &StreamingJob,
+    plan: &Arc<Plan>,
+    options: &RunOptions,
+    progress: &Arc<Progress>,
+    stop: &watch::Receiver<bool>,
+    store: &CheckpointStore,
+    volume: &std::path::Path,
+) -> Result<Outcome> {
+    let (namespace, name) = full_name(job);
+    let key_groups = u16::try_from(job.spec.key_groups).unwrap_or(u16::MAX);
+    let created = Created { name: format!("{namespace}/{name}"), key_groups, parent: None };
+    let log = identity::open_log(store, volume, created, job.spec.start_fresh).await?;
+    if log.fold().key_groups() != key_groups {
+        let text = format!("keyGroups is {key_groups}, the job began with {}: it is fixed for a job's life", log.fold().key_groups());
+        return Err(EngineError::fail("PR0410", "spec.keyGroups", text));
+    }
+    progress.log(log.fold().log().to_string());
+    let plan_json = plan_json(plan).to_string();
+    let written = log.store().put(&plan_path(&plan.plan_hash), plan_json.into_bytes().into()).await;
+    written.map_err(|e| storage(LogError::from(e)))?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let connected = connectors::connect(job, plan, options, &log.fold().log().to_string())?;
+    let slots = usize::try_from(job.spec.workers.slots).unwrap_or(1).max(1);
+    let sinks: Vec<(String, u16)> = connected.sinks.iter().map(|(name, sink, _)| (name.clone(), sink.shards())).collect();
+    let state = StateWorker::open(StateOptions {
+        dir: (!options.memory_state).then(|| volume.join("state")),
+        total_groups: key_groups,
+        log_id: log.fold().log().to_string(),
+        schema_fingerprint: state_fingerprint(plan),
+        nonce: u64::from_le_bytes(SystemEntropy.bytes16()[..8].try_into().expect("eight of sixteen bytes")),
+        budget: Budget::new(options.memory),
+        planted: Planted::default(),
+    })?;
+    let factory = slots::GraphSlots {
+        graph: Arc::new(plan.graph.clone()),
+        slots,
+        key_groups,
+        sources: connected.sources,
+        sinks: connected.sinks.clone(),
+        clock: clock.clone(),
+        early_bytes: options.memory / 4 / slots,
+        threads: SlotThreads::Own,
+    };
+    let (to_member, member_inbox) = mpsc::unbounded_channel();
+    let (to_coordinator, inbox) = mpsc::unbounded_channel();
+    let member = Member {
+        id: MemberId::ZERO,
+        log: log.fold().log(),
+        store: log.store().clone(),
+        key_groups,
+        state,
+        slots: Arc::new(factory),
+        sinks: connected.sinks,
+        sources: connected.infos.iter().map(|s| s.name.clone()).collect(),
+        nonces: Box::new(|| Nonce::from_bytes(SystemEntropy.bytes16())),
+        inbox: member_inbox,
+        outbox: to_coordinator,
+    };
+    let member = tokio::spawn(member.run());
+    let spec = &job.spec.checkpoint;
+    let mut coordinator = Coordinator::new(Parts {
+        settings: Settings {
+            trigger: trigger(job),
+            interval: spec.interval.into(),
+            retention: Retention { epochs: u64::from(spec.retention.epochs), duration: spec.retention.duration.into() },
+            plan_hash: plan.plan_hash.clone(),
+            sinks,
+            key_groups,
+        },
+        log,
+        sources: connected.infos,
+        member: to_member,
+        inbox,
+        clock,
+        stop: stop.clone(),
+        progress: progress.clone(),
+    });
+    let outcome = coordinator.run().await;
+    drop(coordinator);
+    // The member ends its slots; a slot that hangs in a connector would hang the process, so that has a bound.
+    if tokio::time::timeout(Duration::from_secs(20), member).await.is_err() {
+        tracing::warn!("the member did not end within 20 s");
+    }
+    outcome
+}
+
+fn trigger(job: &StreamingJob) -> Trigger {
+    use penstock_crds::job::Trigger as T;
+    match job.spec.trigger.kind() {
+        T::Continuous => Trigger::Continuous,
+        T::ProcessingTime { interval } => Trigger::ProcessingTime { interval: interval.into() },
+        T::AvailableNow { drain } => Trigger::AvailableNow { drain },
+        T::Once { drain } => Trigger::Once { drain },
+    }
+}
+
+/// Of everything that the bytes of state depend on: an instance written under another one is not used.
+fn state_fingerprint(plan: &Plan) -> String {
+    let of = plan.graph.nodes.iter().filter_map(|n| Some(format!("{}={:016x}", n.uid.0, n.fingerprint?.0)));
+    let text = of.collect::<Vec<_>>().join(";");
+    format!("{:016x}", xxhash_rust::xxh3::xxh3_64(text.as_bytes()))
+}

@@ -1,0 +1,279 @@
+//! From the graph to running slots: one task per node and slot, channels along the edges. Owns the wiring; what a node does
+//! is the operators', what a connector does is behind its trait.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use penstock_checkpoint::ids::OperatorUid;
+use penstock_plan::graph::{Distribution, Edge, Node, NodeId, Op, Phase, StreamGraph};
+use tokio::sync::{Notify, mpsc};
+
+use crate::clock::Clock;
+use crate::error::{EngineError, Result};
+use crate::member::protocol::Start;
+use crate::member::{SlotFactory, SlotHandle};
+use crate::message::EventTime;
+use crate::network::{self, Inlet, Outlet};
+use crate::operators;
+use crate::sinks::{Guarantee, SinkRef};
+use crate::sources::Source;
+use crate::state::{SlotState, StateWorker};
+use crate::task::{HashBy, OperatorTask, Route, Scan, ScanColumns, SinkStage, SinkTask, Slot, SlotEvent, SourceRules, SourceTask, SplitNames};
+
+/// Where slots run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SlotThreads {
+    /// A thread each.
+    Own,
+    /// Tasks of the caller's runtime: a simulation.
+    Shared,
+}
+
+/// A source, ready to make readers.
+#[derive(Clone)]
+pub struct SourceParts {
+    pub rules: Arc<SourceRules>,
+    pub source: Arc<dyn Source>,
+    /// Makes the columns of the scan from what the reader decodes.
+    pub columns: ScanColumns,
+}
+
+/// Everything a generation's slots are made of.
+pub struct GraphSlots {
+    pub graph: Arc<StreamGraph>,
+    pub slots: usize,
+    pub key_groups: u16,
+    /// By index; the rules' index is the same.
+    pub sources: Vec<SourceParts>,
+    /// By index: name, sink, the guarantee that the job asks for.
+    pub sinks: Vec<(String, SinkRef, Guarantee)>,
+    pub clock: Arc<dyn Clock>,
+    pub early_bytes: usize,
+    pub threads: SlotThreads,
+}
+
+/// Channels of one slot, by node.
+#[derive(Default)]
+struct Wires {
+    inlets: BTreeMap<NodeId, (Vec<Box<dyn Inlet>>, Vec<usize>)>,
+    routes: BTreeMap<NodeId, Vec<Route>>,
+}
+
+impl SlotFactory for GraphSlots {
+    fn start(
+        &self,
+        start: &Start,
+        state: &mut StateWorker,
+        events: mpsc::UnboundedSender<SlotEvent>,
+    ) -> Result<Vec<SlotHandle>> {
+        let notifies: Vec<Arc<Notify>> = (0..self.slots).map(|_| Arc::new(Notify::new())).collect();
+        let mut wires = self.wire(&notifies);
+        let names = SplitNames::default();
+        let mut handles = Vec::new();
+        for index in 0..self.slots {
+            let state = state.slot(self.groups(index))?;
+            let (commands, inbox) = mpsc::unbounded_channel();
+            let mut slot = self.slot(index, start, state, std::mem::take(&mut wires[index]), &names)?;
+            slot.notify = notifies[index].clone();
+            slot.commands = inbox;
+            slot.events = events.clone();
+            handles.push(self.spawn(slot, commands)?);
+        }
+        Ok(handles)
+    }
+}
+
+impl GraphSlots {
+    /// Key groups of a slot: those whose owner it is.
+    fn groups(&self, slot: usize) -> std::ops::Range<u16> {
+        let first = |slot: usize| {
+            (0..self.key_groups).find(|g| crate::keys::owner(*g, self.key_groups, self.slots) >= slot).unwrap_or(self.key_groups)
+        };
+        first(slot)..first(slot + 1)
+    }
+
+    fn spawn(&self, slot: Slot, commands: mpsc::UnboundedSender<crate::task::SlotCommand>) -> Result<SlotHandle> {
+        match self.threads {
+            SlotThreads::Shared => {
+                tokio::spawn(slot.run());
+                Ok(SlotHandle { commands, ended: Box::new(|| {}) })
+            }
+            SlotThreads::Own => {
+                let failed = |e: std::io::Error| EngineError::fail("PR0304", "slot", "no thread could be started").caused_by(e);
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(failed)?;
+                let thread = std::thread::Builder::new()
+                    .name(format!("slot-{}", slot.index))
+                    .spawn(move || runtime.block_on(slot.run()))
+                    .map_err(failed)?;
+                let ended = Box::new(move || {
+                    // A slot that panicked has nothing left to hand over.
+                    let _ = thread.join();
+                });
+                Ok(SlotHandle { commands, ended })
+            }
+        }
+    }
+
+    fn wire(&self, notifies: &[Arc<Notify>]) -> Vec<Wires> {
+        let slots = self.slots;
+        let mut wires: Vec<Wires> = (0..slots).map(|_| Wires::default()).collect();
+        for edge in &self.graph.edges {
+            match &edge.distribution {
+                Distribution::Forward => {
+                    for (s, w) in wires.iter_mut().enumerate() {
+                        let (outlet, inlet) = network::local(notifies[s].clone(), notifies[s].clone());
+                        w.listen(edge, Box::new(inlet));
+                        w.routes.entry(edge.from).or_default().push(Route::forward(Box::new(outlet)));
+                    }
+                }
+                Distribution::Hash(columns) => {
+                    let by = HashBy {
+                        main: columns.clone(),
+                        late: self.late_columns(edge.from).unwrap_or_else(|| columns.clone()),
+                        key_groups: self.key_groups,
+                    };
+                    for from in 0..slots {
+                        let mut outlets: Vec<Box<dyn Outlet>> = Vec::new();
+                        for to in 0..slots {
+                            let (outlet, inlet) = network::local(notifies[from].clone(), notifies[to].clone());
+                            outlets.push(Box::new(outlet));
+                            wires[to].listen(edge, Box::new(inlet));
+                        }
+                        wires[from].routes.entry(edge.from).or_default().push(Route::hash(by.clone(), outlets));
+                    }
+                }
+            }
+        }
+        wires
+    }
+
+    /// Key columns in the rows that a partial operator passes whole: those of its input.
+    fn late_columns(&self, node: NodeId) -> Option<Vec<usize>> {
+        match &self.graph.nodes[node.0].op {
+            Op::WindowAggregate { phase: Phase::Partial, keys, .. } | Op::Deduplicate { phase: Phase::Partial, keys, .. } => {
+                Some(keys.clone())
+            }
+            _ => None,
+        }
+    }
+
+    fn slot(&self, index: usize, start: &Start, state: SlotState, mut wires: Wires, names: &SplitNames) -> Result<Slot> {
+        let restored = |uid: &str| {
+            let at = start.restore.state.watermarks.get(&OperatorUid::new(uid));
+            at.map_or(EventTime::MIN, |t| EventTime::from_micros(t.get()))
+        };
+        let mut sources = Vec::new();
+        let mut operators = Vec::new();
+        let mut sinks = Vec::new();
+        for node in &self.graph.nodes {
+            let uid = node.uid.0.clone();
+            let routes = wires.routes.remove(&node.id).unwrap_or_default();
+            let (inlets, ports) = wires.inlets.remove(&node.id).unwrap_or_default();
+            match &node.op {
+                Op::Source { name, .. } => {
+                    let parts = self.source(name)?;
+                    sources.push(SourceTask::new(
+                        uid.clone(),
+                        parts.rules.clone(),
+                        parts.source.reader()?,
+                        Scan::new(&parts.columns)?,
+                        routes,
+                        restored(&uid),
+                        names.clone(),
+                        start.planned_mode,
+                    ));
+                }
+                Op::Sink { name, mode, key } => {
+                    let stage = self.sink(name)?;
+                    sinks.push(SinkTask::new(uid.clone(), stage, inlets, *mode, key.clone(), restored(&uid)));
+                }
+                _ => {
+                    let operator = self.operator(node)?;
+                    operators.push(OperatorTask::new(uid.clone(), operator, inlets, &ports, routes, restored(&uid)));
+                }
+            }
+        }
+        sources.sort_by_key(|s| s.rules().index);
+        // Placeholders that `start` replaces: a slot is never without its ends.
+        let (_, commands) = mpsc::unbounded_channel();
+        let (events, _) = mpsc::unbounded_channel();
+        Ok(Slot {
+            index,
+            sources,
+            operators,
+            sinks,
+            stages: self.stages(index)?,
+            state,
+            rules: self.sources.iter().map(|s| s.rules.clone()).collect(),
+            names: names.clone(),
+            clock: self.clock.clone(),
+            notify: Arc::new(Notify::new()),
+            commands,
+            events,
+            early_bytes: self.early_bytes,
+            now_ms: start.now_ms,
+            epoch: start.first_epoch.get(),
+            late_counts: vec![0; self.sources.len().max(1)],
+            late_letters: Vec::new(),
+            asked: false,
+            said_done: false,
+            said_failing: false,
+        })
+    }
+
+    fn stages(&self, slot: usize) -> Result<Vec<SinkStage>> {
+        let written = |name: &str| self.graph.nodes.iter().any(|n| matches!(&n.op, Op::Sink { name: s, .. } if s == name));
+        self.sinks
+            .iter()
+            .map(|(name, sink, guarantee)| {
+                let encoder = if written(name) { Some(sink.encoder()?) } else { None };
+                let direct = match guarantee {
+                    Guarantee::ExactlyOnce => None,
+                    Guarantee::AtLeastOnce => Some(sink.direct()?),
+                };
+                Ok(SinkStage::new(name.clone(), sink.clone(), encoder, direct, slot as u64))
+            })
+            .collect()
+    }
+
+    fn operator(&self, node: &Node) -> Result<Box<dyn operators::Operator>> {
+        let inputs: Vec<&Edge> = {
+            let mut inputs: Vec<&Edge> = self.graph.edges.iter().filter(|e| e.to == node.id).collect();
+            inputs.sort_by_key(|e| e.port);
+            inputs
+        };
+        let schemas: Vec<_> = inputs.iter().map(|e| self.graph.nodes[e.from.0].schema.clone()).collect();
+        let kinds: Vec<_> = inputs.iter().map(|e| e.kind.clone()).collect();
+        let late = inputs.first().and_then(|e| {
+            let partial = matches!(
+                self.graph.nodes[e.from.0].op,
+                Op::WindowAggregate { phase: Phase::Partial, .. } | Op::Deduplicate { phase: Phase::Partial, .. }
+            );
+            let before = self.graph.edges.iter().find(|b| partial && b.to == e.from)?;
+            Some(self.graph.nodes[before.from.0].schema.clone())
+        });
+        operators::build(node, &schemas, late, &kinds, operators::Switches::default())
+    }
+
+    fn source(&self, name: &str) -> Result<&SourceParts> {
+        self.sources
+            .iter()
+            .find(|s| s.rules.name == name)
+            .ok_or_else(|| EngineError::fail("PR0304", format!("source {name}"), "the plan names a source that the job has not"))
+    }
+
+    fn sink(&self, name: &str) -> Result<usize> {
+        self.sinks
+            .iter()
+            .position(|s| s.0 == name)
+            .ok_or_else(|| EngineError::fail("PR0304", format!("sink {name}"), "the plan names a sink that the job has not"))
+    }
+}
+
+impl Wires {
+    fn listen(&mut self, edge: &Edge, inlet: Box<dyn Inlet>) {
+        let (inlets, ports) = self.inlets.entry(edge.to).or_default();
+        inlets.push(inlet);
+        ports.push(edge.port);
+    }
+}

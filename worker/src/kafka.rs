@@ -1,0 +1,169 @@
+//! What Kafka's source and sink share: the client's properties, its log lines, and what its errors allow. Reading is
+//! `sources::kafka`'s, writing `sinks::kafka`'s.
+
+use std::collections::BTreeMap;
+
+use penstock_crds::validate::{Property, property};
+use rdkafka::client::ClientContext;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::consumer::ConsumerContext;
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::message::DeliveryResult;
+use rdkafka::producer::{NoCustomPartitioner, ProducerContext};
+use rdkafka::topic_partition_list::TopicPartitionList;
+use rdkafka::types::RDKafkaErrorCode;
+
+use crate::error::{EngineError, Result};
+
+/// Properties of a client: `bootstrap.servers`, then the manifest's, then the Secret's (file contents, whose last line end
+/// is dropped). A property that is not on the allow-list is refused here too, since a Secret is never seen by the validator.
+pub fn client_properties(
+    bootstrap: &str,
+    properties: &BTreeMap<String, String>,
+    secret: &BTreeMap<String, String>,
+) -> Result<BTreeMap<String, String>> {
+    let mut out = BTreeMap::from([("bootstrap.servers".to_owned(), bootstrap.to_owned())]);
+    for (name, value) in properties.iter().chain(secret) {
+        match property(name) {
+            Property::Allowed | Property::Secret => {
+                let value = value.trim_end_matches(['\r', '\n']);
+                out.insert(name.clone(), value.to_owned());
+            }
+            Property::Refused(why) => {
+                let text = format!("property {name} is refused: {why}");
+                return Err(EngineError::invalid("PR0208", "kafka client", text));
+            }
+            Property::Unknown => {
+                let text = format!("property {name} is not on the allow-list");
+                return Err(EngineError::invalid("PR0208", "kafka client", text));
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// A config of `defaults`, over them `client`, over them `owned`, which nobody may change.
+pub(crate) fn client_config(
+    defaults: &[(&str, &str)],
+    client: &BTreeMap<String, String>,
+    owned: &[(&str, &str)],
+) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    for (name, value) in defaults {
+        config.set(*name, *value);
+    }
+    for (name, value) in client {
+        config.set(name, value);
+    }
+    for (name, value) in owned {
+        config.set(*name, *value);
+    }
+    config.set_log_level(RDKafkaLogLevel::Warning);
+    config
+}
+
+/// Puts a client's own words into the log.
+#[derive(Debug, Clone)]
+pub(crate) struct Logged {
+    /// `source payments`, `sink alerts shard 3`.
+    pub object: String,
+    /// Delivery reports that failed since the last look; only errors are reported.
+    pub undelivered: std::sync::Arc<parking_lot::Mutex<Option<KafkaError>>>,
+}
+
+impl Logged {
+    pub(crate) fn new(object: impl Into<String>) -> Self {
+        Self {
+            object: object.into(),
+            undelivered: std::sync::Arc::default(),
+        }
+    }
+}
+
+impl ClientContext for Logged {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        match level {
+            RDKafkaLogLevel::Emerg
+            | RDKafkaLogLevel::Alert
+            | RDKafkaLogLevel::Critical
+            | RDKafkaLogLevel::Error => {
+                tracing::warn!(object = %self.object, facility, text, "kafka client");
+            }
+            RDKafkaLogLevel::Warning
+            | RDKafkaLogLevel::Notice
+            | RDKafkaLogLevel::Info
+            | RDKafkaLogLevel::Debug => {
+                tracing::debug!(object = %self.object, facility, text, "kafka client");
+            }
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::warn!(object = %self.object, %error, reason, "kafka client");
+    }
+}
+
+impl ConsumerContext for Logged {
+    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
+        if let Err(error) = result {
+            tracing::warn!(object = %self.object, %error, "offsets could not be shown");
+        }
+    }
+}
+
+impl ProducerContext<NoCustomPartitioner> for Logged {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        if let Err((error, _)) = result {
+            self.undelivered.lock().get_or_insert(error.clone());
+        }
+    }
+}
+
+/// Whether asking again cannot help: the broker refuses this client, or the request is wrong.
+pub(crate) fn refused(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode as C;
+    matches!(
+        code,
+        C::TopicAuthorizationFailed
+            | C::GroupAuthorizationFailed
+            | C::ClusterAuthorizationFailed
+            | C::TransactionalIdAuthorizationFailed
+            | C::SaslAuthenticationFailed
+            | C::UnsupportedSASLMechanism
+            | C::Authentication
+            | C::InvalidTopic
+            | C::PolicyViolation
+            | C::InvalidReplicationFactor
+            | C::InvalidPartitions
+            | C::MessageSizeTooLarge
+    )
+}
+
+/// An error of the client as the engine's: `Fail` where asking again cannot help, else `Retry`.
+pub(crate) fn error(
+    code: &'static str,
+    object: &str,
+    doing: &str,
+    cause: KafkaError,
+) -> EngineError {
+    let native = match &cause {
+        KafkaError::Transaction(e) => Some(e.code()),
+        other => other.rdkafka_error_code(),
+    };
+    let text = format!("{doing} failed");
+    if native.is_some_and(refused) || matches!(cause, KafkaError::ClientConfig(..)) {
+        EngineError::fail(code, object, text).caused_by(cause)
+    } else {
+        EngineError::retry(code, object, text).caused_by(cause)
+    }
+}
+
+/// Ends a client on a thread of its own: closing waits for brokers that may not answer.
+pub(crate) fn abandon<T: Send + 'static>(client: T) {
+    // If no thread can be made, the closure and with it the client is dropped here.
+    let _ = std::thread::Builder::new()
+        .name("kafka-close".to_owned())
+        .spawn(move || drop(client));
+}

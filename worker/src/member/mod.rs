@@ -1,0 +1,558 @@
+//! A member of a job: one process with its slots. Restores its key groups, runs its slots, uploads one pack per epoch, and
+//! after the commit applies state and publishes its shards. Decides nothing about epochs: that is the coordinator's.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use penstock_checkpoint::ids::{Epoch, Generation, KeyGroup, LogId, MemberId, Nonce, ShardId, SinkName};
+use penstock_checkpoint::pack::{PackId, PackIndex, PackWriter, SectionName};
+use penstock_checkpoint::record::{BaseRef, PackRef};
+use penstock_checkpoint::store::CheckpointStore;
+use penstock_checkpoint::transfer;
+use tokio::sync::mpsc;
+
+use crate::error::{EngineError, ErrorKind, Result};
+use crate::fault;
+use crate::message::Barrier;
+use crate::sinks::{Guarantee, SinkRef, StagedRecords};
+use crate::state::{BaseFile, Commit, FrozenLayer, Segment, StateWorker};
+use crate::task::{Assignment, SlotCommand, SlotEvent, SlotReport};
+
+pub mod protocol;
+pub mod publish;
+
+use protocol::{FromMember, Shard, Snapshot, Start, ToMember};
+use publish::{ShardNews, ShardTask, ShardWork};
+
+/// Makes the slots of a generation; `job` knows the graph and the connectors.
+pub trait SlotFactory: Send + Sync {
+    /// Starts the slots' threads (or tasks, in a simulation). Events of all slots go to `events`.
+    fn start(
+        &self,
+        start: &Start,
+        state: &mut StateWorker,
+        events: mpsc::UnboundedSender<SlotEvent>,
+    ) -> Result<Vec<SlotHandle>>;
+}
+
+/// A running slot.
+pub struct SlotHandle {
+    pub commands: mpsc::UnboundedSender<SlotCommand>,
+    /// Ends when the slot has ended.
+    pub ended: Box<dyn FnOnce() + Send>,
+}
+
+/// What a member is made of.
+pub struct Member {
+    pub id: MemberId,
+    pub log: LogId,
+    pub store: CheckpointStore,
+    pub key_groups: u16,
+    pub state: StateWorker,
+    pub slots: Arc<dyn SlotFactory>,
+    /// By index; the guarantee is what the job asks of the sink.
+    pub sinks: Vec<(String, SinkRef, Guarantee)>,
+    /// Names of the sources, by index.
+    pub sources: Vec<String>,
+    pub nonces: Box<dyn FnMut() -> Nonce + Send + Sync>,
+    pub inbox: mpsc::UnboundedReceiver<ToMember>,
+    pub outbox: mpsc::UnboundedSender<FromMember>,
+}
+
+/// What an epoch staged for one shard.
+type Chunks = Vec<Bytes>;
+
+/// A generation at work.
+struct Running {
+    generation: Generation,
+    slots: Vec<SlotHandle>,
+    /// Reports of the epoch in the making.
+    reports: Vec<SlotReport>,
+    /// Epochs whose pack is durable and whose commit is awaited: layers and own outputs.
+    pending: BTreeMap<Epoch, (Vec<Arc<FrozenLayer>>, BTreeMap<Shard, Chunks>)>,
+    shards: BTreeMap<Shard, mpsc::UnboundedSender<ShardWork>>,
+    news: mpsc::UnboundedSender<ShardNews>,
+    newest: Epoch,
+    /// Epochs handed to publication, oldest first, with the shards that still owe them.
+    unpublished: VecDeque<(Epoch, BTreeSet<Shard>)>,
+    sources_done: BTreeSet<usize>,
+}
+
+impl Member {
+    /// Serves until `Halt` or until the coordinator is gone.
+    pub async fn run(mut self) {
+        let (slot_tx, mut slot_rx) = mpsc::unbounded_channel();
+        let (news_tx, mut news_rx) = mpsc::unbounded_channel();
+        let (upload_tx, mut upload_rx) = mpsc::unbounded_channel::<Result<Box<Snapshot>>>();
+        let mut running: Option<Running> = None;
+        loop {
+            let outcome = tokio::select! {
+                biased;
+                message = self.inbox.recv() => match message {
+                    None | Some(ToMember::Halt) => break,
+                    Some(ToMember::Start(start)) => match self.start(*start, &slot_tx, &news_tx).await {
+                        Ok(r) => { running = Some(r); self.say(FromMember::Started) }
+                        Err(e) => Err(e),
+                    },
+                    Some(message) => match running.as_mut() {
+                        Some(r) => self.told(r, message).await,
+                        None => Ok(()),
+                    },
+                },
+                Some(news) = news_rx.recv() => match running.as_mut() {
+                    Some(r) => self.news(r, news),
+                    None => Ok(()),
+                },
+                Some(event) = slot_rx.recv() => match running.as_mut() {
+                    Some(r) => self.slot_event(r, event, &upload_tx),
+                    None => Ok(()),
+                },
+                Some(uploaded) = upload_rx.recv() => match uploaded {
+                    Ok(snapshot) => self.say(FromMember::Snapshot(snapshot)),
+                    Err(e) => Err(e),
+                },
+            };
+            if let Err(error) = outcome {
+                let _ = self.outbox.send(FromMember::Failed(error));
+            }
+        }
+        if let Err(error) = self.state.flush() {
+            tracing::warn!(%error, "the volume was not flushed; the next start replays");
+        }
+        if let Some(running) = running {
+            for slot in &running.slots {
+                let _ = slot.commands.send(SlotCommand::Halt);
+            }
+            for slot in running.slots {
+                (slot.ended)();
+            }
+        }
+    }
+
+    /// The coordinator may be gone; then nobody needs the answer.
+    #[expect(clippy::unnecessary_wraps, reason = "every arm of the loop answers with a Result")]
+    fn say(&self, message: FromMember) -> Result<()> {
+        let _ = self.outbox.send(message);
+        Ok(())
+    }
+
+    async fn start(
+        &mut self,
+        start: Start,
+        slot_tx: &mpsc::UnboundedSender<SlotEvent>,
+        news_tx: &mpsc::UnboundedSender<ShardNews>,
+    ) -> Result<Running> {
+        self.restore(&start).await?;
+        fault::point("restore.after");
+        for (_, sink, _) in &self.sinks {
+            sink.prepare().await?;
+        }
+        let slots = self.slots.start(&start, &mut self.state, slot_tx.clone())?;
+        let mut running = Running {
+            generation: start.generation,
+            slots,
+            reports: Vec::new(),
+            pending: BTreeMap::new(),
+            shards: BTreeMap::new(),
+            news: news_tx.clone(),
+            newest: start.newest,
+            unpublished: VecDeque::new(),
+            sources_done: BTreeSet::new(),
+        };
+        for (shard, born) in &start.born {
+            self.shard(&mut running, *shard, born.partition)?;
+            let _ = running.shards[shard].send(ShardWork::Born(*born));
+        }
+        for (epoch, packs) in &start.backlog {
+            let outputs = self.read_outputs(packs).await?;
+            self.publish(&mut running, *epoch, outputs)?;
+        }
+        Ok(running)
+    }
+
+    /// Loads what the volume does not hold: per key group the segments after the epoch that its instance stands at.
+    async fn restore(&mut self, start: &Start) -> Result<()> {
+        let target = start.restore.state.epoch.get();
+        let groups: Vec<u16> = (0..self.key_groups).collect();
+        let log = self.log;
+        let ancestors = start.ancestors.clone();
+        let opened = self.state.open_groups(&groups, &|epoch, sum| {
+            sum == checksum(log, epoch) && ancestors.iter().any(|(from, to)| (*from..=*to).contains(&epoch))
+        })?;
+        let mut indexes: BTreeMap<String, PackIndex> = BTreeMap::new();
+        for (group, at) in opened {
+            let Some(chain) = start.restore.state.chains.get(&KeyGroup::new(group)) else {
+                self.state.load_segments(group, &[], target, checksum(log, target))?;
+                continue;
+            };
+            let mut at = at;
+            if let Some(base) = chain.base.as_ref().filter(|b| at.is_none_or(|at| at < b.epoch.get())) {
+                self.fetch_base(group, base).await?;
+                at = Some(base.epoch.get());
+            }
+            for segment in chain.segments.iter().filter(|s| at.is_none_or(|at| s.epoch.get() > at)) {
+                let pack = start.restore.state.pack(*segment).ok_or_else(|| {
+                    EngineError::fail("PR0405", format!("key group {group}"), format!("the closure names no pack for epoch {}", segment.epoch))
+                })?;
+                if !indexes.contains_key(&pack.path) {
+                    let index = transfer::read_index(&self.store, log, pack).await.map_err(storage)?;
+                    indexes.insert(pack.path.clone(), index);
+                }
+                let Some(section) = indexes[&pack.path].section(&SectionName::State(KeyGroup::new(group))) else { continue };
+                let bytes = transfer::read_section(&self.store, pack, section).await.map_err(storage)?;
+                let epoch = segment.epoch.get();
+                self.state.load_segments(group, &[Segment::parse(bytes)?], epoch, checksum(log, epoch))?;
+            }
+            self.state.load_segments(group, &[], target, checksum(log, target))?;
+        }
+        Ok(())
+    }
+
+    /// Downloads a base's files beside the volume and puts them in the place of the key group's instance.
+    async fn fetch_base(&self, group: u16, base: &BaseRef) -> Result<()> {
+        let disk = |e: std::io::Error| EngineError::fail("PR0409", format!("base of key group {group}"), e.to_string()).caused_by(e);
+        let folder = tempfile::tempdir().map_err(disk)?;
+        let mut files = Vec::new();
+        for file in &base.files {
+            let missing = || EngineError::fail("PR0405", self.store.key(&file.path), "the log names it and it is gone");
+            let body = self.store.get(&file.path).await.map_err(|e| storage(e.into()))?.ok_or_else(missing)?;
+            let damaged = |e: penstock_checkpoint::DecodeError| EngineError::fail("PR0404", self.store.key(&file.path), e.to_string());
+            penstock_checkpoint::base::check_file(file, &body).map_err(damaged)?;
+            let path = folder.path().join(&file.name);
+            std::fs::write(&path, &body).map_err(disk)?;
+            files.push(BaseFile { name: file.name.clone(), unique: file.id.clone(), path, length: file.length, shared: true });
+        }
+        let epoch = base.epoch.get();
+        self.state.restore_base(group, &files, epoch, checksum(self.log, epoch))
+    }
+
+    async fn read_outputs(&self, packs: &[PackRef]) -> Result<BTreeMap<Shard, Chunks>> {
+        let mut outputs: BTreeMap<Shard, Chunks> = BTreeMap::new();
+        for pack in packs.iter().filter(|p| !p.outputs.is_empty()) {
+            let index = transfer::read_index(&self.store, self.log, pack).await.map_err(storage)?;
+            for (i, (name, _, _)) in self.sinks.iter().enumerate() {
+                let sink = SinkName::new(name.clone());
+                let Some(shards) = pack.outputs.get(&sink) else { continue };
+                for shard in shards.keys() {
+                    for (_, section) in index.chunks(&sink, *shard) {
+                        let bytes = transfer::read_section(&self.store, pack, section).await.map_err(storage)?;
+                        outputs.entry((i, shard.get())).or_default().push(bytes);
+                    }
+                }
+            }
+        }
+        Ok(outputs)
+    }
+
+    async fn told(&mut self, r: &mut Running, message: ToMember) -> Result<()> {
+        match message {
+            ToMember::Assign { source, splits } => {
+                for (slot, splits) in by_slot(splits, r.slots.len()) {
+                    r.sources_done.clear();
+                    send(&r.slots[slot], SlotCommand::Assign { source, splits });
+                }
+            }
+            ToMember::Inject(barrier) => {
+                fault::point("barrier.injected");
+                for slot in &r.slots {
+                    send(slot, SlotCommand::Inject(barrier));
+                }
+            }
+            ToMember::Plan(ranges, watermarks, barrier) => {
+                let mut plans = vec![BTreeMap::new(); r.slots.len()];
+                for (source, splits) in ranges {
+                    let watermark = watermarks.get(&source).copied();
+                    let mut shares: BTreeMap<usize, Vec<Assignment>> = by_slot(splits, r.slots.len());
+                    for (slot, plan) in plans.iter_mut().enumerate() {
+                        let share = shares.remove(&slot).unwrap_or_default();
+                        plan.insert(source, protocol::planned(share, watermark, barrier));
+                    }
+                }
+                for (slot, plan) in r.slots.iter().zip(plans) {
+                    send(slot, SlotCommand::Plan(plan));
+                }
+            }
+            ToMember::Drain => r.slots.iter().for_each(|s| send(s, SlotCommand::Drain)),
+            ToMember::Bear { shard, partition, epoch, nonce } => {
+                self.shard(r, shard, partition)?;
+                let marker = protocol::BornMarker { partition, nonce };
+                let _ = r.shards[&shard].send(ShardWork::Bear { marker, epoch });
+            }
+            ToMember::Committed { epoch, publish, now_ms } => {
+                let Some((layers, outputs)) = r.pending.remove(&epoch) else { return Ok(()) };
+                fault::point("apply.before");
+                let checksum = checksum(self.log, epoch.get());
+                self.state.check()?;
+                self.state.commit(Commit { epoch: epoch.get(), checksum, now_ms, layers });
+                if publish {
+                    self.publish(r, epoch, outputs)?;
+                }
+            }
+            ToMember::Start(_) | ToMember::Halt => {}
+        }
+        Ok(())
+    }
+
+    /// The publisher of a shard, made at its first use.
+    fn shard(&self, r: &mut Running, shard: Shard, partition: i32) -> Result<()> {
+        if r.shards.contains_key(&shard) {
+            return Ok(());
+        }
+        let (name, sink, _) = &self.sinks[shard.0];
+        let (work_tx, work) = mpsc::unbounded_channel();
+        let task = ShardTask {
+            shard,
+            name: format!("sink {name} shard {}", shard.1),
+            publisher: sink.publisher(shard.1, partition)?,
+            newest: r.newest,
+            work,
+            news: r.news.clone(),
+        };
+        tokio::spawn(task.run());
+        r.shards.insert(shard, work_tx);
+        Ok(())
+    }
+
+    fn publish(&self, r: &mut Running, epoch: Epoch, outputs: BTreeMap<Shard, Chunks>) -> Result<()> {
+        let owed: BTreeSet<Shard> = outputs.keys().copied().collect();
+        for (shard, chunks) in outputs {
+            let work = r.shards.get(&shard).ok_or_else(|| {
+                EngineError::fail("PR0210", format!("sink {} shard {}", self.sinks[shard.0].0, shard.1), "the shard has no marker")
+            })?;
+            let _ = work.send(ShardWork::Publish { epoch, chunks });
+        }
+        r.unpublished.push_back((epoch, owed));
+        self.tell_done(r)
+    }
+
+    /// Says how far publication has come, when the oldest epochs are out.
+    fn tell_done(&self, r: &mut Running) -> Result<()> {
+        let mut through = None;
+        while r.unpublished.front().is_some_and(|(_, owed)| owed.is_empty()) {
+            through = r.unpublished.pop_front().map(|(epoch, _)| epoch);
+        }
+        through.map_or(Ok(()), |through| {
+            fault::point("done.before");
+            self.say(FromMember::Done { through })
+        })
+    }
+
+    fn news(&self, r: &mut Running, news: ShardNews) -> Result<()> {
+        match news {
+            ShardNews::Born(shard, nonce) => self.say(FromMember::Born { shard, nonce }),
+            ShardNews::Held(shard, text) => self.say(FromMember::Held { sink: shard.0, text }),
+            ShardNews::Failed(error) => Err(error),
+            ShardNews::Published(shard, epoch) => {
+                for (e, owed) in &mut r.unpublished {
+                    if *e == epoch {
+                        owed.remove(&shard);
+                    }
+                }
+                self.tell_done(r)
+            }
+        }
+    }
+
+    fn slot_event(
+        &mut self,
+        r: &mut Running,
+        event: SlotEvent,
+        uploads: &mpsc::UnboundedSender<Result<Box<Snapshot>>>,
+    ) -> Result<()> {
+        match event {
+            SlotEvent::WantsBarrier => self.say(FromMember::WantsBarrier),
+            SlotEvent::Failing { source, text } => self.say(FromMember::Failing { source, text }),
+            SlotEvent::Failed { slot: _, error } => Err(error),
+            SlotEvent::SourcesDone { slot } => {
+                r.sources_done.insert(slot);
+                if r.sources_done.len() == r.slots.len() {
+                    self.say(FromMember::SourcesDone)?;
+                }
+                Ok(())
+            }
+            SlotEvent::Passed(report) => {
+                r.reports.push(*report);
+                if r.reports.len() < r.slots.len() {
+                    return Ok(());
+                }
+                let mut reports = std::mem::take(&mut r.reports);
+                reports.sort_by_key(|report| report.slot);
+                fault::point("slot.frozen");
+                self.snapshot(r, reports, uploads)
+            }
+        }
+    }
+
+    /// Packs what the slots froze and staged, and uploads it off the member's loop.
+    fn snapshot(&mut self, r: &mut Running, mut reports: Vec<SlotReport>, uploads: &mpsc::UnboundedSender<Result<Box<Snapshot>>>) -> Result<()> {
+        let barrier: Barrier = reports[0].barrier;
+        let epoch = Epoch::new(barrier.epoch);
+        let layers: Vec<Arc<FrozenLayer>> = reports.iter().filter_map(|s| s.layer.clone()).collect();
+        let mut outputs: BTreeMap<Shard, Chunks> = BTreeMap::new();
+        let mut rows_out = 0;
+        for report in &mut reports {
+            for (sink, shard, staged) in report.staged.drain(..) {
+                rows_out += staged.rows;
+                if self.sinks[sink].2 == Guarantee::ExactlyOnce {
+                    outputs.entry((sink, shard)).or_default().extend(cut(staged.data, &staged.chunk_ends));
+                }
+            }
+        }
+        let (late, direct) = self.stage_late(&mut reports, barrier.epoch);
+        rows_out += late;
+        for (sink, shard, staged) in direct {
+            if self.sinks[sink].2 == Guarantee::ExactlyOnce {
+                outputs.entry((sink, shard)).or_default().extend(cut(staged.data, &staged.chunk_ends));
+            } else {
+                let mut sender = self.sinks[sink].1.direct()?;
+                sender.send(&staged)?;
+                sender.flush()?;
+            }
+        }
+        let id = PackId { log: self.log, epoch, generation: r.generation, nonce: (self.nonces)() };
+        let mut snapshot = Box::new(merge(barrier, reports));
+        snapshot.rows_out = rows_out;
+        r.pending.insert(epoch, (layers.clone(), outputs.clone()));
+        let (store, member, uploads) = (self.store.clone(), self.id, uploads.clone());
+        let names: Vec<SinkName> = self.sinks.iter().map(|s| SinkName::new(s.0.clone())).collect();
+        tokio::spawn(async move {
+            let written = upload(&store, PackWriter::new(id, member), &layers, &outputs, &names).await;
+            let _ = uploads.send(written.map(|(pack, bytes)| {
+                snapshot.pack = pack;
+                snapshot.bytes = bytes;
+                snapshot
+            }));
+        });
+        Ok(())
+    }
+
+    /// Stages late rows for the dead letters, each once: several operators, in several slots, may have judged the same row.
+    fn stage_late(&self, reports: &mut [SlotReport], epoch: u64) -> (u64, Vec<(usize, u16, StagedRecords)>) {
+        let mut seen = BTreeSet::new();
+        let mut stages: BTreeMap<(usize, u16), StagedRecords> = BTreeMap::new();
+        let mut rows = 0;
+        for letter in reports.iter_mut().flat_map(|r| r.late.drain(..)) {
+            if !seen.insert((letter.source, letter.split.clone(), letter.offset)) {
+                continue;
+            }
+            let source = &self.sources[letter.source];
+            let sink = &self.sinks[letter.sink].1;
+            let hash = crate::keys::split_hash(source, &letter.split.0);
+            let shard = u16::try_from(hash % u64::from(sink.shards())).expect("the remainder is below a u16");
+            sink.stage_record(&letter.record(source, epoch), stages.entry((letter.sink, shard)).or_default());
+            rows += 1;
+        }
+        (rows, stages.into_iter().map(|((sink, shard), staged)| (sink, shard, staged)).collect())
+    }
+}
+
+/// Writes a pack; answers what a commit says of it, and its size in bytes.
+async fn upload(
+    store: &CheckpointStore,
+    mut writer: PackWriter,
+    layers: &[Arc<FrozenLayer>],
+    outputs: &BTreeMap<Shard, Chunks>,
+    sinks: &[SinkName],
+) -> Result<(Option<PackRef>, u64)> {
+    fault::point("pack.before");
+    for layer in layers {
+        for group in layer.key_groups() {
+            writer.segment_bytes(KeyGroup::new(group), &layer.segment(group)?);
+        }
+    }
+    for ((sink, shard), chunks) in outputs {
+        for chunk in chunks {
+            writer.chunk_bytes(&sinks[*sink], ShardId::new(*shard), chunk);
+        }
+    }
+    let (objects, pack) = writer.finish();
+    let bytes = objects.iter().map(|o| o.body.len() as u64).sum();
+    transfer::write_pack(store, objects).await.map_err(storage)?;
+    fault::point("pack.after");
+    Ok((pack, bytes))
+}
+
+fn send(slot: &SlotHandle, command: SlotCommand) {
+    // A slot that has ended has said why.
+    let _ = slot.commands.send(command);
+}
+
+/// Staged bytes as their chunks, without a copy.
+fn cut(data: Vec<u8>, ends: &[usize]) -> Vec<Bytes> {
+    let data = Bytes::from(data);
+    let mut from = 0;
+    let mut chunks: Vec<Bytes> = ends
+        .iter()
+        .map(|&end| {
+            let chunk = data.slice(from..end);
+            from = end;
+            chunk
+        })
+        .collect();
+    if from < data.len() {
+        chunks.push(data.slice(from..));
+    }
+    chunks
+}
+
+/// Splits to slots, by the stable hash of their name: the same slot after every restart with as many slots.
+fn by_slot(splits: Vec<Assignment>, slots: usize) -> BTreeMap<usize, Vec<Assignment>> {
+    let mut shares: BTreeMap<usize, Vec<Assignment>> = BTreeMap::new();
+    let mut sorted = splits;
+    sorted.sort_by(|a, b| a.range.split.cmp(&b.range.split));
+    for a in sorted {
+        shares.entry(slot_of(&a.range.split.0, slots)).or_default().push(a);
+    }
+    shares
+}
+
+/// Partitions `topic/0…` go round the slots; other names by hash.
+fn slot_of(split: &str, slots: usize) -> usize {
+    let number = split.rsplit_once('/').and_then(|(_, n)| n.parse::<usize>().ok());
+    let n = number.unwrap_or_else(|| usize::try_from(crate::keys::split_hash("", split) >> 1).unwrap_or(0));
+    n % slots
+}
+
+fn merge(barrier: Barrier, reports: Vec<SlotReport>) -> Snapshot {
+    let mut snapshot = Snapshot {
+        barrier,
+        pack: None,
+        bytes: 0,
+        splits: BTreeMap::new(),
+        watermarks: BTreeMap::new(),
+        counts: Vec::new(),
+        rows_out: 0,
+    };
+    for report in reports {
+        for (source, splits) in report.splits {
+            snapshot.splits.entry(source).or_default().extend(splits);
+        }
+        for (uid, t) in report.watermarks {
+            let least = snapshot.watermarks.entry(uid).or_insert(t);
+            *least = (*least).min(t);
+        }
+        snapshot.counts.push(report.counts);
+    }
+    snapshot
+}
+
+/// A failure of the checkpoint store, as the engine's error.
+pub fn storage(e: penstock_checkpoint::log::LogError) -> EngineError {
+    use penstock_checkpoint::store::ErrorKind as K;
+    let kind = match e.kind() {
+        K::Retry => ErrorKind::Retry,
+        K::Fail => ErrorKind::Fail,
+        K::Fenced => ErrorKind::Fenced,
+        K::Invalid => ErrorKind::Invalid,
+    };
+    let code = if kind == ErrorKind::Fenced { "PR0401" } else { "PR0402" };
+    EngineError::new(kind, code, "checkpoint storage", e.to_string()).caused_by(e)
+}
+
+/// Names a commit to the volume. Epoch numbers are never reused, so log and number say which commit it was.
+fn checksum(log: LogId, epoch: u64) -> u32 {
+    let mut bytes = log.as_bytes().to_vec();
+    bytes.extend_from_slice(&epoch.to_le_bytes());
+    crc32c::crc32c(&bytes)
+}

@@ -1,0 +1,92 @@
+//! What coordinator and members say to each other. In a process the messages go through channels; a network takes them later.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use penstock_checkpoint::ids::{Epoch, Generation, Nonce};
+use penstock_checkpoint::record::PackRef;
+use penstock_checkpoint::recovery::RestorePlan;
+
+use crate::error::EngineError;
+use crate::message::{Barrier, EventTime};
+use crate::sources::SplitId;
+use crate::task::{Assignment, PlannedEpoch, SlotCounts, SplitProgress};
+
+/// A shard of a sink: index of the sink, number of the shard.
+pub type Shard = (usize, u16);
+
+/// What the log knows of a shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BornMarker {
+    pub partition: i32,
+    pub nonce: Nonce,
+}
+
+/// From the coordinator.
+#[derive(Debug)]
+pub enum ToMember {
+    /// Begins a generation: restore, then run.
+    Start(Box<Start>),
+    Assign { source: usize, splits: Vec<Assignment> },
+    Inject(Barrier),
+    Plan(BTreeMap<usize, Vec<Assignment>>, BTreeMap<usize, EventTime>, Barrier),
+    Drain,
+    /// A shard's first rows: open it and write its initial marker.
+    Bear { shard: Shard, partition: i32, epoch: Epoch, nonce: Nonce },
+    /// The epoch is committed: apply its state; publish it unless it is staged.
+    Committed { epoch: Epoch, publish: bool, now_ms: i64 },
+    Halt,
+}
+
+#[derive(Debug)]
+pub struct Start {
+    pub generation: Generation,
+    pub restore: Arc<RestorePlan>,
+    /// Epochs that the restored one stands on, itself included, as ranges: a volume at one of them may be used.
+    pub ancestors: Arc<Vec<(u64, u64)>>,
+    pub planned_mode: bool,
+    /// Epochs to publish again, with their packs in the order of the commit.
+    pub backlog: Vec<(Epoch, Vec<PackRef>)>,
+    pub born: BTreeMap<Shard, BornMarker>,
+    /// H of rule 10: a marker ahead of it says that this process is a zombie.
+    pub newest: Epoch,
+    /// Number of the first epoch of this generation.
+    pub first_epoch: Epoch,
+    pub now_ms: i64,
+}
+
+/// From a member.
+#[derive(Debug)]
+pub enum FromMember {
+    Started,
+    /// The member's part of an epoch is durable.
+    Snapshot(Box<Snapshot>),
+    /// The shard's marker stands, with this nonce.
+    Born { shard: Shard, nonce: Nonce },
+    /// Every epoch up to this one that was given for publication is out, on the shards of this member.
+    Done { through: Epoch },
+    /// A shard cannot publish for now; for status.
+    Held { sink: usize, text: String },
+    WantsBarrier,
+    /// Every source is read to its end.
+    SourcesDone,
+    Failing { source: String, text: String },
+    Failed(EngineError),
+}
+
+#[derive(Debug)]
+pub struct Snapshot {
+    pub barrier: Barrier,
+    pub pack: Option<PackRef>,
+    pub bytes: u64,
+    pub splits: BTreeMap<usize, BTreeMap<SplitId, SplitProgress>>,
+    pub watermarks: BTreeMap<String, EventTime>,
+    pub counts: Vec<SlotCounts>,
+    /// Rows staged for sinks in this epoch.
+    pub rows_out: u64,
+}
+
+/// One slot's share of a planned epoch.
+pub fn planned(ranges: Vec<Assignment>, watermark: Option<EventTime>, barrier: Barrier) -> PlannedEpoch {
+    PlannedEpoch { ranges, watermark, barrier }
+}

@@ -1,0 +1,197 @@
+//! Publication of one shard of an exactly-once sink: committed epochs in order, chunk by chunk, each with its marker. After
+//! any doubt the shard is opened again and the marker decides. Owns nothing durable: what to publish can always be had again.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use penstock_checkpoint::ids::{Epoch, Nonce};
+use tokio::sync::mpsc;
+
+use crate::error::{EngineError, ErrorKind, Result};
+use crate::fault;
+use crate::sinks::{Marker, ShardPublisher};
+
+use super::protocol::{BornMarker, Shard};
+
+/// Between two tries of a shard that is in doubt.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// What a shard is asked to do, in order.
+#[derive(Debug)]
+pub enum ShardWork {
+    /// Write the initial marker, or find it written by this very attempt.
+    Bear { marker: BornMarker, epoch: Epoch },
+    /// Known from the log.
+    Born(BornMarker),
+    Publish { epoch: Epoch, chunks: Vec<Bytes> },
+}
+
+/// What a shard answers.
+#[derive(Debug)]
+pub enum ShardNews {
+    Born(Shard, Nonce),
+    Published(Shard, Epoch),
+    Held(Shard, String),
+    Failed(EngineError),
+}
+
+/// One shard at work. `newest` is H of rule 10 when the generation began; every epoch handed over later raises it.
+pub struct ShardTask {
+    pub shard: Shard,
+    pub name: String,
+    pub publisher: Box<dyn ShardPublisher>,
+    pub newest: Epoch,
+    pub work: mpsc::UnboundedReceiver<ShardWork>,
+    pub news: mpsc::UnboundedSender<ShardNews>,
+}
+
+impl ShardTask {
+    pub async fn run(mut self) {
+        if let Err(error) = self.serve().await {
+            // The member may be gone already.
+            let _ = self.news.send(ShardNews::Failed(error));
+        }
+    }
+
+    async fn serve(&mut self) -> Result<()> {
+        let mut born: Option<BornMarker> = None;
+        let mut at: Option<Marker> = None;
+        while let Some(work) = self.work.recv().await {
+            match work {
+                ShardWork::Born(marker) => born = Some(marker),
+                ShardWork::Bear { marker, epoch } => {
+                    let stands = self.bear(marker, epoch).await?;
+                    at = Some(stands);
+                    let nonce = widen(stands.nonce);
+                    born = Some(BornMarker { nonce, ..marker });
+                    fault::point("born.marker");
+                    let _ = self.news.send(ShardNews::Born(self.shard, nonce));
+                }
+                ShardWork::Publish { epoch, chunks } => {
+                    let born = born.ok_or_else(|| self.unborn())?;
+                    self.newest = self.newest.max(epoch);
+                    let mut marker = match at {
+                        Some(marker) => marker,
+                        None => self.open(born).await?,
+                    };
+                    marker = self.publish(epoch, &chunks, born, marker).await?;
+                    at = Some(marker);
+                    let _ = self.news.send(ShardNews::Published(self.shard, epoch));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn unborn(&self) -> EngineError {
+        EngineError::fail("PR0210", self.name.clone(), "rows are to be published before the shard has a marker")
+    }
+
+    fn marker(&self, born: BornMarker, epoch: Epoch, chunk: u32) -> Marker {
+        Marker { epoch: epoch.get(), chunk, nonce: nonce(born) }
+    }
+
+    /// Opens until the target answers.
+    async fn open_raw(&mut self) -> Result<Option<Marker>> {
+        loop {
+            match self.publisher.open().await {
+                Err(e) if e.kind == ErrorKind::Retry => {
+                    let _ = self.news.send(ShardNews::Held(self.shard, e.to_string()));
+                    tokio::time::sleep(PAUSE).await;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// Opens, and compares what is there with what the log says.
+    async fn open(&mut self, born: BornMarker) -> Result<Marker> {
+        let Some(marker) = self.open_raw().await? else {
+            return Err(EngineError::fail(
+                "PR0210",
+                self.name.clone(),
+                "the log says that the shard has a marker, and it is missing: rows may have been published that nobody knows of",
+            ));
+        };
+        if marker.nonce != nonce(born) {
+            return Err(EngineError::fail("PR0210", self.name.clone(), "the marker was written by another history of this job"));
+        }
+        if marker.epoch > self.newest.get() {
+            return Err(EngineError::new(
+                ErrorKind::Fenced,
+                "PR0401",
+                self.name.clone(),
+                format!("the marker stands at epoch {}, after everything this process knows of", marker.epoch),
+            ));
+        }
+        Ok(marker)
+    }
+
+    async fn bear(&mut self, born: BornMarker, epoch: Epoch) -> Result<Marker> {
+        let initial = self.marker(born, epoch, Marker::ALL);
+        loop {
+            if let Some(marker) = self.open_raw().await? {
+                // An earlier attempt wrote it and died before the log said so: nothing was published since.
+                if marker.epoch <= self.newest.get() {
+                    return Ok(marker);
+                }
+                return Err(EngineError::fail(
+                    "PR0210",
+                    self.name.clone(),
+                    "a marker stands where the log knows of none, ahead of the log: the marker topic may belong to another job",
+                ));
+            }
+            match self.publisher.init_marker(initial).await {
+                Ok(()) => return Ok(initial),
+                Err(e) if e.kind == ErrorKind::Retry => tokio::time::sleep(PAUSE).await,
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// Publishes what of the epoch is not out yet; answers the marker that stands then.
+    async fn publish(&mut self, epoch: Epoch, chunks: &[Bytes], born: BornMarker, mut at: Marker) -> Result<Marker> {
+        fault::point("publish.before");
+        loop {
+            let next = match at.epoch.cmp(&epoch.get()) {
+                std::cmp::Ordering::Greater => return Ok(at),
+                std::cmp::Ordering::Less => 0,
+                std::cmp::Ordering::Equal if at.chunk == Marker::ALL => return Ok(at),
+                std::cmp::Ordering::Equal => at.chunk as usize + 1,
+            };
+            let Some(chunk) = chunks.get(next) else { return Ok(at) };
+            let last = next + 1 == chunks.len();
+            let number = if last { Marker::ALL } else { u32::try_from(next).unwrap_or(Marker::ALL - 1) };
+            let marker = self.marker(born, epoch, number);
+            match self.publisher.publish(chunk.clone(), marker).await {
+                Ok(()) => {
+                    fault::point("publish.chunk");
+                    at = marker;
+                }
+                Err(e) if e.kind == ErrorKind::Retry => {
+                    tracing::warn!(sink = self.name, epoch = epoch.get(), error = %e, "publication in doubt, the marker decides");
+                    let _ = self.news.send(ShardNews::Held(self.shard, e.to_string()));
+                    tokio::time::sleep(PAUSE).await;
+                    at = self.open(born).await?;
+                }
+                Err(e) => return Err(e),
+            }
+            if last && at.chunk == Marker::ALL && at.epoch == epoch.get() {
+                fault::point("publish.after");
+            }
+        }
+    }
+}
+
+/// The marker's short form of the log's nonce.
+fn nonce(born: BornMarker) -> u64 {
+    let bytes = born.nonce.as_bytes();
+    u64::from_le_bytes(bytes[..8].try_into().expect("a nonce has 16 bytes"))
+}
+
+/// A marker's nonce as the log writes it.
+fn widen(short: u64) -> Nonce {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&short.to_le_bytes());
+    Nonce::from_bytes(bytes)
+}

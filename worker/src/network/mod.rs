@@ -1,0 +1,94 @@
+//! The exchange's seam: a channel from one sending subtask to one receiving subtask. In a process it is a bounded queue;
+//! a network takes the same two traits later. Marks always fit, or alignment could deadlock; batches only while there is credit.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::message::Message;
+
+/// Credit of one channel in bytes of Arrow buffers.
+pub const CHANNEL_BYTES: usize = 4 << 20;
+/// Credit of one channel in messages.
+const CHANNEL_BATCHES: usize = 64;
+
+/// The sending end.
+pub trait Outlet: Send {
+    /// Queues a message. Never refuses: ask `has_room` before more batches.
+    fn send(&mut self, message: Message);
+    /// Whether another batch fits.
+    fn has_room(&self) -> bool;
+}
+
+/// The receiving end.
+pub trait Inlet: Send {
+    fn receive(&mut self) -> Option<Message>;
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    messages: VecDeque<(Message, usize)>,
+    bytes: usize,
+    /// The sender saw no room: it is woken when there is.
+    starved: bool,
+}
+
+/// Wakes the two slots that share a channel.
+#[derive(Debug)]
+struct Shared {
+    queue: Mutex<Queue>,
+    sender: Arc<Notify>,
+    receiver: Arc<Notify>,
+}
+
+/// A bounded queue within the process.
+pub fn local(sender: Arc<Notify>, receiver: Arc<Notify>) -> (LocalOutlet, LocalInlet) {
+    let shared = Arc::new(Shared { queue: Mutex::default(), sender, receiver });
+    (LocalOutlet(shared.clone()), LocalInlet(shared))
+}
+
+#[derive(Debug)]
+pub struct LocalOutlet(Arc<Shared>);
+
+#[derive(Debug)]
+pub struct LocalInlet(Arc<Shared>);
+
+impl Outlet for LocalOutlet {
+    fn send(&mut self, message: Message) {
+        let bytes = match &message {
+            Message::Batch(b) => b.rows.get_array_memory_size(),
+            Message::Watermark(_) | Message::Idle | Message::Barrier(_) | Message::End => 0,
+        };
+        let mut queue = self.0.queue.lock();
+        queue.messages.push_back((message, bytes));
+        queue.bytes += bytes;
+        drop(queue);
+        self.0.receiver.notify_one();
+    }
+
+    fn has_room(&self) -> bool {
+        let mut queue = self.0.queue.lock();
+        let room = queue.bytes < CHANNEL_BYTES && queue.messages.len() < CHANNEL_BATCHES;
+        queue.starved |= !room;
+        room
+    }
+}
+
+impl Inlet for LocalInlet {
+    fn receive(&mut self) -> Option<Message> {
+        let mut queue = self.0.queue.lock();
+        let (message, bytes) = queue.messages.pop_front()?;
+        queue.bytes -= bytes;
+        let wake = queue.starved && queue.bytes < CHANNEL_BYTES / 2 && queue.messages.len() < CHANNEL_BATCHES / 2;
+        if wake {
+            queue.starved = false;
+        }
+        drop(queue);
+        if wake {
+            self.0.sender.notify_one();
+        }
+        Some(message)
+    }
+}

@@ -1,0 +1,105 @@
+//! A hash join of two batches, a piece at a time.
+
+use arrow::array::{ArrayRef, RecordBatch, UInt32Array};
+use arrow::compute::take;
+use arrow::datatypes::SchemaRef;
+
+use super::super::groups::{GroupIndex, NO_GROUP, key_columns};
+use super::super::rows::{assemble, internal};
+use crate::error::Result;
+use crate::keys::hash_columns;
+
+pub(super) struct Matching {
+    left: RecordBatch,
+    right: RecordBatch,
+    /// Per left row the key's group on the right.
+    groups: Vec<u32>,
+    /// Rows of a group on the right: `rows[starts[g]..starts[g + 1]]`.
+    starts: Vec<u32>,
+    rows: Vec<u32>,
+    /// The next pair.
+    at: usize,
+    within: u32,
+}
+
+impl Matching {
+    pub(super) fn new(
+        left: RecordBatch,
+        left_keys: &[usize],
+        right: RecordBatch,
+        right_keys: &[usize],
+    ) -> Result<Self> {
+        let columns = key_columns(&right, right_keys);
+        let types: Vec<_> = columns.iter().map(|c| c.data_type().clone()).collect();
+        let hashes = hash_columns(&columns, right.num_rows());
+        let mut index = GroupIndex::new(&types, false)?;
+        let of = index.intern(&columns, &hashes, &[])?;
+        let mut starts = vec![0u32; index.len() + 1];
+        for g in &of {
+            starts[*g as usize + 1] += 1;
+        }
+        for g in 1..starts.len() {
+            starts[g] += starts[g - 1];
+        }
+        let mut fill = starts.clone();
+        let mut rows = vec![0u32; of.len()];
+        for (i, g) in of.iter().enumerate() {
+            let at = &mut fill[*g as usize];
+            rows[*at as usize] = i as u32;
+            *at += 1;
+        }
+        let columns = key_columns(&left, left_keys);
+        let hashes = hash_columns(&columns, left.num_rows());
+        Ok(Self {
+            groups: index.lookup(&columns, &hashes, &[])?,
+            left,
+            right,
+            starts,
+            rows,
+            at: 0,
+            within: 0,
+        })
+    }
+
+    /// The next pairs, at most `limit`; `None` after the last. Hidden columns of both sides are left out.
+    pub(super) fn next(&mut self, output: &SchemaRef, limit: usize) -> Result<Option<RecordBatch>> {
+        let mut left: Vec<u32> = Vec::new();
+        let mut right: Vec<u32> = Vec::new();
+        while left.len() < limit && self.at < self.groups.len() {
+            let g = self.groups[self.at];
+            let (from, to) = if g == NO_GROUP {
+                (0, 0)
+            } else {
+                (self.starts[g as usize], self.starts[g as usize + 1])
+            };
+            let rows = &self.rows[from as usize..to as usize];
+            for row in rows
+                .iter()
+                .skip(self.within as usize)
+                .take(limit - left.len())
+            {
+                left.push(self.at as u32);
+                right.push(*row);
+                self.within += 1;
+            }
+            if self.within as usize >= rows.len() {
+                self.at += 1;
+                self.within = 0;
+            }
+        }
+        if left.is_empty() {
+            return Ok(None);
+        }
+        let n = left.len();
+        let mut columns: Vec<ArrayRef> = Vec::new();
+        for (rows, indices) in [(&self.left, left), (&self.right, right)] {
+            let indices = UInt32Array::from(indices);
+            for (field, column) in rows.schema().fields().iter().zip(rows.columns()) {
+                if !field.name().starts_with('$') {
+                    columns.push(take(column, &indices, None).map_err(|e| internal("join", e))?);
+                }
+            }
+        }
+        Ok(Some(assemble(output, columns, n)?))
+    }
+}

@@ -1,0 +1,268 @@
+//! One shard's publisher: rows and marker in one transaction. Any doubt ends the producer; `open` makes a new one with the
+//! same transactional id, which closes what the old one left, and reads the marker, which says what is out.
+//!
+//! The client does not always keep its own time after a broker's crash, so every call runs on a thread of its own under a
+//! deadline of ours.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use rdkafka::consumer::BaseConsumer;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{BaseProducer, Producer};
+use tokio::time::Instant;
+
+use super::encoder::{Staged, first};
+use super::ffi::{RowProducer, Topic};
+use super::{CODE, KafkaSinkConfig, marker};
+use crate::error::{EngineError, ErrorKind, Result};
+use crate::kafka::{self, Logged};
+use crate::sinks::{Marker, ShardPublisher};
+
+const CALL: Duration = Duration::from_secs(30);
+const ROWS: Topic = Topic(0);
+const MARKERS: Topic = Topic(1);
+
+/// What the blocking side needs, shared with its threads.
+struct Shard {
+    config: Arc<KafkaSinkConfig>,
+    object: String,
+    shard: u16,
+    partition: i32,
+    key: Vec<u8>,
+}
+
+pub(super) struct KafkaPublisher {
+    shard: Arc<Shard>,
+    /// `None`: closed, or abandoned in doubt.
+    producer: Option<Arc<RowProducer>>,
+}
+
+impl KafkaPublisher {
+    pub(super) fn new(config: Arc<KafkaSinkConfig>, shard: u16, partition: i32) -> Self {
+        let object = format!("sink {} shard {shard}", config.name);
+        let key = marker::key(&config.log_id, &config.name, shard);
+        Self {
+            shard: Arc::new(Shard {
+                config,
+                object,
+                shard,
+                partition,
+                key,
+            }),
+            producer: None,
+        }
+    }
+
+    fn abandon(&mut self) {
+        if let Some(producer) = self.producer.take() {
+            kafka::abandon(producer);
+        }
+    }
+
+    async fn transaction(&mut self, records: Bytes, marker: Marker) -> Result<()> {
+        let shard = Arc::clone(&self.shard);
+        let Some(producer) = self.producer.clone() else {
+            return Err(EngineError::retry(
+                CODE,
+                &shard.object,
+                "the publisher is not open",
+            ));
+        };
+        let outcome = blocking(&self.shard, "a transaction", move || {
+            shard.transact(&producer, &records, marker)
+        })
+        .await;
+        if outcome.is_err() {
+            self.abandon();
+        }
+        outcome
+    }
+}
+
+/// Runs `work` on a thread for blocking; an answer that comes too late is none.
+async fn blocking<T: Send + 'static>(
+    shard: &Arc<Shard>,
+    doing: &str,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let object = &shard.object;
+    // The work's own deadlines end it first, if the client lets them.
+    match tokio::time::timeout(
+        CALL + Duration::from_secs(5),
+        tokio::task::spawn_blocking(work),
+    )
+    .await
+    {
+        Ok(Ok(outcome)) => outcome,
+        Ok(Err(e)) => {
+            Err(EngineError::retry(CODE, object, format!("{doing} ended early")).caused_by(e))
+        }
+        Err(_) => Err(EngineError::retry(
+            CODE,
+            object,
+            format!("{doing} took too long"),
+        )),
+    }
+}
+
+impl Shard {
+    /// All errors here are doubts, a fencing too: opening again and the marker decide. Only what a broker refuses for good
+    /// is passed on as that.
+    fn error(&self, doing: &str, cause: KafkaError) -> EngineError {
+        kafka::error(CODE, &self.object, doing, cause)
+    }
+
+    fn open(&self) -> Result<(RowProducer, Option<Marker>)> {
+        let deadline = Instant::now() + CALL;
+        let config = &self.config;
+        let id = format!("penstock.{}.{}.{}", config.log_id, config.name, self.shard);
+        let producer: BaseProducer<Logged> = config
+            .producer(&[
+                ("transactional.id", &id),
+                ("transaction.timeout.ms", "60000"),
+            ])
+            .create_with_context(Logged::new(&self.object))
+            .map_err(|e| self.error("making a producer", e))?;
+        let topics = [config.topic.as_str(), config.marker_topic.as_str()];
+        let producer = RowProducer::new(producer, &topics)
+            .ok_or_else(|| EngineError::fail(CODE, &self.object, "a topic's name is no name"))?;
+        let inited = again(deadline, |left| producer.producer.init_transactions(left));
+        if let Err(e) = inited {
+            kafka::abandon(producer);
+            return Err(self.error("init_transactions", e));
+        }
+        let consumer: BaseConsumer<Logged> = config
+            .consumer()
+            .create_with_context(Logged::new(&self.object))
+            .map_err(|e| self.error("making a consumer", e))?;
+        let at = (config.marker_topic.as_str(), self.partition);
+        let read = marker::read(&consumer, &self.object, at, &self.key, deadline);
+        kafka::abandon(consumer);
+        match read {
+            Ok(marker) => Ok((producer, marker)),
+            Err(e) => {
+                kafka::abandon(producer);
+                Err(e)
+            }
+        }
+    }
+
+    fn transact(&self, rows: &RowProducer, records: &[u8], marker: Marker) -> Result<()> {
+        let deadline = Instant::now() + CALL;
+        let producer = &rows.producer;
+        producer
+            .begin_transaction()
+            .map_err(|e| self.error("begin_transaction", e))?;
+        let mut left = records;
+        while !left.is_empty() {
+            let record = first(&mut left).ok_or_else(|| {
+                EngineError::new(
+                    ErrorKind::Fail,
+                    CODE,
+                    &self.object,
+                    "staged records are not whole",
+                )
+            })?;
+            self.put(rows, ROWS, &record, deadline)?;
+        }
+        let value = marker::value(marker);
+        let record = Staged {
+            timestamp_ms: None,
+            partition: self.partition,
+            key: Some(&self.key),
+            value: Some(&value),
+            headers: 0,
+            header_bytes: &[],
+        };
+        self.put(rows, MARKERS, &record, deadline)?;
+        drain(producer, deadline).map_err(|e| self.error("producing", e))?;
+        if let Some(e) = producer.context().undelivered.lock().take() {
+            return Err(self.error("producing", e));
+        }
+        again(deadline, |left| producer.commit_transaction(left))
+            .map_err(|e| self.error("commit_transaction", e))
+    }
+
+    fn put(
+        &self,
+        rows: &RowProducer,
+        to: Topic,
+        record: &Staged<'_>,
+        deadline: Instant,
+    ) -> Result<()> {
+        put(rows, to, record, deadline).map_err(|e| self.error("producing", e))
+    }
+}
+
+/// Puts a record, waiting while the client's queue is full.
+pub(super) fn put(
+    rows: &RowProducer,
+    to: Topic,
+    record: &Staged<'_>,
+    deadline: Instant,
+) -> Result<(), KafkaError> {
+    loop {
+        match rows.put(to, record) {
+            Ok(()) => return Ok(()),
+            Err(RDKafkaErrorCode::QueueFull) if Instant::now() < deadline => {
+                rows.producer.poll(Duration::from_millis(1));
+            }
+            Err(code) => return Err(KafkaError::MessageProduction(code)),
+        }
+    }
+}
+
+/// Waits until everything is acknowledged, in short polls: the client's own flush looks only every 100 ms.
+pub(super) fn drain(producer: &BaseProducer<Logged>, deadline: Instant) -> Result<(), KafkaError> {
+    while producer.in_flight_count() > 0 {
+        if Instant::now() >= deadline {
+            return Err(KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut));
+        }
+        producer.poll(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+/// Calls `call` again while it answers that it may be called again.
+fn again(
+    deadline: Instant,
+    call: impl Fn(Duration) -> Result<(), KafkaError>,
+) -> Result<(), KafkaError> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match call(left.max(Duration::from_millis(1))) {
+            Err(KafkaError::Transaction(e)) if e.is_retriable() && !left.is_zero() => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+#[async_trait]
+impl ShardPublisher for KafkaPublisher {
+    async fn open(&mut self) -> Result<Option<Marker>> {
+        self.abandon();
+        let shard = Arc::clone(&self.shard);
+        let (producer, marker) = blocking(&self.shard, "opening", move || shard.open()).await?;
+        self.producer = Some(Arc::new(producer));
+        Ok(marker)
+    }
+
+    async fn init_marker(&mut self, marker: Marker) -> Result<()> {
+        self.transaction(Bytes::new(), marker).await
+    }
+
+    async fn publish(&mut self, records: Bytes, marker: Marker) -> Result<()> {
+        self.transaction(records, marker).await
+    }
+}
+
+impl Drop for KafkaPublisher {
+    fn drop(&mut self) {
+        self.abandon();
+    }
+}

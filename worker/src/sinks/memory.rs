@@ -1,0 +1,159 @@
+//! A sink in memory: what `penstock test` compares with, and the plainest implementation of the seam. It fences as a broker
+//! does: opening a shard's publisher makes the older ones fail.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::rows::RowPlan;
+use super::staged::records;
+use super::{
+    DirectSender, Guarantee, Marker, Record, ShardPublisher, Sink, SinkEncoder, StagedRecords,
+};
+use crate::error::{EngineError, ErrorKind, Result};
+
+#[derive(Default)]
+struct Shard {
+    /// Opens so far; the newest publisher has this number.
+    opened: u64,
+    marker: Option<Marker>,
+}
+
+#[derive(Default)]
+struct Target {
+    shards: BTreeMap<u16, Shard>,
+    records: Vec<Record>,
+}
+
+/// A sink in memory. Clones share the target.
+#[derive(Clone)]
+pub struct MemorySink {
+    rows: RowPlan,
+    target: Arc<Mutex<Target>>,
+}
+
+impl MemorySink {
+    pub fn new(rows: RowPlan) -> Self {
+        Self {
+            rows,
+            target: Arc::default(),
+        }
+    }
+
+    /// What was published or sent, in order.
+    pub fn records(&self) -> Vec<Record> {
+        self.target.lock().records.clone()
+    }
+}
+
+fn copy(chunk: &[u8], into: &mut Vec<Record>) -> Result<()> {
+    for record in records(chunk) {
+        let record = record?;
+        into.push(Record {
+            key: record.key.map(Bytes::copy_from_slice),
+            value: record.value.map(Bytes::copy_from_slice),
+            headers: record
+                .headers()
+                .map(|(name, value)| (name.to_owned(), Bytes::copy_from_slice(value)))
+                .collect(),
+            timestamp_ms: record.timestamp_ms,
+        });
+    }
+    Ok(())
+}
+
+#[async_trait]
+impl Sink for MemorySink {
+    fn guarantee(&self) -> Guarantee {
+        Guarantee::ExactlyOnce
+    }
+
+    fn shards(&self) -> u16 {
+        self.rows.shards
+    }
+
+    async fn prepare(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn encoder(&self) -> Result<Box<dyn SinkEncoder>> {
+        Ok(Box::new(self.rows.encoder()))
+    }
+
+    fn stage_record(&self, record: &Record, out: &mut StagedRecords) {
+        if let Err(error) = out.push(record) {
+            tracing::warn!(sink = %self.rows.name, %error, "a record was not staged");
+        }
+    }
+
+    fn publisher(&self, shard: u16, _partition: i32) -> Result<Box<dyn ShardPublisher>> {
+        Ok(Box::new(Publisher {
+            sink: self.clone(),
+            shard,
+            opened: 0,
+        }))
+    }
+
+    fn direct(&self) -> Result<Box<dyn DirectSender>> {
+        Ok(Box::new(self.clone()))
+    }
+}
+
+struct Publisher {
+    sink: MemorySink,
+    shard: u16,
+    opened: u64,
+}
+
+impl Publisher {
+    fn own(&self, opened: u64) -> Result<()> {
+        if opened == self.opened && opened > 0 {
+            return Ok(());
+        }
+        let object = format!("sink {} shard {}", self.sink.rows.name, self.shard);
+        Err(EngineError::new(ErrorKind::Fenced, "PR0401", object, "a newer publisher was opened"))
+    }
+}
+
+#[async_trait]
+impl ShardPublisher for Publisher {
+    async fn open(&mut self) -> Result<Option<Marker>> {
+        let mut target = self.sink.target.lock();
+        let shard = target.shards.entry(self.shard).or_default();
+        shard.opened += 1;
+        self.opened = shard.opened;
+        Ok(shard.marker)
+    }
+
+    async fn init_marker(&mut self, marker: Marker) -> Result<()> {
+        let mut target = self.sink.target.lock();
+        let shard = target.shards.entry(self.shard).or_default();
+        self.own(shard.opened)?;
+        shard.marker = Some(marker);
+        Ok(())
+    }
+
+    async fn publish(&mut self, records: Bytes, marker: Marker) -> Result<()> {
+        let mut new = Vec::new();
+        copy(&records, &mut new)?;
+        let mut target = self.sink.target.lock();
+        let shard = target.shards.entry(self.shard).or_default();
+        self.own(shard.opened)?;
+        shard.marker = Some(marker);
+        target.records.extend(new);
+        Ok(())
+    }
+}
+
+impl DirectSender for MemorySink {
+    fn send(&mut self, records: &StagedRecords) -> Result<()> {
+        copy(&records.data, &mut self.target.lock().records)
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,23 @@
+//! Tasks: the parts of a slot. A source, operators and sinks of one slot run on one thread, consumers before producers;
+//! all waiting is here, all deciding is in `align`, `watermark`, `failing` and the operators.
+
+mod align;
+mod columns;
+mod failing;
+mod late;
+mod operator;
+mod route;
+mod sink;
+mod slot;
+mod source;
+mod watermark;
+
+pub use columns::{Scan, ScanColumns};
+pub use failing::FailAbove;
+pub use late::SplitNames;
+pub use operator::OperatorTask;
+pub use route::{HashBy, Route};
+pub use sink::{SinkStage, SinkTask};
+pub use slot::{Slot, SlotCommand, SlotCounts, SlotEvent, SlotReport};
+pub use source::{Assignment, DeadLetter, PlannedEpoch, Policy, SourceCounts, SourceRules, SourceTask, SplitProgress};
+pub use watermark::WatermarkRule;

@@ -1,0 +1,253 @@
+//! One operator of one slot as a task: aligned input, synchronous calls, output to its routes. Waits by returning.
+
+use crate::error::Result;
+use crate::message::{Barrier, Batch, EventTime, Message};
+use crate::network::Inlet;
+use crate::operators::{Context, Operator, Output, Progress};
+use crate::state::SlotState;
+
+use super::align::{Align, Step};
+use super::late::LateRows;
+use super::route::Route;
+
+/// Batches an operator may take before the slot looks at the others.
+const TURN: usize = 16;
+
+/// What a turn came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// Did something, and may have more to do.
+    Busy,
+    /// Nothing to take.
+    Starved,
+    /// The consumers are full.
+    Blocked,
+}
+
+/// A mark that is forwarded once the operator has emitted what it caused.
+#[derive(Debug)]
+enum Mark {
+    Watermark(EventTime),
+    Barrier(Barrier),
+}
+
+pub struct OperatorTask {
+    pub uid: String,
+    operator: Box<dyn Operator>,
+    inlets: Vec<Box<dyn Inlet>>,
+    align: Align,
+    outputs: Outputs,
+    /// The operator said `More`; after `Idle` this mark goes on.
+    resuming: Option<Option<Mark>>,
+    steps: std::collections::VecDeque<Step>,
+    turn: usize,
+    /// Passed this barrier; takes nothing before the slot has frozen its state.
+    passed: Option<Barrier>,
+    ended: bool,
+    pub rows_in: u64,
+    pub rows_out: u64,
+}
+
+/// Fan-out of one task, and what came too late.
+#[derive(Default)]
+pub struct Outputs {
+    routes: Vec<Route>,
+    late: LateRows,
+    rows: u64,
+    error: Option<crate::error::EngineError>,
+}
+
+impl Outputs {
+    pub fn new(routes: Vec<Route>) -> Self {
+        Self { routes, ..Self::default() }
+    }
+
+    pub fn mark(&mut self, message: &Message) {
+        for route in &mut self.routes {
+            route.mark(message);
+        }
+    }
+
+    pub fn has_room(&self) -> bool {
+        self.routes.iter().all(Route::has_room)
+    }
+
+    pub fn send(&mut self, batch: Batch) {
+        self.rows += batch.num_rows() as u64;
+        let Some((last, others)) = self.routes.split_last_mut() else { return };
+        let sent = others.iter_mut().try_for_each(|route| route.batch(batch.clone())).and_then(|()| last.batch(batch));
+        if let Err(e) = sent {
+            self.error.get_or_insert(e);
+        }
+    }
+
+    /// The first error of `send`, which cannot return one.
+    pub fn check(&mut self) -> Result<()> {
+        self.error.take().map_or(Ok(()), Err)
+    }
+}
+
+impl Output for Outputs {
+    fn emit(&mut self, batch: Batch) {
+        self.send(batch);
+    }
+
+    fn is_full(&self) -> bool {
+        !self.has_room()
+    }
+
+    fn late(&mut self, rows: arrow::array::RecordBatch) {
+        self.late.push(rows);
+    }
+}
+
+impl OperatorTask {
+    /// `ports[i]` is the port that `inlets[i]` feeds.
+    pub fn new(
+        uid: String,
+        operator: Box<dyn Operator>,
+        inlets: Vec<Box<dyn Inlet>>,
+        ports: &[usize],
+        routes: Vec<Route>,
+        watermark: EventTime,
+    ) -> Self {
+        let mut steps = std::collections::VecDeque::new();
+        if watermark > EventTime::MIN {
+            // The restored watermark, so that the operator judges lateness as it did.
+            steps.push_back(Step::Watermark(watermark));
+        }
+        Self {
+            uid,
+            operator,
+            inlets,
+            align: Align::new(ports, watermark),
+            outputs: Outputs::new(routes),
+            resuming: None,
+            steps,
+            turn: 0,
+            passed: None,
+            ended: false,
+            rows_in: 0,
+            rows_out: 0,
+        }
+    }
+
+    pub fn watermark(&self) -> EventTime {
+        self.align.watermark()
+    }
+
+    pub fn passed(&self) -> Option<Barrier> {
+        self.passed
+    }
+
+    pub fn ended(&self) -> bool {
+        self.ended
+    }
+
+    pub fn memory_bytes(&self) -> usize {
+        self.operator.memory_bytes()
+    }
+
+    pub fn state_keys(&self) -> usize {
+        self.operator.state_keys()
+    }
+
+    /// The slot has frozen its state: the next epoch may begin.
+    pub fn go_on(&mut self) {
+        self.passed = None;
+    }
+
+    pub fn take_late(&mut self) -> LateRows {
+        std::mem::take(&mut self.outputs.late)
+    }
+
+    /// Works until there is nothing to take, the consumers are full, or the turn is over.
+    pub fn run(&mut self, state: &mut SlotState, now_ms: i64) -> Result<Turn> {
+        for n in 0..TURN {
+            if self.passed.is_some() || self.ended {
+                return Ok(Turn::Starved);
+            }
+            if !self.outputs.has_room() {
+                return Ok(Turn::Blocked);
+            }
+            if let Some(mark) = self.resuming.take() {
+                let mut cx = Context { output: &mut self.outputs, state, now_ms };
+                match self.operator.resume(&mut cx)? {
+                    Progress::More => self.resuming = Some(mark),
+                    Progress::Idle => self.forward(mark),
+                }
+                self.outputs.check()?;
+                continue;
+            }
+            let Some(step) = self.next_step() else {
+                return Ok(if n == 0 { Turn::Starved } else { Turn::Busy });
+            };
+            self.step(step, state, now_ms)?;
+            self.rows_out = self.outputs.rows;
+            self.outputs.check()?;
+        }
+        Ok(Turn::Busy)
+    }
+
+    fn step(&mut self, step: Step, state: &mut SlotState, now_ms: i64) -> Result<()> {
+        let mut cx = Context { output: &mut self.outputs, state, now_ms };
+        let (progress, mark) = match step {
+            Step::Batch(port, batch) => {
+                self.rows_in += batch.num_rows() as u64;
+                (self.operator.process(port, batch, &mut cx)?, None)
+            }
+            Step::Watermark(t) => (self.operator.on_watermark(t, &mut cx)?, Some(Mark::Watermark(t))),
+            Step::Barrier(b) => (self.operator.on_barrier(&b, &mut cx)?, Some(Mark::Barrier(b))),
+            Step::Idle => {
+                self.outputs.mark(&Message::Idle);
+                return Ok(());
+            }
+            Step::End => {
+                self.outputs.mark(&Message::End);
+                self.ended = true;
+                return Ok(());
+            }
+        };
+        match progress {
+            Progress::More => self.resuming = Some(mark),
+            Progress::Idle => self.forward(mark),
+        }
+        Ok(())
+    }
+
+    fn forward(&mut self, mark: Option<Mark>) {
+        match mark {
+            Some(Mark::Watermark(t)) => self.outputs.mark(&Message::Watermark(t)),
+            Some(Mark::Barrier(b)) => {
+                self.outputs.mark(&Message::Barrier(b));
+                self.passed = Some(b);
+            }
+            None => {}
+        }
+    }
+
+    /// The next step, channels in turn so that none starves another.
+    fn next_step(&mut self) -> Option<Step> {
+        if let Some(step) = self.steps.pop_front() {
+            return Some(step);
+        }
+        if let Some(step) = self.align.next() {
+            return Some(step);
+        }
+        let channels = self.inlets.len();
+        for _ in 0..channels {
+            let c = self.turn % channels;
+            self.turn += 1;
+            while self.align.open(c) {
+                let Some(message) = self.inlets[c].receive() else { break };
+                if let Some(step) = self.align.take(c, message) {
+                    return Some(step);
+                }
+            }
+            if let Some(step) = self.align.next() {
+                return Some(step);
+            }
+        }
+        None
+    }
+}

@@ -1,0 +1,319 @@
+//! One slot: a thread that runs one subtask of every operator, cooperatively, consumers before producers. Owns the end of
+//! an epoch within the slot: when every task has passed the barrier, state is frozen and staged outputs are handed over.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc};
+
+use crate::clock::Clock;
+use crate::error::{EngineError, Result};
+use crate::message::{Barrier, EventTime};
+use crate::sinks::StagedRecords;
+use crate::sources::SplitId;
+use crate::state::{FrozenLayer, SlotState};
+
+use super::late::{self, LateRows, SplitNames};
+use super::operator::{OperatorTask, Turn};
+use super::sink::{SinkStage, SinkTask};
+use super::source::{Assignment, DeadLetter, PlannedEpoch, Policy, SourceCounts, SourceRules, SourceTask, SplitProgress};
+
+/// How long a slot without work sleeps before it looks at its clocks (idle splits, rate limits).
+const LOOK: Duration = Duration::from_millis(20);
+
+/// What the member tells a slot.
+#[derive(Debug)]
+pub enum SlotCommand {
+    /// Splits for the source with that index.
+    Assign { source: usize, splits: Vec<Assignment> },
+    /// Continuous: the epoch ends here.
+    Inject(Barrier),
+    /// Planned: one epoch, per source by index.
+    Plan(BTreeMap<usize, PlannedEpoch>),
+    /// The input counts as ended.
+    Drain,
+    /// Ends the slot's thread.
+    Halt,
+}
+
+/// What a slot tells its member.
+#[derive(Debug)]
+pub enum SlotEvent {
+    /// Every task has passed the barrier.
+    Passed(Box<SlotReport>),
+    /// Half of the dirty or staging share is used.
+    WantsBarrier,
+    /// All splits of all sources are read to their end.
+    SourcesDone { slot: usize },
+    /// `failAbove` was passed.
+    Failing { source: String, text: String },
+    Failed { slot: usize, error: EngineError },
+}
+
+/// A slot's part of an epoch.
+#[derive(Debug)]
+pub struct SlotReport {
+    pub slot: usize,
+    pub barrier: Barrier,
+    pub layer: Option<Arc<FrozenLayer>>,
+    /// (sink, shard, records), in the order of shards.
+    pub staged: Vec<(usize, u16, StagedRecords)>,
+    /// Source index to splits.
+    pub splits: BTreeMap<usize, Vec<(SplitId, SplitProgress)>>,
+    pub watermarks: Vec<(String, EventTime)>,
+    pub counts: SlotCounts,
+    /// Late rows for dead letters: a row may be judged in several slots, so the member stages them, each once.
+    pub late: Vec<DeadLetter>,
+}
+
+/// Counters since the slot's start.
+#[derive(Debug, Clone, Default)]
+pub struct SlotCounts {
+    pub sources: Vec<SourceCounts>,
+    /// Late rows by source index; rows without an origin count for source 0.
+    pub late: Vec<u64>,
+    /// (uid, rows in, rows out, state keys, memory)
+    pub operators: Vec<(String, u64, u64, u64, u64)>,
+    pub sink_rows: Vec<u64>,
+    pub held_back_by: Vec<Option<SplitId>>,
+}
+
+pub struct Slot {
+    pub index: usize,
+    pub sources: Vec<SourceTask>,
+    /// In topological order.
+    pub operators: Vec<OperatorTask>,
+    pub sinks: Vec<SinkTask>,
+    pub stages: Vec<SinkStage>,
+    pub state: SlotState,
+    pub rules: Vec<Arc<SourceRules>>,
+    pub names: SplitNames,
+    pub clock: Arc<dyn Clock>,
+    pub notify: Arc<Notify>,
+    pub commands: mpsc::UnboundedReceiver<SlotCommand>,
+    pub events: mpsc::UnboundedSender<SlotEvent>,
+    /// Bytes staged or dirty above which the slot asks for an early barrier.
+    pub early_bytes: usize,
+    /// Clock of the running epoch.
+    pub now_ms: i64,
+    /// Number that the running epoch will have.
+    pub epoch: u64,
+    pub late_counts: Vec<u64>,
+    pub late_letters: Vec<DeadLetter>,
+    pub asked: bool,
+    pub said_done: bool,
+    pub said_failing: bool,
+}
+
+impl Slot {
+    /// Runs until `Halt`, or until an error, which is sent as an event.
+    pub async fn run(mut self) {
+        for source in &mut self.sources {
+            source.set_waker(self.notify.clone());
+        }
+        loop {
+            match self.step() {
+                Ok(Step::Busy) => tokio::task::yield_now().await,
+                Ok(Step::Idle) => {
+                    tokio::select! {
+                        () = self.notify.notified() => {}
+                        command = self.commands.recv() => match command {
+                            Some(command) => if self.command_or_report(command) { return },
+                            None => return,
+                        },
+                        () = tokio::time::sleep(LOOK) => {}
+                    }
+                }
+                Ok(Step::Halt) => return,
+                Err(error) => {
+                    // Nobody listens when the generation is over already.
+                    let _ = self.events.send(SlotEvent::Failed { slot: self.index, error });
+                    return;
+                }
+            }
+        }
+    }
+
+    fn command_or_report(&mut self, command: SlotCommand) -> bool {
+        match self.command(command) {
+            Ok(halt) => halt,
+            Err(error) => {
+                let _ = self.events.send(SlotEvent::Failed { slot: self.index, error });
+                true
+            }
+        }
+    }
+
+    /// One turn of every task.
+    fn step(&mut self) -> Result<Step> {
+        while let Ok(command) = self.commands.try_recv() {
+            if self.command(command)? {
+                return Ok(Step::Halt);
+            }
+        }
+        let mut busy = false;
+        for sink in &mut self.sinks {
+            busy |= sink.run(&mut self.stages)? == Turn::Busy;
+        }
+        for i in (0..self.operators.len()).rev() {
+            let operator = &mut self.operators[i];
+            busy |= operator.run(&mut self.state, self.now_ms)? == Turn::Busy;
+            let late = operator.take_late();
+            if !late.is_empty() {
+                self.judge_late(late);
+            }
+        }
+        // The sources' clocks (idleness, rates) are the wall's: they never decide what a row means.
+        let now = self.clock.now().get();
+        for i in 0..self.sources.len() {
+            busy |= self.sources[i].run(now)? == Turn::Busy;
+            let letters = self.sources[i].take_letters();
+            for letter in letters {
+                self.dead_letter(&letter)?;
+            }
+        }
+        self.ask_and_tell();
+        if self.end_epoch()? {
+            busy = true;
+        }
+        Ok(if busy { Step::Busy } else { Step::Idle })
+    }
+
+    fn command(&mut self, command: SlotCommand) -> Result<bool> {
+        match command {
+            SlotCommand::Assign { source, splits } => {
+                self.said_done = false;
+                self.sources[source].assign(splits)?;
+            }
+            SlotCommand::Inject(barrier) => {
+                self.now_ms = barrier.now_ms;
+                for source in &mut self.sources {
+                    source.inject(barrier);
+                }
+            }
+            SlotCommand::Plan(epochs) => {
+                for (source, epoch) in epochs {
+                    self.now_ms = epoch.barrier.now_ms;
+                    self.sources[source].plan(epoch);
+                }
+            }
+            SlotCommand::Drain => {
+                for source in &mut self.sources {
+                    source.drain();
+                }
+            }
+            SlotCommand::Halt => return Ok(true),
+        }
+        Ok(false)
+    }
+
+    fn ask_and_tell(&mut self) {
+        if !self.asked {
+            let staged: usize = self.stages.iter().map(SinkStage::staged_bytes).sum();
+            if staged + self.state.dirty_bytes() > self.early_bytes {
+                self.asked = true;
+                let _ = self.events.send(SlotEvent::WantsBarrier);
+            }
+        }
+        if !self.said_done && !self.sources.is_empty() && self.sources.iter().all(SourceTask::done) {
+            self.said_done = true;
+            let _ = self.events.send(SlotEvent::SourcesDone { slot: self.index });
+        }
+        if !self.said_failing
+            && let Some((source, text)) = self.sources.iter().find_map(|s| s.failing().map(|t| (s.rules().name.clone(), t)))
+        {
+            self.said_failing = true;
+            let _ = self.events.send(SlotEvent::Failing { source, text });
+        }
+    }
+
+    /// When every task has passed the barrier: freeze, hand over, go on.
+    fn end_epoch(&mut self) -> Result<bool> {
+        let passed = self
+            .sources
+            .iter()
+            .map(SourceTask::passed)
+            .chain(self.operators.iter().map(OperatorTask::passed))
+            .chain(self.sinks.iter().map(SinkTask::passed))
+            .collect::<Option<Vec<Barrier>>>();
+        let Some(barrier) = passed.and_then(|p| p.first().copied()) else { return Ok(false) };
+        let mut staged = Vec::new();
+        for (i, stage) in self.stages.iter_mut().enumerate() {
+            staged.extend(stage.finish()?.into_iter().map(|(shard, records)| (i, shard, records)));
+        }
+        let report = SlotReport {
+            slot: self.index,
+            barrier,
+            layer: self.state.freeze(barrier.epoch),
+            staged,
+            splits: self.sources.iter().map(|s| (s.rules().index, s.progress())).collect(),
+            watermarks: self.watermarks(),
+            counts: self.counts(),
+            late: std::mem::take(&mut self.late_letters),
+        };
+        let _ = self.events.send(SlotEvent::Passed(Box::new(report)));
+        self.asked = false;
+        self.epoch = barrier.epoch + 1;
+        self.sources.iter_mut().for_each(SourceTask::go_on);
+        self.operators.iter_mut().for_each(OperatorTask::go_on);
+        self.sinks.iter_mut().for_each(SinkTask::go_on);
+        Ok(true)
+    }
+
+    fn watermarks(&self) -> Vec<(String, EventTime)> {
+        let sources = self.sources.iter().map(|s| (s.uid.clone(), s.watermark()));
+        let operators = self.operators.iter().map(|o| (o.uid.clone(), o.watermark()));
+        sources.chain(operators).chain(self.sinks.iter().map(|s| (s.uid.clone(), s.watermark()))).collect()
+    }
+
+    fn counts(&self) -> SlotCounts {
+        SlotCounts {
+            sources: self.sources.iter().map(|s| s.counts).collect(),
+            late: self.late_counts.clone(),
+            operators: self
+                .operators
+                .iter()
+                .map(|o| (o.uid.clone(), o.rows_in, o.rows_out, o.state_keys() as u64, o.memory_bytes() as u64))
+                .collect(),
+            sink_rows: self.stages.iter().map(|s| s.rows).collect(),
+            held_back_by: self.sources.iter().map(SourceTask::held_back_by).collect(),
+        }
+    }
+
+    /// Applies `onLate` to rows that an operator judged late.
+    fn judge_late(&mut self, late: LateRows) {
+        for batch in late.into_batches() {
+            for origin in late::origins(&batch) {
+                let at = origin.split.and_then(|hash| self.names.get(hash));
+                let (source, split) = at.unwrap_or_else(|| (0, SplitId("".into())));
+                self.late_counts[source] += 1;
+                let Policy::DeadLetter(sink) = self.rules[source].on_late else { continue };
+                self.late_letters.push(DeadLetter {
+                    sink,
+                    source,
+                    split,
+                    offset: origin.offset,
+                    code: "PR0205",
+                    text: "late: every window of the row has closed".to_owned(),
+                    key: origin.key,
+                    value: origin.value,
+                });
+            }
+        }
+    }
+
+    fn dead_letter(&mut self, letter: &DeadLetter) -> Result<()> {
+        let source = &self.rules[letter.source].name;
+        let record = letter.record(source, self.epoch);
+        let split = crate::keys::split_hash(source, &letter.split.0);
+        self.stages[letter.sink].record(&record, split)
+    }
+}
+
+/// What a slot's turn came to.
+enum Step {
+    Busy,
+    Idle,
+    Halt,
+}
