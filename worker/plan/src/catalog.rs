@@ -184,8 +184,8 @@ impl Catalog {
     }
 
     /// Adds a source; computed columns are planned here.
-    pub fn add_source(&mut self, source: &Source) -> Result<(), Vec<Fault>> {
-        let base = |i: usize| format!("spec.sources[{}].columns[{i}]", source.name);
+    pub fn add_source(&mut self, source: &Source, index: usize) -> Result<(), Vec<Fault>> {
+        let base = |i: usize| format!("sources[{index}].columns[{i}]");
         let fields: Vec<Field> = source
             .columns
             .iter()
@@ -293,7 +293,7 @@ impl Catalog {
             .build();
         let simplifier = ExprSimplifier::new(context);
         let expr = simplifier
-            .coerce(expr, &df)
+            .coerce(crate::expression::strip_aliases(expr), &df)
             .map_err(|e| self.fault_of(e, &tokens))?;
         let target = schema
             .field_with_name(name)

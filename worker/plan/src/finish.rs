@@ -89,7 +89,7 @@ pub(crate) fn finish(
                 codes::UNREAD_SOURCE,
                 format!("source \"{}\" is not read", source.name),
             );
-            warnings.push(warning.path(format!("spec.sources[{i}]")));
+            warnings.push(warning.path(format!("sources[{i}]")));
         }
     }
     warnings.sort_by(|a, b| {
@@ -473,7 +473,12 @@ fn graph(ir: &Ir) -> Result<StreamGraph> {
         let ordinal = ordinals.entry(base.clone()).or_default();
         let uid = Uid(format!("{base}-{ordinal}"));
         *ordinal += 1;
-        let inputs: Vec<&IrNode> = node.inputs.iter().map(|i| &ir.nodes[i.node]).collect();
+        // A final operator speaks of its partial's input.
+        let inputs: Vec<&IrNode> = node
+            .inputs
+            .iter()
+            .map(|i| terms_of(ir, op, &ir.nodes[i.node]))
+            .collect();
         nodes.push(Node {
             id: NodeId(index),
             uid,
@@ -510,6 +515,21 @@ fn graph(ir: &Ir) -> Result<StreamGraph> {
         edges,
         stages,
     })
+}
+
+/// The node whose columns the operator's indexes mean.
+fn terms_of<'a>(ir: &'a Ir, op: &Op, input: &'a IrNode) -> &'a IrNode {
+    match op {
+        Op::WindowAggregate {
+            phase: Phase::Final,
+            ..
+        }
+        | Op::Deduplicate {
+            phase: Phase::Final,
+            ..
+        } => &ir.nodes[input.inputs[0].node],
+        _ => input,
+    }
 }
 
 pub(crate) fn kind_name(op: &Op) -> &'static str {

@@ -31,8 +31,8 @@ pub fn plan_input(input: PlanInput<'_>) -> Result<Plan, Vec<Fault>> {
     let statements = parse(input.sql)?;
     let mut catalog = Catalog::new(input.time_zone);
     let mut faults = vec![];
-    for source in input.sources {
-        if let Err(found) = catalog.add_source(source) {
+    for (i, source) in input.sources.iter().enumerate() {
+        if let Err(found) = catalog.add_source(source, i) {
             faults.extend(found);
         }
     }
@@ -64,10 +64,11 @@ pub fn plan_input(input: PlanInput<'_>) -> Result<Plan, Vec<Fault>> {
     let mut sinks = BTreeMap::new();
     let mut roots = vec![];
     for (name, arrivals) in arrivals {
-        let Some(sink) = input.sinks.iter().find(|s| s.name == name) else {
+        let Some((index, sink)) = input.sinks.iter().enumerate().find(|(_, s)| s.name == name)
+        else {
             continue;
         };
-        match write(&mut lower, sink, arrivals) {
+        match write(&mut lower, sink, index, arrivals) {
             Ok((root, plan)) => {
                 roots.push(root);
                 sinks.insert(name, plan);
@@ -460,7 +461,12 @@ fn refuse_ranks(lower: &Lower<'_>, node: Idx, tokens: &Tokens) -> Result<()> {
 }
 
 /// The end of the graph for one sink.
-fn write(lower: &mut Lower<'_>, sink: &Sink, arrivals: Vec<Arrival>) -> Result<(Idx, SinkPlan)> {
+fn write(
+    lower: &mut Lower<'_>,
+    sink: &Sink,
+    index: usize,
+    arrivals: Vec<Arrival>,
+) -> Result<(Idx, SinkPlan)> {
     let scope = Scope {
         name: sink.name.clone(),
         emit: Emit::OnClose,
@@ -533,7 +539,7 @@ fn write(lower: &mut Lower<'_>, sink: &Sink, arrivals: Vec<Arrival>) -> Result<(
                             sink.name
                         ),
                     )
-                    .path(format!("spec.sinks[{}].{field}", sink.name))
+                    .path(format!("sinks[{index}].{field}"))
                 })
             })
             .collect()
