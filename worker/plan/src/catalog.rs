@@ -18,6 +18,7 @@ use penstock_crds::data_type::DataType;
 use penstock_crds::source::{OnLate, Source, TransportField};
 
 use crate::codes;
+use crate::expression::UNKNOWN_TABLE_MARK;
 use crate::fault::{Fault, Result, did_you_mean};
 use crate::functions::Functions;
 use crate::graph::hidden;
@@ -183,8 +184,8 @@ impl Catalog {
     }
 
     /// Adds a source; computed columns are planned here.
-    pub fn add_source(&mut self, source: &Source) -> Result<(), Vec<Fault>> {
-        let base = |i: usize| format!("spec.sources[{}].columns[{i}]", source.name);
+    pub fn add_source(&mut self, source: &Source, index: usize) -> Result<(), Vec<Fault>> {
+        let base = |i: usize| format!("sources[{index}].columns[{i}]");
         let fields: Vec<Field> = source
             .columns
             .iter()
@@ -292,7 +293,7 @@ impl Catalog {
             .build();
         let simplifier = ExprSimplifier::new(context);
         let expr = simplifier
-            .coerce(expr, &df)
+            .coerce(crate::expression::strip_aliases(expr), &df)
             .map_err(|e| self.fault_of(e, &tokens))?;
         let target = schema
             .field_with_name(name)
@@ -434,6 +435,3 @@ impl ContextProvider for Catalog {
         self.functions.window.keys().cloned().collect()
     }
 }
-
-/// How the message of an unknown table begins, on its way through DataFusion's error.
-pub(crate) const UNKNOWN_TABLE_MARK: &str = "unknown table \"";

@@ -285,11 +285,7 @@ pub fn explain(plan: &Plan) -> String {
             ));
         }
         for column in &source.computed {
-            text.push_str(&format!(
-                "  {} as {}\n",
-                column.name,
-                crate::finish::shown(&column.expr)
-            ));
+            text.push_str(&format!("  {} as {}\n", column.name, column.expr));
         }
         if let Some(watermark) = &source.watermark {
             text.push_str(&format!(

@@ -11,10 +11,12 @@ use datafusion_expr::simplify::SimplifyContext;
 use datafusion_expr::{Expr, ExprSchemable, Operator, Volatility};
 use datafusion_optimizer::simplify_expressions::ExprSimplifier;
 
-use crate::catalog::UNKNOWN_TABLE_MARK;
 use crate::codes;
 use crate::fault::{Fault, Position, Tokens, did_you_mean};
 use crate::parse::lower_first;
+
+/// How the message of an unknown table begins, on its way through DataFusion's error.
+pub(crate) const UNKNOWN_TABLE_MARK: &str = "unknown table \"";
 
 pub(crate) fn column(name: &str) -> Expr {
     Expr::Column(Column::new_unqualified(name))
@@ -296,6 +298,36 @@ fn fault_of_text(text: &str, tokens: &Tokens) -> Fault {
             .unwrap_or_default();
         return Fault::new(codes::UNKNOWN_TABLE, rest).at(tokens.locate_or_start(table));
     }
+    if let Some(name) = between(&text, "Field ", " not found in struct") {
+        return Fault::new(
+            codes::UNKNOWN_COLUMN,
+            format!("unknown field \"{name}\" of a ROW"),
+        )
+        .at(tokens.locate_or_start(name));
+    }
+    if text.contains("require unique expression names")
+        && let Some(name) = between(&text, " AS ", "\" at position").or(between(
+            &text,
+            "expression \"",
+            "\" at position",
+        ))
+    {
+        let name = name.rsplit('.').next().unwrap_or(name);
+        return Fault::new(
+            codes::AMBIGUOUS_COLUMN,
+            format!("two columns \"{name}\" in one SELECT"),
+        )
+        .help("give one of them a name by AS")
+        .at(tokens.locate_or_start(name));
+    }
+    if let Some(name) = between(&text, "column \"", "\" must appear in the GROUP BY") {
+        let name = name.rsplit('.').next().unwrap_or(name);
+        return Fault::new(
+            codes::INVALID,
+            format!("\"{name}\" must be in GROUP BY or within an aggregate function"),
+        )
+        .at(tokens.locate_or_start(name));
+    }
     let code = if ["coerc", "Cannot infer", "type", "cast"]
         .iter()
         .any(|w| text.contains(w))
@@ -317,4 +349,9 @@ fn fault_of_text(text: &str, tokens: &Tokens) -> Fault {
         .at(called)
         .at(quoted)
         .at(tokens.start())
+}
+
+fn between<'a>(text: &'a str, before: &str, after: &str) -> Option<&'a str> {
+    let (_, rest) = text.split_once(before)?;
+    rest.split_once(after).map(|(found, _)| found)
 }

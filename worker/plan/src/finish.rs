@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
-use datafusion_expr::Expr;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::catalog::{Catalog, Origin, SourceTable};
@@ -16,8 +15,8 @@ use crate::graph::{
     Aggregate, AggregateFunction, Distribution, Edge, EdgeKind, Fingerprint, Node, NodeId, Op,
     Phase, StreamGraph, Uid, WindowBy,
 };
+use crate::input::PlanInput;
 use crate::ir::{Idx, Input, Ir, IrNode, IrOp, Names, canonical, schema_text};
-use crate::planner::PlanInput;
 use crate::prune::{add_uses, merge, prune, set_fields, uses_of};
 use crate::source_plan::{ComputedColumn, MetadataColumn, SinkPlan, SourcePlan, WatermarkPlan};
 
@@ -90,7 +89,7 @@ pub(crate) fn finish(
                 codes::UNREAD_SOURCE,
                 format!("source \"{}\" is not read", source.name),
             );
-            warnings.push(warning.path(format!("spec.sources[{i}]")));
+            warnings.push(warning.path(format!("sources[{i}]")));
         }
     }
     warnings.sort_by(|a, b| {
@@ -474,13 +473,18 @@ fn graph(ir: &Ir) -> Result<StreamGraph> {
         let ordinal = ordinals.entry(base.clone()).or_default();
         let uid = Uid(format!("{base}-{ordinal}"));
         *ordinal += 1;
-        let inputs: Vec<&IrNode> = node.inputs.iter().map(|i| &ir.nodes[i.node]).collect();
+        // A final operator speaks of its partial's input.
+        let inputs: Vec<&IrNode> = node
+            .inputs
+            .iter()
+            .map(|i| terms_of(ir, op, &ir.nodes[i.node]))
+            .collect();
         nodes.push(Node {
             id: NodeId(index),
             uid,
             op: op.clone(),
             schema: Arc::clone(&node.schema),
-            fingerprint: fingerprint(op, &inputs, node),
+            fingerprint: fingerprint(op, &inputs),
             describe: describe(
                 op,
                 &inputs.iter().map(|i| &i.schema).collect::<Vec<_>>(),
@@ -513,6 +517,21 @@ fn graph(ir: &Ir) -> Result<StreamGraph> {
     })
 }
 
+/// The node whose columns the operator's indexes mean.
+fn terms_of<'a>(ir: &'a Ir, op: &Op, input: &'a IrNode) -> &'a IrNode {
+    match op {
+        Op::WindowAggregate {
+            phase: Phase::Final,
+            ..
+        }
+        | Op::Deduplicate {
+            phase: Phase::Final,
+            ..
+        } => &ir.nodes[input.inputs[0].node],
+        _ => input,
+    }
+}
+
 pub(crate) fn kind_name(op: &Op) -> &'static str {
     match op {
         Op::Source { .. } => "source",
@@ -539,7 +558,7 @@ pub(crate) fn kind_name(op: &Op) -> &'static str {
 
 /// Only for operators whose state outlives a barrier. Types of the columns that state is made of, not their names: renaming a
 /// column keeps the state.
-fn fingerprint(op: &Op, inputs: &[&IrNode], node: &IrNode) -> Option<Fingerprint> {
+fn fingerprint(op: &Op, inputs: &[&IrNode]) -> Option<Fingerprint> {
     let types = |schema: &SchemaRef, columns: &[usize]| {
         columns
             .iter()
@@ -670,7 +689,6 @@ fn fingerprint(op: &Op, inputs: &[&IrNode], node: &IrNode) -> Option<Fingerprint
         }
         _ => return None,
     };
-    let _ = node;
     Some(Fingerprint(xxh3_64(
         format!("v{STATE_FORMAT}|append {}|{text}", kinds.join(",")).as_bytes(),
     )))
@@ -718,9 +736,4 @@ fn hash(
         ));
     }
     format!("{:016x}", xxh3_64(text.as_bytes()))
-}
-
-/// Names of the columns that an expression reads: for `describe`.
-pub(crate) fn shown(expr: &Expr) -> String {
-    expr.to_string()
 }

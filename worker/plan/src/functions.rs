@@ -3,8 +3,30 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use datafusion_expr::planner::ExprPlanner;
-use datafusion_expr::{AggregateUDF, HigherOrderUDF, ScalarUDF, WindowUDF};
+use arrow::datatypes::Field;
+use datafusion_common::{Result, TableReference};
+use datafusion_expr::planner::{ExprPlanner, PlannerResult};
+use datafusion_expr::{AggregateUDF, Expr, HigherOrderUDF, ScalarUDF, WindowUDF};
+
+/// `bid.price` is a column named `price`, as in Flink and Spark; DataFusion would call it `bid[price]`.
+#[derive(Debug)]
+struct FieldNames;
+
+impl ExprPlanner for FieldNames {
+    fn plan_compound_identifier(
+        &self,
+        field: &Field,
+        qualifier: Option<&TableReference>,
+        nested_names: &[String],
+    ) -> Result<PlannerResult<Vec<Expr>>> {
+        let planner = datafusion_functions::core::planner::CoreFunctionPlanner::default();
+        let planned = planner.plan_compound_identifier(field, qualifier, nested_names)?;
+        Ok(match (planned, nested_names.last()) {
+            (PlannerResult::Planned(expr), Some(name)) => PlannerResult::Planned(expr.alias(name)),
+            (other, _) => other,
+        })
+    }
+}
 
 /// All built-in functions.
 pub(crate) struct Functions {
@@ -34,6 +56,7 @@ impl Functions {
         }
         let row_number = datafusion_functions_window::row_number::row_number_udwf();
         let planners: Vec<Arc<dyn ExprPlanner>> = vec![
+            Arc::new(FieldNames),
             Arc::new(datafusion_functions::core::planner::CoreFunctionPlanner::default()),
             Arc::new(datafusion_functions_nested::planner::NestedFunctionPlanner),
             Arc::new(datafusion_functions_nested::planner::FieldAccessPlanner),

@@ -14,7 +14,7 @@
 //! 3  lower (logical plan to nodes), prune (passes over nodes)
 //! 2  catalog (tables, types, names), window (TUMBLE, HOP), ir (nodes)
 //! 1  parse, dialect, refuse, rewrite, functions, expression
-//! 0  graph, source_plan (what the engine reads), fault, codes
+//! 0  graph, source_plan (what the engine reads), input (what it is made from), fault, codes
 //! ```
 //!
 //! Everything here is pure: no clock, no network, no files.
@@ -28,6 +28,7 @@ mod fault;
 mod finish;
 mod functions;
 pub mod graph;
+mod input;
 mod ir;
 mod lower;
 mod parse;
@@ -45,7 +46,7 @@ use penstock_crds::job::StreamingJob;
 pub use catalog::arrow_type;
 pub use explain::{explain, plan_json};
 pub use finish::{Plan, STATE_FORMAT};
-pub use planner::PlanInput;
+pub use input::PlanInput;
 pub use verdict::{Fate, StateVerdict, verdict};
 
 /// Plans a job. Pure: the same job gives the same plan. Its manifest must have passed `crds`' validation.

@@ -10,9 +10,7 @@ use datafusion_optimizer::push_down_filter::PushDownFilter;
 use datafusion_optimizer::{Analyzer, Optimizer, OptimizerContext};
 use datafusion_sql::planner::SqlToRel;
 use datafusion_sql::sqlparser::ast::{Ident, Query, Statement as Ast, TableFactor, Visit, Visitor};
-use penstock_crds::job::StreamingJob;
 use penstock_crds::sink::{OutputMode as SinkMode, Sink, SinkKind};
-use penstock_crds::source::Source;
 
 use crate::catalog::Catalog;
 use crate::codes;
@@ -20,6 +18,7 @@ use crate::expression::column;
 use crate::fault::{Fault, Position, Result, Tokens, did_you_mean};
 use crate::finish::{self, Plan};
 use crate::graph::{Distribution, EdgeKind, Emit, Op, OutputMode};
+use crate::input::PlanInput;
 use crate::ir::{Attr, Idx, Input, IrNode, IrOp};
 use crate::lower::{Limits, Lower, Rel, Scope, View};
 use crate::parse::{Statement, StatementKind, parse};
@@ -27,45 +26,20 @@ use crate::refuse::refuse;
 use crate::rewrite::rewrite;
 use crate::source_plan::SinkPlan;
 
-/// What of a job the plan depends on.
-#[derive(Debug, Clone, Copy)]
-pub struct PlanInput<'a> {
-    pub sql: &'a str,
-    pub sources: &'a [Source],
-    pub sinks: &'a [Sink],
-    pub time_zone: &'a str,
-    pub allow_unbounded_state: bool,
-    pub ttl_ms: Option<u64>,
-}
-
-impl<'a> PlanInput<'a> {
-    pub fn of(job: &'a StreamingJob) -> Self {
-        let spec = &job.spec;
-        Self {
-            sql: &spec.sql,
-            sources: &spec.sources,
-            sinks: &spec.sinks,
-            time_zone: &spec.sql_options.time_zone,
-            allow_unbounded_state: spec.sql_options.allow_unbounded_state,
-            ttl_ms: spec.state.ttl.map(|ttl| ttl.as_millis()),
-        }
-    }
-}
-
 /// Plans a job. Pure: the same job gives the same plan.
 pub fn plan_input(input: PlanInput<'_>) -> Result<Plan, Vec<Fault>> {
     let statements = parse(input.sql)?;
     let mut catalog = Catalog::new(input.time_zone);
     let mut faults = vec![];
-    for source in input.sources {
-        if let Err(found) = catalog.add_source(source) {
+    for (i, source) in input.sources.iter().enumerate() {
+        if let Err(found) = catalog.add_source(source, i) {
             faults.extend(found);
         }
     }
     if !faults.is_empty() {
         return Err(faults);
     }
-    let (views, inserts) = logical(&statements, &mut catalog)?;
+    let Logical { views, inserts } = logical(&statements, &mut catalog)?;
     let limits = Limits {
         ttl_ms: input.ttl_ms,
         allow_unbounded: input.allow_unbounded_state,
@@ -90,10 +64,11 @@ pub fn plan_input(input: PlanInput<'_>) -> Result<Plan, Vec<Fault>> {
     let mut sinks = BTreeMap::new();
     let mut roots = vec![];
     for (name, arrivals) in arrivals {
-        let Some(sink) = input.sinks.iter().find(|s| s.name == name) else {
+        let Some((index, sink)) = input.sinks.iter().enumerate().find(|(_, s)| s.name == name)
+        else {
             continue;
         };
-        match write(&mut lower, sink, arrivals) {
+        match write(&mut lower, sink, index, arrivals) {
             Ok((root, plan)) => {
                 roots.push(root);
                 sinks.insert(name, plan);
@@ -127,6 +102,12 @@ struct Insert {
     emit_position: Option<Position>,
 }
 
+/// All statements as logical plans.
+struct Logical {
+    views: BTreeMap<String, View>,
+    inserts: Vec<Insert>,
+}
+
 /// A query's rows on their way into a sink.
 struct Arrival {
     rel: Rel,
@@ -135,10 +116,7 @@ struct Arrival {
     position: Option<Position>,
 }
 
-fn logical(
-    statements: &[Statement],
-    catalog: &mut Catalog,
-) -> Result<(BTreeMap<String, View>, Vec<Insert>), Vec<Fault>> {
+fn logical(statements: &[Statement], catalog: &mut Catalog) -> Result<Logical, Vec<Fault>> {
     let mut faults = vec![];
     let mut views = BTreeMap::new();
     let mut inserts = vec![];
@@ -214,7 +192,7 @@ fn logical(
         }
     }
     if faults.is_empty() {
-        Ok((views, inserts))
+        Ok(Logical { views, inserts })
     } else {
         Err(faults)
     }
@@ -483,7 +461,12 @@ fn refuse_ranks(lower: &Lower<'_>, node: Idx, tokens: &Tokens) -> Result<()> {
 }
 
 /// The end of the graph for one sink.
-fn write(lower: &mut Lower<'_>, sink: &Sink, arrivals: Vec<Arrival>) -> Result<(Idx, SinkPlan)> {
+fn write(
+    lower: &mut Lower<'_>,
+    sink: &Sink,
+    index: usize,
+    arrivals: Vec<Arrival>,
+) -> Result<(Idx, SinkPlan)> {
     let scope = Scope {
         name: sink.name.clone(),
         emit: Emit::OnClose,
@@ -556,7 +539,7 @@ fn write(lower: &mut Lower<'_>, sink: &Sink, arrivals: Vec<Arrival>) -> Result<(
                             sink.name
                         ),
                     )
-                    .path(format!("spec.sinks[{}].{field}", sink.name))
+                    .path(format!("sinks[{index}].{field}"))
                 })
             })
             .collect()

@@ -19,6 +19,7 @@ use datafusion_sql::sqlparser::ast::{
     Spanned, TableFactor,
 };
 
+use crate::catalog::SourceTable;
 use crate::codes;
 use crate::dialect::TABLE_ARGUMENT;
 use crate::fault::{Fault, Position, Result};
@@ -49,13 +50,7 @@ impl WindowNode {
     ) -> DfResult<Self> {
         let time = match column {
             Some(i) => input.schema().field(i).data_type().clone(),
-            None => input
-                .schema()
-                .fields()
-                .iter()
-                .map(|f| f.data_type().clone())
-                .find(|t| matches!(t, DataType::Timestamp(..)))
-                .unwrap_or(DataType::Timestamp(TimeUnit::Millisecond, None)),
+            None => time_type(&input),
         };
         let mut fields: Vec<(Option<TableReference>, Arc<Field>)> = input
             .schema()
@@ -74,6 +69,34 @@ impl WindowNode {
             schema,
         })
     }
+}
+
+/// Type of the event time that is not named: of the scanned source's, if it is still there.
+fn time_type(input: &LogicalPlan) -> DataType {
+    let mut name = None;
+    let mut open = vec![input];
+    while let Some(plan) = open.pop() {
+        if let LogicalPlan::TableScan(scan) = plan
+            && let Some(table) = scan.source.as_ref().downcast_ref::<SourceTable>()
+        {
+            name = table
+                .event_time
+                .map(|i| table.schema.field(i).name().clone());
+        }
+        open.extend(plan.inputs());
+    }
+    let fields = input.schema().fields();
+    let named = fields.iter().find(|f| Some(f.name()) == name.as_ref());
+    let first = || {
+        fields
+            .iter()
+            .find(|f| matches!(f.data_type(), DataType::Timestamp(..)))
+    };
+    named
+        .or_else(first)
+        .map_or(DataType::Timestamp(TimeUnit::Millisecond, None), |f| {
+            f.data_type().clone()
+        })
 }
 
 impl PartialEq for WindowNode {

@@ -169,7 +169,7 @@ fn windows() {
     );
     check(
         "cascade",
-        "CREATE VIEW hourly AS SELECT origin, window_start, window_end, window_time, COUNT(*) AS n FROM TUMBLE(TABLE flights, DESCRIPTOR(ts), INTERVAL '1' HOUR) GROUP BY origin, window_start, window_end, window_time;\nINSERT INTO out SELECT window_start, SUM(n) AS n FROM TUMBLE(TABLE hourly, DESCRIPTOR(window_time), INTERVAL '1' DAY) GROUP BY window_start, window_end",
+        "CREATE VIEW hourly AS SELECT origin, window_time AS at, COUNT(*) AS n FROM TUMBLE(TABLE flights, DESCRIPTOR(ts), INTERVAL '1' HOUR) GROUP BY origin, window_start, window_end, window_time;\nINSERT INTO out SELECT window_start, SUM(n) AS n FROM TUMBLE(TABLE hourly, DESCRIPTOR(at), INTERVAL '1' DAY) GROUP BY window_start, window_end",
         "",
     );
     check(
@@ -180,6 +180,15 @@ fn windows() {
     check(
         "array_agg",
         "INSERT INTO out SELECT window_start, ARRAY_AGG(origin) AS origins FROM TUMBLE(TABLE flights, DESCRIPTOR(ts), INTERVAL '1' HOUR) GROUP BY window_start, window_end",
+        "",
+    );
+}
+
+#[test]
+fn filtered_aggregates_keep_their_columns_in_the_final_phase() {
+    check(
+        "filter_of_aggregate",
+        "INSERT INTO out SELECT window_start, MIN(delay) FILTER (WHERE fare > 1) AS low FROM TUMBLE(TABLE flights, DESCRIPTOR(ts), INTERVAL '1' HOUR) GROUP BY window_start, window_end",
         "",
     );
 }
