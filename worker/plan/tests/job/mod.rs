@@ -1,5 +1,7 @@
 //! Jobs of the tests: manifests with one SQL text.
 
+#![allow(dead_code, reason = "each test file uses its own part of it")]
+
 use penstock_crds::diagnostic::Diagnostic;
 use penstock_crds::job::StreamingJob;
 use penstock_crds::manifest::load;
