@@ -77,7 +77,7 @@ fn time_type(input: &LogicalPlan) -> DataType {
     let mut open = vec![input];
     while let Some(plan) = open.pop() {
         if let LogicalPlan::TableScan(scan) = plan
-            && let Some(table) = scan.source.as_ref().downcast_ref::<SourceTable>()
+            && let Some(table) = (*scan.source).downcast_ref::<SourceTable>()
         {
             name = table
                 .event_time
