@@ -275,7 +275,7 @@ impl Ring<'_> {
         while self.fed < self.slices {
             self.feed()?;
         }
-        Ok(())
+        self.loader.flush()
     }
 
     /// Feeds for so long, or until `over` says so.

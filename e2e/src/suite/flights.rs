@@ -90,6 +90,7 @@ impl Case<'_> {
         let began = Instant::now();
         let mut loader = Loader::new(self.brokers, &self.topic("flights"))?;
         self.flights.put_slice(&mut loader, 0, 1)?;
+        loader.flush()?;
         println!(
             "flights: {} rows loaded in {:.1} s",
             loader.sent(),

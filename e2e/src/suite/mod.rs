@@ -124,6 +124,7 @@ impl Flights {
     }
 
     /// Writes slice `number` of `of` of every partition, in order: all slices together are the whole input.
+    /// The broker has it after a flush of the loader.
     pub fn put_slice(&self, loader: &mut Loader, number: usize, of: usize) -> Result<()> {
         ensure!(number < of, "there are only {of} slices");
         for (partition, lines) in (0..).zip(&self.parts) {
@@ -132,7 +133,7 @@ impl Flights {
                 loader.put(partition, line)?;
             }
         }
-        loader.flush()
+        Ok(())
     }
 
     /// Writes the rows that are too late, and answers the place of each in the topic, given that all slices stand before them.

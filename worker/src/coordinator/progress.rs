@@ -36,7 +36,10 @@ impl Phase {
 pub struct LastEpoch {
     pub number: u64,
     pub committed_at_ms: i64,
+    /// From its barrier to its commit.
     pub duration_ms: u64,
+    /// Since the commit before it, or since the barrier for the first one: what rates are measured by.
+    pub span_ms: u64,
     pub bytes: u64,
     pub rows_in: u64,
     pub rows_out: u64,
@@ -136,10 +139,12 @@ impl Progress {
         };
         let rows_in = sum(&|c| c.sources.iter().map(|s| s.rows).sum());
         let duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        let since = u64::try_from(now_ms - now.epoch.committed_at_ms).unwrap_or(0);
         now.epoch = LastEpoch {
             number: barrier.epoch,
             committed_at_ms: now_ms,
             duration_ms,
+            span_ms: if now.commits == 0 { duration_ms } else { since },
             bytes: snapshot.bytes,
             rows_in: rows_in.saturating_sub(now.rows_in),
             rows_out: snapshot.rows_out,

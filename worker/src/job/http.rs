@@ -137,9 +137,9 @@ pub fn status(shown: &Shown) -> rpc::JobStatus {
     }
 }
 
-/// Rows per second over the last epoch.
+/// Rows per second between the last two commits.
 pub fn rates(now: &Now) -> rpc::Rates {
-    let seconds = (now.epoch.duration_ms.max(1)) as f64 / 1000.0;
+    let seconds = (now.epoch.span_ms.max(1)) as f64 / 1000.0;
     rpc::Rates {
         rows_in: now.epoch.rows_in as f64 / seconds,
         rows_out: now.epoch.rows_out as f64 / seconds,

@@ -74,9 +74,7 @@ impl DirectSender for KafkaDirect {
 
     fn flush(&mut self) -> Result<()> {
         let deadline = Instant::now() + CALL;
-        drain(&self.rows().producer, deadline).map_err(|e| self.error(e))?;
-        // The reports of what failed last may still lie in the queue.
-        self.rows().producer.poll(Duration::ZERO);
+        drain(self.rows(), deadline).map_err(|e| self.error(e))?;
         self.undelivered()
     }
 }

@@ -4,6 +4,7 @@
 
 use std::ffi::{CString, c_int};
 use std::ptr;
+use std::time::Duration;
 
 use rdkafka::producer::{BaseProducer, Producer};
 use rdkafka::types::RDKafkaErrorCode;
@@ -45,6 +46,16 @@ impl RowProducer {
             made.topics.push(topic);
         }
         Some(made)
+    }
+
+    /// Waits until every record is acknowledged or given up, for at most so long; whether that is so. Unlike rdkafka's own
+    /// polls and flush, which spin within the last millisecond and look every 100 ms, this sleeps and wakes with the last
+    /// acknowledgement. It also ends the linger time of what is queued.
+    pub(super) fn flushed(&self, wait: Duration) -> bool {
+        let wait = c_int::try_from(wait.as_millis()).unwrap_or(c_int::MAX);
+        // SAFETY: the producer is alive.
+        let code = unsafe { sys::rd_kafka_flush(self.producer.client().native_ptr(), wait) };
+        code == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR
     }
 
     /// Copies the record into the queue; never waits. `QueueFull`: poll, then again.

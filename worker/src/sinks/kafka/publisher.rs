@@ -178,7 +178,7 @@ impl Shard {
             header_bytes: &[],
         };
         self.put(rows, MARKERS, &record, deadline)?;
-        drain(producer, deadline).map_err(|e| self.error("producing", e))?;
+        drain(rows, deadline).map_err(|e| self.error("producing", e))?;
         if let Some(e) = producer.context().undelivered.lock().take() {
             return Err(self.error("producing", e));
         }
@@ -208,21 +208,24 @@ pub(super) fn put(
         match rows.put(to, record) {
             Ok(()) => return Ok(()),
             Err(RDKafkaErrorCode::QueueFull) if Instant::now() < deadline => {
-                rows.producer.poll(Duration::from_millis(1));
+                std::thread::sleep(Duration::from_millis(1));
+                rows.producer.poll(Duration::ZERO);
             }
             Err(code) => return Err(KafkaError::MessageProduction(code)),
         }
     }
 }
 
-/// Waits until everything is acknowledged, in short polls: the client's own flush looks only every 100 ms.
-pub(super) fn drain(producer: &BaseProducer<Logged>, deadline: Instant) -> Result<(), KafkaError> {
-    while producer.in_flight_count() > 0 {
+/// Waits until everything is acknowledged or given up.
+pub(super) fn drain(rows: &RowProducer, deadline: Instant) -> Result<(), KafkaError> {
+    // A record that was given up counts as unacknowledged until its report is taken, so reports are looked for in between.
+    while !rows.flushed(Duration::from_millis(100)) {
         if Instant::now() >= deadline {
             return Err(KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut));
         }
-        producer.poll(Duration::from_millis(1));
+        rows.producer.poll(Duration::ZERO);
     }
+    rows.producer.poll(Duration::ZERO);
     Ok(())
 }
 
