@@ -142,9 +142,14 @@ impl Engine {
         Ok(alive)
     }
 
-    /// Asks it to stop at a barrier, as Ctrl-C does, and waits until it has.
+    /// Asks it to stop at a barrier, as Ctrl-C does.
+    pub fn ask_to_stop(&self) -> Result<()> {
+        self.signal(Signal::INT)
+    }
+
+    /// Asks it to stop at a barrier and waits until it has.
     pub fn interrupt(&mut self, patience: Duration) -> Result<()> {
-        self.signal(Signal::INT)?;
+        self.ask_to_stop()?;
         let status = self.wait(patience)?;
         ensure!(
             status.success(),
@@ -174,11 +179,8 @@ impl Engine {
             self.status = text
                 .lines()
                 .filter_map(|line| line.split_once("status: http://"))
-                .filter_map(|(_, rest)| {
-                    rest.split('/')
-                        .next()
-                        .map(|address| address.trim().to_owned())
-                })
+                // A line is written in pieces: only a whole one counts.
+                .filter_map(|(_, rest)| Some(rest.split_once("/status")?.0.to_owned()))
                 .next_back();
         }
         let Some(address) = &self.status else {

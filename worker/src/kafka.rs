@@ -99,6 +99,10 @@ impl ClientContext for Logged {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        // Asked for, by whoever reads to a partition's end.
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::PartitionEOF) {
+            return;
+        }
         tracing::warn!(object = %self.object, %error, reason, "kafka client");
     }
 }

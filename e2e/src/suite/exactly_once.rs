@@ -76,6 +76,10 @@ pub fn run(options: &Options, blows: &Blows) -> Result<String> {
             &format!("{{s3: {{bucket: streams, prefix: e2e, region: us-east-1, endpoint: '{}', pathStyle: true}}}}", s3.url()),
         )?
         .save(&manifest)?;
+    let planned = work.path("planned.yaml");
+    Manifest::load(&manifest)?
+        .set(&["spec", "trigger"], "{processingTime: {interval: 300ms}}")?
+        .save(&planned)?;
     let launch = Launch {
         program: options.penstock.clone(),
         manifest,
@@ -92,6 +96,7 @@ pub fn run(options: &Options, blows: &Blows) -> Result<String> {
         older: work.path("state-older"),
         away: Duration::from_secs(blows.away),
         flights: &flights,
+        planned,
         slices,
         fed: 0,
         volumes: 0,
@@ -101,9 +106,13 @@ pub fn run(options: &Options, blows: &Blows) -> Result<String> {
         s3: &s3,
     };
 
-    ring.progress()?;
-    let first_commit = ring.epoch;
     let (mut kills, mut never_hit) = (0, Vec::new());
+    // What happens once in a log's life comes first: a point that was passed is not passed again.
+    let (fresh, plan): (Vec<Blow>, Vec<Blow>) = plan.into_iter().partition(Blow::once);
+    if fresh.is_empty() {
+        ring.progress()?;
+    }
+    let plan: Vec<Blow> = fresh.into_iter().chain(plan).collect();
     for (number, blow) in plan.iter().enumerate() {
         let began = Instant::now();
         match blow {
@@ -119,7 +128,9 @@ pub fn run(options: &Options, blows: &Blows) -> Result<String> {
                 if !ring.die_at(name)? {
                     never_hit.push(name.clone());
                 }
-                ring.progress()?;
+                if !blow.once() {
+                    ring.progress()?;
+                }
             }
             Blow::Zombie => ring.zombie()?,
             Blow::Broker => ring.broker_crash()?,
@@ -171,7 +182,7 @@ pub fn run(options: &Options, blows: &Blows) -> Result<String> {
         .rejects(&[])
         .compare(&brokers, &format!("{PREFIX}flights-rejected"))?;
     println!(
-        "exactly-once: seed {}, {kills} kills, epoch {first_commit} before the first blow, {last_blow} after the last, {} at the end",
+        "exactly-once: seed {}, {kills} kills, {last_blow} epochs after the last blow, {} at the end",
         blows.seed, ring.epoch
     );
     ensure!(
@@ -211,6 +222,11 @@ fn plan(blows: &Blows, program: &Path) -> Result<Vec<Blow>> {
 }
 
 impl Blow {
+    /// Whether it can fall only into the beginning of a log.
+    fn once(&self) -> bool {
+        matches!(self, Self::Point(name) if name.starts_with("start.") || name.starts_with("born."))
+    }
+
     /// How many slices of the input to set aside for it.
     fn slices(&self) -> usize {
         match self {
@@ -247,6 +263,8 @@ struct Ring<'a> {
     loader: Loader,
     rng: StdRng,
     launch: Launch,
+    /// The manifest with a trigger that plans its epochs.
+    planned: PathBuf,
     engine: Engine,
     slices: usize,
     fed: usize,
@@ -358,12 +376,26 @@ impl Ring<'_> {
 
     /// Runs until the engine kills itself at a named step. Answers whether it did; the engine runs on without it afterwards.
     fn die_at(&mut self, point: &str) -> Result<bool> {
-        let faulty = Launch {
+        let mut faulty = Launch {
             fault: Some(point.to_owned()),
             ..self.launch.clone()
         };
+        if point.starts_with("plan.") {
+            faulty.manifest.clone_from(&self.planned);
+        }
         self.engine.kill9()?;
         self.engine = Engine::start(&faulty)?;
+        if point.starts_with("stop.") {
+            self.progress()?;
+            self.engine.ask_to_stop()?;
+        }
+        let hit = self.dies(point)?;
+        self.restart()?;
+        Ok(hit)
+    }
+
+    /// Feeds until the engine has died by SIGKILL, ten seconds at most; whether it has.
+    fn dies(&mut self, point: &str) -> Result<bool> {
         let hit = self.feed_for(Duration::from_secs(10), |ring| {
             Ok(ring.engine.ended()?.is_some())
         })?;
@@ -374,7 +406,6 @@ impl Ring<'_> {
                 self.launch.log.display()
             );
         }
-        self.restart()?;
         Ok(hit)
     }
 

@@ -194,10 +194,7 @@ impl Coordinator {
             );
         }
         self.take_state(&restore.state);
-        self.log
-            .write_closure(self.generation)
-            .await
-            .map_err(storage)?;
+        self.closure().await?;
         let replan = self.log.fold().planned().cloned();
         self.resolve_splits().await?;
         let backlog = restore
@@ -216,8 +213,10 @@ impl Coordinator {
             now_ms: self.clock.now().get(),
             restore: Arc::new(restore),
         };
+        tracing::debug!(backlog = start.backlog.len(), "starting the members");
         self.tell(ToMember::Start(Box::new(start)));
         while !matches!(self.hear().await?, FromMember::Started) {}
+        tracing::info!(epoch = self.log.fold().head().get(), "running");
         self.progress.phase(Phase::Running);
         self.progress.restored(self.log.fold().head().get());
         if self.settings.trigger.planned() {
@@ -993,17 +992,22 @@ impl Coordinator {
         if !self.log.closure_due() {
             return Ok(());
         }
+        self.closure().await?;
+        let retention = self.settings.retention;
+        self.collector
+            .collect(&mut self.log, self.generation, retention)
+            .await
+            .map_err(storage)?;
+        Ok(())
+    }
+
+    async fn closure(&mut self) -> Result<()> {
         fault::point("closure.before");
         self.log
             .write_closure(self.generation)
             .await
             .map_err(storage)?;
         fault::point("closure.after");
-        let retention = self.settings.retention;
-        self.collector
-            .collect(&mut self.log, self.generation, retention)
-            .await
-            .map_err(storage)?;
         Ok(())
     }
 
@@ -1069,10 +1073,7 @@ impl Coordinator {
             )
             .await
             .map_err(storage)?;
-        self.log
-            .write_closure(self.generation)
-            .await
-            .map_err(storage)?;
+        self.closure().await?;
         fault::point("stop.after");
         Ok(match why {
             StopReason::Suspended | StopReason::Failed { .. } => Outcome::Stopped { epoch },

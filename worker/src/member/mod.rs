@@ -8,8 +8,8 @@ use bytes::Bytes;
 use penstock_checkpoint::ids::{
     Epoch, Generation, KeyGroup, LogId, MemberId, Nonce, ShardId, SinkName,
 };
-use penstock_checkpoint::pack::{PackId, PackIndex, PackWriter, SectionName};
-use penstock_checkpoint::record::{BaseRef, PackRef};
+use penstock_checkpoint::pack::{PackId, PackWriter};
+use penstock_checkpoint::record::PackRef;
 use penstock_checkpoint::store::CheckpointStore;
 use penstock_checkpoint::transfer;
 use tokio::sync::mpsc;
@@ -18,11 +18,12 @@ use crate::error::{EngineError, ErrorKind, Result};
 use crate::fault;
 use crate::message::Barrier;
 use crate::sinks::{Guarantee, SinkRef, StagedRecords};
-use crate::state::{BaseFile, Commit, FrozenLayer, Segment, StateWorker};
+use crate::state::{Commit, FrozenLayer, StateWorker};
 use crate::task::{Assignment, SlotCommand, SlotEvent, SlotReport};
 
 pub mod protocol;
 pub mod publish;
+mod restore;
 
 use protocol::{FromMember, Shard, Snapshot, Start, ToMember};
 use publish::{ShardNews, ShardTask, ShardWork};
@@ -174,119 +175,6 @@ impl Member {
             self.publish(&mut running, *epoch, outputs)?;
         }
         Ok(running)
-    }
-
-    /// Loads what the volume does not hold: per key group the segments after the epoch that its instance stands at.
-    async fn restore(&mut self, start: &Start) -> Result<()> {
-        let target = start.restore.state.epoch.get();
-        let groups: Vec<u16> = (0..self.key_groups).collect();
-        let log = self.log;
-        let ancestors = start.ancestors.clone();
-        let opened = self.state.open_groups(&groups, &|epoch, sum| {
-            sum == checksum(log, epoch)
-                && ancestors
-                    .iter()
-                    .any(|(from, to)| (*from..=*to).contains(&epoch))
-        })?;
-        let mut indexes: BTreeMap<String, PackIndex> = BTreeMap::new();
-        for (group, at) in opened {
-            let Some(chain) = start.restore.state.chains.get(&KeyGroup::new(group)) else {
-                self.state
-                    .load_segments(group, &[], target, checksum(log, target))?;
-                continue;
-            };
-            let mut at = at;
-            if let Some(base) = chain
-                .base
-                .as_ref()
-                .filter(|b| at.is_none_or(|at| at < b.epoch.get()))
-            {
-                self.fetch_base(group, base).await?;
-                at = Some(base.epoch.get());
-            }
-            for segment in chain
-                .segments
-                .iter()
-                .filter(|s| at.is_none_or(|at| s.epoch.get() > at))
-            {
-                let pack = start.restore.state.pack(*segment).ok_or_else(|| {
-                    EngineError::fail(
-                        "PR0405",
-                        format!("key group {group}"),
-                        format!("the closure names no pack for epoch {}", segment.epoch),
-                    )
-                })?;
-                if !indexes.contains_key(&pack.path) {
-                    let index = transfer::read_index(&self.store, log, pack)
-                        .await
-                        .map_err(storage)?;
-                    indexes.insert(pack.path.clone(), index);
-                }
-                let Some(section) =
-                    indexes[&pack.path].section(&SectionName::State(KeyGroup::new(group)))
-                else {
-                    continue;
-                };
-                let bytes = transfer::read_section(&self.store, pack, section)
-                    .await
-                    .map_err(storage)?;
-                let epoch = segment.epoch.get();
-                self.state.load_segments(
-                    group,
-                    &[Segment::parse(bytes)?],
-                    epoch,
-                    checksum(log, epoch),
-                )?;
-            }
-            self.state
-                .load_segments(group, &[], target, checksum(log, target))?;
-        }
-        Ok(())
-    }
-
-    /// Downloads a base's files beside the volume and puts them in the place of the key group's instance.
-    async fn fetch_base(&self, group: u16, base: &BaseRef) -> Result<()> {
-        let disk = |e: std::io::Error| {
-            EngineError::fail(
-                "PR0409",
-                format!("base of key group {group}"),
-                e.to_string(),
-            )
-            .caused_by(e)
-        };
-        let folder = tempfile::tempdir().map_err(disk)?;
-        let mut files = Vec::new();
-        for file in &base.files {
-            let missing = || {
-                EngineError::fail(
-                    "PR0405",
-                    self.store.key(&file.path),
-                    "the log names it and it is gone",
-                )
-            };
-            let body = self
-                .store
-                .get(&file.path)
-                .await
-                .map_err(|e| storage(e.into()))?
-                .ok_or_else(missing)?;
-            let damaged = |e: penstock_checkpoint::DecodeError| {
-                EngineError::fail("PR0404", self.store.key(&file.path), e.to_string())
-            };
-            penstock_checkpoint::base::check_file(file, &body).map_err(damaged)?;
-            let path = folder.path().join(&file.name);
-            std::fs::write(&path, &body).map_err(disk)?;
-            files.push(BaseFile {
-                name: file.name.clone(),
-                unique: file.id.clone(),
-                path,
-                length: file.length,
-                shared: true,
-            });
-        }
-        let epoch = base.epoch.get();
-        self.state
-            .restore_base(group, &files, epoch, checksum(self.log, epoch))
     }
 
     async fn read_outputs(&self, packs: &[PackRef]) -> Result<BTreeMap<Shard, Chunks>> {
