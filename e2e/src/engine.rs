@@ -26,6 +26,8 @@ pub struct Launch {
     pub log: PathBuf,
     /// `PENSTOCK_FAULT_POINT`, `name` or `name:count`: the engine kills itself there.
     pub fault: Option<String>,
+    /// A base after so few epochs, for runs that are short and shall meet bases.
+    pub base_epochs: Option<u64>,
 }
 
 /// A running, or ended, engine.
@@ -87,6 +89,9 @@ impl Engine {
             .stderr(log);
         if let Some(memory) = &launch.memory {
             command.args(["--memory", memory]);
+        }
+        if let Some(epochs) = launch.base_epochs {
+            command.env("PENSTOCK_BASE_EPOCHS", epochs.to_string());
         }
         if let Some(fault) = &launch.fault {
             command.env("PENSTOCK_FAULT_POINT", fault);

@@ -1,5 +1,6 @@
 //! Fault points: named steps of the protocol at which a test makes the process die as `kill -9` would. Each name stands in
-//! [`POINTS`], so that a suite can tell a point that was never hit. Costs one atomic load where none is armed.
+//! [`POINTS`], so that a suite can tell a point that was never hit. Costs one atomic load where none is armed. What else a test
+//! may set in a process that it starts stands here too.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,6 +29,8 @@ pub const POINTS: &[&str] = &[
     "done.before",
     "closure.before",
     "closure.after",
+    "base.before",
+    "base.after",
     "stop.before",
     "stop.after",
 ];
@@ -51,6 +54,11 @@ fn armed() -> Option<&'static Armed> {
             })
         })
         .as_ref()
+}
+
+/// `PENSTOCK_BASE_EPOCHS`: how many epochs of changes ask for a base, so that a short test meets bases.
+pub fn base_epochs() -> Option<u64> {
+    std::env::var("PENSTOCK_BASE_EPOCHS").ok()?.parse().ok()
 }
 
 /// Passes a fault point: the process ends here, without a word, when it is armed.

@@ -251,6 +251,7 @@ fn measure(options: &Options, case: &Case, brokers: &str, folder: &Path) -> Resu
         memory: None,
         log: folder.join(format!("{name}.log")),
         fault: None,
+        base_epochs: None,
     })?;
     engine.until("the engine answers", Duration::from_secs(30), |_| true)?;
     std::thread::sleep(Duration::from_secs(2));

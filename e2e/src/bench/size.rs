@@ -78,6 +78,7 @@ pub fn run(options: &Options) -> Result<String> {
         memory: Some(options.memory.clone()),
         log: work.path("engine.log"),
         fault: None,
+        base_epochs: None,
     };
     let mut engine = Engine::start(&launch)?;
     let began = Instant::now();

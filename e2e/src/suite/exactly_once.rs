@@ -87,6 +87,7 @@ pub fn run(options: &Options, blows: &Blows) -> Result<String> {
         memory: None,
         log: work.path("engine.log"),
         fault: None,
+        base_epochs: Some(10),
     };
     let slices = plan.iter().map(Blow::slices).sum::<usize>() + 1_000;
     let mut ring = Ring {

@@ -82,6 +82,7 @@ impl Case<'_> {
             memory: None,
             log: self.work.path(&format!("{}engine.log", self.prefix)),
             fault: None,
+            base_epochs: None,
         })
     }
 

@@ -620,6 +620,11 @@ impl JobLog {
         self.append(generation, Kind::Closure(record)).await
     }
 
+    /// The state at the head, if the log carries it.
+    pub fn state(&self) -> Option<&EpochState> {
+        self.state.as_ref().filter(|s| s.epoch == self.fold.head())
+    }
+
     /// What restoring `target` needs: the newest closure that is `target` or an ancestor of it, and the commits from there.
     pub async fn restore(&mut self, target: Epoch) -> Result<RestorePlan, LogError> {
         if let Some(state) = self.state.as_ref().filter(|s| s.epoch == target) {

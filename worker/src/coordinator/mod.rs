@@ -29,9 +29,11 @@ use crate::message::{Barrier, BarrierKind, EventTime};
 use crate::sources::{Position, SourceEnumerator, SplitId, SplitRange};
 use crate::task::Assignment;
 
+pub mod bases;
 pub mod progress;
 mod ranges;
 
+use bases::Bases;
 use progress::{Phase, Progress};
 use ranges::{Bounds, Span};
 
@@ -79,6 +81,8 @@ pub struct Settings {
     /// By index.
     pub sinks: Vec<(String, u16)>,
     pub key_groups: u16,
+    /// A chain of changes that spans as many epochs gets a base.
+    pub base_epochs: u64,
 }
 
 /// How a job ended.
@@ -113,6 +117,7 @@ pub struct Coordinator {
     sources_done: bool,
     failing: Option<(String, String)>,
     collector: Collector,
+    bases: Bases,
     planned_rows: u64,
     lag_at: Option<Instant>,
 }
@@ -141,6 +146,7 @@ impl Coordinator {
             stop,
             progress,
         } = parts;
+        let bases = Bases::new(settings.base_epochs);
         Self {
             settings,
             log,
@@ -159,6 +165,7 @@ impl Coordinator {
             sources_done: false,
             failing: None,
             collector: Collector::new(),
+            bases,
             planned_rows: FIRST_PLANNED_ROWS,
             lag_at: None,
         }
@@ -924,6 +931,7 @@ impl Coordinator {
                 .insert("rowsOut".to_owned(), snapshot.rows_out);
             commit.counts.insert("bytes".to_owned(), snapshot.bytes);
         }
+        commit.bases = self.bases.take();
         fault::point("commit.before");
         let record = EpochRecord {
             commit: Some(commit),
@@ -989,6 +997,14 @@ impl Coordinator {
     }
 
     async fn closure_and_garbage(&mut self) -> Result<()> {
+        if let Some(state) = self.log.state() {
+            for wanted in self.bases.begin(state) {
+                self.tell(ToMember::MakeBase {
+                    group: wanted.group,
+                    reuse: wanted.reuse,
+                });
+            }
+        }
         if !self.log.closure_due() {
             return Ok(());
         }
@@ -1113,6 +1129,12 @@ impl Coordinator {
             FromMember::Held { sink, text } => {
                 self.progress.held(&self.settings.sinks[*sink].0, text)
             }
+            FromMember::Base { group, base: None } => {
+                self.bases.failed(*group, self.log.fold().head());
+            }
+            FromMember::Base {
+                base: Some(base), ..
+            } => self.bases.made((**base).clone()),
             FromMember::Failed(_) => {
                 if let FromMember::Failed(error) = message {
                     return Err(error);

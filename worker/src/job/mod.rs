@@ -16,8 +16,9 @@ use tokio::sync::{mpsc, watch};
 
 use crate::clock::{Clock, SystemClock};
 use crate::coordinator::progress::{Phase, Progress};
-use crate::coordinator::{Coordinator, Outcome, Parts, Settings, Trigger};
+use crate::coordinator::{Coordinator, Outcome, Parts, Settings, Trigger, bases};
 use crate::error::{EngineError, ErrorKind, Result};
+use crate::fault;
 use crate::member::{Member, storage};
 use crate::state::{Budget, Planted, StateOptions, StateWorker};
 
@@ -283,6 +284,7 @@ async fn generation(
             plan_hash: plan.plan_hash.clone(),
             sinks,
             key_groups,
+            base_epochs: fault::base_epochs().unwrap_or(bases::EPOCHS),
         },
         log,
         sources: connected.infos,

@@ -9,7 +9,7 @@ use penstock_checkpoint::ids::{
     Epoch, Generation, KeyGroup, LogId, MemberId, Nonce, ShardId, SinkName,
 };
 use penstock_checkpoint::pack::{PackId, PackWriter};
-use penstock_checkpoint::record::PackRef;
+use penstock_checkpoint::record::{BaseFile, PackRef};
 use penstock_checkpoint::store::CheckpointStore;
 use penstock_checkpoint::transfer;
 use tokio::sync::mpsc;
@@ -21,6 +21,7 @@ use crate::sinks::{Guarantee, SinkRef, StagedRecords};
 use crate::state::{Commit, FrozenLayer, StateWorker};
 use crate::task::{Assignment, SlotCommand, SlotEvent, SlotReport};
 
+mod bases;
 pub mod protocol;
 pub mod publish;
 mod restore;
@@ -270,9 +271,35 @@ impl Member {
                     self.publish(r, epoch, outputs)?;
                 }
             }
+            ToMember::MakeBase { group, reuse } => self.make_base(r, group, reuse),
             ToMember::Start(_) | ToMember::Halt => {}
         }
         Ok(())
+    }
+
+    /// In the background: a base that fails costs recovery time, never the job.
+    fn make_base(&mut self, r: &Running, group: KeyGroup, reuse: Vec<BaseFile>) {
+        let upload = bases::Upload {
+            store: self.store.clone(),
+            log: self.log,
+            generation: r.generation,
+            nonce: (self.nonces)(),
+            group,
+            reuse,
+        };
+        let make = self.state.base_maker(group.get());
+        let outbox = self.outbox.clone();
+        tokio::spawn(async move {
+            let base = match make {
+                Ok(make) => upload.run(make).await,
+                Err(e) => Err(e),
+            };
+            let base = base
+                .inspect_err(|error| tracing::warn!(%error, %group, "a base could not be made"))
+                .ok()
+                .map(Box::new);
+            let _ = outbox.send(FromMember::Base { group, base });
+        });
     }
 
     /// The publisher of a shard, made at its first use.

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use penstock_checkpoint::ids::{Epoch, Generation, Nonce};
-use penstock_checkpoint::record::PackRef;
+use penstock_checkpoint::ids::{Epoch, Generation, KeyGroup, Nonce};
+use penstock_checkpoint::record::{BaseFile, BaseRef, PackRef};
 use penstock_checkpoint::recovery::RestorePlan;
 
 use crate::error::EngineError;
@@ -51,6 +51,11 @@ pub enum ToMember {
         publish: bool,
         now_ms: i64,
     },
+    /// Make a base of a key group, in the background; these files of an older one may be named again.
+    MakeBase {
+        group: KeyGroup,
+        reuse: Vec<BaseFile>,
+    },
     Halt,
 }
 
@@ -90,6 +95,11 @@ pub enum FromMember {
     Held {
         sink: usize,
         text: String,
+    },
+    /// A base is uploaded, and waits for a commit to name it; `None`: it failed, and the log says why.
+    Base {
+        group: KeyGroup,
+        base: Option<Box<BaseRef>>,
     },
     WantsBarrier,
     /// Every source is read to its end.

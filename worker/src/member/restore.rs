@@ -97,13 +97,16 @@ impl Member {
 
     /// Downloads a base's files beside the volume and puts them in the place of the key group's instance.
     async fn fetch_base(&self, group: u16, base: &BaseRef) -> Result<()> {
-        let folder = tempfile::tempdir().map_err(|e| disk(&std::env::temp_dir(), e))?;
+        let folder = self.state.incoming_base(group);
+        tokio::fs::create_dir_all(&folder)
+            .await
+            .map_err(|e| disk(&folder, e))?;
         let mut reads = Vec::with_capacity(base.files.len());
         for file in &base.files {
             reads.push(fetch(
                 self.store.clone(),
                 file.clone(),
-                folder.path().join(&file.name),
+                folder.join(&file.name),
             ));
         }
         let files: Vec<BaseFile> = stream::iter(reads).buffered(FILES).try_collect().await?;

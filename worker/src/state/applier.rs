@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use parking_lot::{Condvar, Mutex};
 
 use crate::error::{EngineError, Result};
+use crate::fault;
 
 use super::backend::{Backend, Identity, Nothing};
 use super::budget::{Budget, Share};
@@ -157,7 +158,10 @@ fn run(target: &Target, state: &State, waiting: &Receiver<Commit>) {
         let result = apply_all(target, state, commits);
         let mut progress = state.progress.lock();
         match result {
-            Ok(()) => progress.applied = newest,
+            Ok(()) => {
+                progress.applied = newest;
+                fault::point("apply.after");
+            }
             Err(e) => {
                 let mut why = e.to_string();
                 if let Some(source) = &e.source {

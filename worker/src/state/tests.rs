@@ -294,7 +294,7 @@ impl World {
             Op::TakeBases => {
                 self.worker().wait_applied().unwrap();
                 for g in 0..GROUPS {
-                    if let Ok(base) = self.worker().checkpoint(g) {
+                    if let Ok(base) = self.worker().base_maker(g).and_then(|make| make()) {
                         self.keep(g, base);
                     }
                 }
@@ -338,7 +338,7 @@ impl World {
                 fs::copy(&f.path, &to).unwrap();
             }
         }
-        self.worker().forget_base(&base).unwrap();
+        StateWorker::forget_base(&base).unwrap();
         for f in &mut base.files {
             f.path = store.join(&f.unique);
         }
@@ -565,10 +565,10 @@ fn a_restored_instance_keeps_the_names_of_its_files() {
     volume(&root.path().join("a"));
     let a = StateWorker::open(options(Some(&root.path().join("a")), 2)).unwrap();
     assert_eq!(a.open_group(0, &|_, _| true).unwrap(), Some(5));
-    let base = a.checkpoint(0).unwrap();
+    let base = a.base_maker(0).unwrap()().unwrap();
     let b = StateWorker::open(options(Some(&root.path().join("b")), 3)).unwrap();
     b.restore_base(0, &base.files, 5, checksum(5)).unwrap();
-    let again = b.checkpoint(0).unwrap();
+    let again = b.base_maker(0).unwrap()().unwrap();
     let shared = |base: &Base| -> Vec<String> {
         base.files
             .iter()

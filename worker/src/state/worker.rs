@@ -323,21 +323,31 @@ impl StateWorker {
         Ok(())
     }
 
-    /// A base of the key group at the newest applied epoch, which its identity names. Off the hot path. The files lie in a
-    /// folder of their own; [`Self::forget_base`] removes it when they are uploaded.
-    pub fn checkpoint(&self, group: u16) -> Result<Base> {
+    /// What makes a base of the key group at the newest applied epoch, which its identity names; to be called off the hot
+    /// path. The files lie in a folder of their own; [`Self::forget_base`] removes it when they are uploaded.
+    pub fn base_maker(&self, group: u16) -> Result<impl FnOnce() -> Result<Base> + Send + 'static> {
         let name = self.unique_name(group);
-        let dir = match &self.options.dir {
+        let dir = self.bases_dir().join(&name);
+        let backend = self.backend(group)?;
+        Ok(move || backend.checkpoint(&dir, &name))
+    }
+
+    /// A folder, not made yet, for the files of a base that is to be restored: on the same disk as the instances.
+    pub fn incoming_base(&self, group: u16) -> PathBuf {
+        self.bases_dir().join(self.unique_name(group))
+    }
+
+    fn bases_dir(&self) -> PathBuf {
+        match &self.options.dir {
             Some(dir) => bases_dir(dir),
             None => {
                 std::env::temp_dir().join(format!("penstock-bases-{:016x}", self.options.nonce))
             }
-        };
-        self.backend(group)?.checkpoint(&dir.join(&name), &name)
+        }
     }
 
-    /// Removes the files of a base that was uploaded or given up.
-    pub fn forget_base(&self, base: &Base) -> Result<()> {
+    /// Removes the files of a base that was uploaded, restored or given up.
+    pub fn forget_base(base: &Base) -> Result<()> {
         match base.files.first().and_then(|f| f.path.parent()) {
             Some(dir) => rocks::remove(dir),
             None => Ok(()),
