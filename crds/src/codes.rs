@@ -1,7 +1,7 @@
 //! The table of stable codes: what each means and what to do. A code is never given another meaning, and never removed.
 //!
 //! Ranges: PS00xx structure and rules of the manifest, PS01xx SQL, PR02xx sources, sinks and formats at run time,
-//! PR03xx the engine, PR04xx storage and the log. A crate that reports a code of its own (the planner: PS0100 to PS0199)
+//! PR03xx the engine, PR04xx storage and the log, PR05xx state. A crate that reports a code of its own (the planner: PS0100 to PS0199)
 //! makes it by [`Code::new`] and registers title and text here, so that `penstock explain` and the reference list all.
 
 use std::fmt;
@@ -181,6 +181,11 @@ codes! {
     RUN_OPERATOR = "PR0302", "operator failed", "An expression or aggregate failed on a row: a division by zero, an overflow, a cast that cannot be.";
     RUN_COMPLETE_ROWS = "PR0303", "result too large for Complete", "The result has more rows than `maxCompleteRows`.";
     RUN_PANIC = "PR0304", "defect in the engine", "A task ended by a panic. State stands at the last committed epoch; please report the message.";
+    RUN_EXPRESSION = "PR0311", "expression cannot be executed", "An expression was planned but cannot be made ready to run. Please report the message; casting its operands usually helps.";
+    RUN_TIME_TYPE = "PR0313", "event time of another type", "A column that carries event time is not a timestamp. Please report the message.";
+    RUN_OPERATOR_STATE = "PR0314", "operator state cannot be read", "What an operator stored is not of the shape that it wrote: state of another version, or damaged.";
+    RUN_AGGREGATE = "PR0315", "aggregate not supported", "The function, or its form over these types, is not there yet.";
+    RUN_ROUTING = "PR0316", "row at the wrong slot", "A row reached a slot that does not own its key: a defect in the engine. Please report the message.";
     RUN_FENCED = "PR0401", "fenced by a newer generation", "Another process has claimed the job. This one stops, and nothing that it did since counts.";
     RUN_STORAGE = "PR0402", "storage does not answer", "The checkpoint storage refuses or does not answer beyond all retries. Nothing was committed without being durable.";
     RUN_STORAGE_UNSAFE = "PR0403", "storage ignores create-if-absent", "The store accepted a second create of one key. Commits would not be safe there, so the job does not start.";
@@ -191,4 +196,14 @@ codes! {
     RUN_DRAINED = "PR0408", "job is final", "The job was drained: its windows are closed and it cannot go on. Use another name, or startFresh: true.";
     RUN_DISK = "PR0409", "disk full or read-only", "State or checkpoints cannot be written to the local disk.";
     RUN_STATE_CHANGED = "PR0410", "state does not fit the new plan", "An operator's state has another schema, or was removed without being named in upgrade.dropState.";
+    RUN_SEGMENT = "PR0501", "changes of state corrupt", "A segment of a pack cannot be read though its checksum is right. Please report the message.";
+    RUN_SEGMENT_NEWER = "PR0502", "changes of a newer version", "A segment of a pack was written by a newer version of Penstock.";
+    RUN_NOT_OWNED = "PR0503", "key group of another slot", "Changes of a key group that the slot does not own: a defect in the engine. Please report the message.";
+    RUN_ROCKSDB = "PR0510", "state store failed", "RocksDB answered with an error, which follows. Deleting the volume is safe: everything is restored from the checkpoint storage.";
+    RUN_IDENTITY = "PR0512", "identity of state unreadable", "A key group's instance does not say whose it is. It is deleted and restored.";
+    RUN_NOTHING_APPLIED = "PR0513", "no epoch applied", "A base was asked of a key group that holds nothing yet.";
+    RUN_APPLY = "PR0514", "state is no longer applied", "Committed changes could not be written to the state store; the reason follows. Nothing is lost: they are in the checkpoint storage.";
+    RUN_BASE = "PR0515", "base cannot be made or used", "A snapshot of a key group failed, or is not one that this state store can take (`--state memory` cannot take RocksDB files).";
+    RUN_BASE_OTHER = "PR0516", "base or segment of something else", "The object is of another key group or epoch than the log says.";
+    RUN_NOT_OPEN = "PR0517", "state is not open here", "A key group was asked for that this process does not hold: a defect in the engine. Please report the message.";
 }

@@ -374,7 +374,7 @@ impl Sum {
 }
 
 fn overflow() -> EngineError {
-    EngineError::invalid("PR0312", "aggregate avg", "decimal overflow")
+    EngineError::invalid("PR0302", "aggregate avg", "decimal overflow")
 }
 
 /// (hi, lo) += v, exactly to 106 bits.

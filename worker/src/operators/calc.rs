@@ -65,7 +65,7 @@ impl Calc {
     /// `None`: no row passed the filter.
     pub fn apply(&mut self, batch: &Batch, now_ms: i64) -> Result<Option<Batch>> {
         self.evaluate(batch, now_ms).map_err(|e| {
-            EngineError::invalid("PR0312", "expression", "a row cannot be evaluated").caused_by(e)
+            EngineError::invalid("PR0302", "expression", "a row cannot be evaluated").caused_by(e)
         })
     }
 

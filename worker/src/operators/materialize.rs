@@ -174,7 +174,7 @@ impl Operator for Materialize {
         let total: usize = self.rows.values().map(|(_, c)| (*c).max(0) as usize).sum();
         if total > self.max_rows {
             return Err(EngineError::invalid(
-                "PR0310",
+                "PR0303",
                 format!("operator {}", self.uid),
                 format!(
                     "output mode Complete: the result has {total} rows, above maxCompleteRows {}",

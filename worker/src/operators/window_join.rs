@@ -231,7 +231,7 @@ impl WindowJoin {
                 Some(filter) => {
                     let mask = filter.evaluate(&rows, cx.now_ms).map_err(|e| {
                         crate::error::EngineError::invalid(
-                            "PR0312",
+                            "PR0302",
                             "join filter",
                             "a row cannot be evaluated",
                         )

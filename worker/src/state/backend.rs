@@ -264,7 +264,7 @@ impl Backend for MemoryBackend {
             .and_then(|()| fs::write(&path, &bytes))
             .map_err(|e| {
                 EngineError::fail(
-                    "PR0511",
+                    "PR0409",
                     format!("state folder {}", dir.display()),
                     "cannot write to it",
                 )

@@ -42,7 +42,7 @@ fn failed(group: u16, what: &str) -> impl FnOnce(rocksdb::Error) -> EngineError 
 fn io_failed(path: &Path, what: &str) -> impl FnOnce(std::io::Error) -> EngineError {
     let object = format!("state folder {}", path.display());
     let message = what.to_owned();
-    move |e| EngineError::fail("PR0511", object, message).caused_by(e)
+    move |e| EngineError::fail("PR0409", object, message).caused_by(e)
 }
 
 /// What all instances of a process share.
@@ -192,7 +192,7 @@ impl RocksBackend {
         let inherited = match fs::read(dir.join(INHERITED)) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| {
                 EngineError::fail(
-                    "PR0511",
+                    "PR0409",
                     format!("state folder {}", dir.display()),
                     "corrupt list of files",
                 )

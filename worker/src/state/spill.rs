@@ -73,7 +73,7 @@ impl Filter {
 fn failed(dir: &Path, what: &str) -> impl FnOnce(std::io::Error) -> EngineError {
     let object = format!("scratch file in {}", dir.display());
     let message = what.to_owned();
-    move |e| EngineError::fail("PR0518", object, message).caused_by(e)
+    move |e| EngineError::fail("PR0409", object, message).caused_by(e)
 }
 
 impl Run {

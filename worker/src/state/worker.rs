@@ -74,7 +74,7 @@ impl StateWorker {
                 rocks::remove(&bases_dir(dir))?;
                 fs::create_dir_all(&scratch).map_err(|e| {
                     EngineError::fail(
-                        "PR0511",
+                        "PR0409",
                         format!("state folder {}", dir.display()),
                         "cannot write to it",
                     )

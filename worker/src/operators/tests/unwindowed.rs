@@ -309,7 +309,7 @@ fn complete_mode_shows_the_whole_result_per_epoch_and_refuses_too_many_rows() {
     let more = [row(4, 4), row(5, 5)];
     task.process(0, batch(&more, Some(vec![Insert, Insert])));
     let refused = task.try_barrier().unwrap_err();
-    assert_eq!(refused.code, "PR0310");
+    assert_eq!(refused.code, "PR0303");
 }
 
 #[test]
