@@ -26,7 +26,6 @@ use crate::sources::{
 const CODE: &str = "PR0208";
 
 /// Where a split stands. `read_to` may lie behind `until`: a record behind the end says that all before it has been read.
-#[derive(Debug)]
 struct Split {
     id: SplitId,
     until: Option<i64>,
@@ -34,8 +33,21 @@ struct Split {
     read_to: i64,
     /// The end as the broker last confirmed it.
     eof: Option<i64>,
-    /// Records behind `until` arrived, are held, and the client fetches no more.
+    /// Records behind its end, in order: they belong to later ranges, and are there when those come.
+    held: VecDeque<Native>,
+    /// What they cost, about.
+    held_bytes: usize,
+    /// Much is held, and the client fetches no more.
     paused: bool,
+}
+
+/// A split of which as many bytes are held is paused; not sooner, since the client throws away what it has fetched of a
+/// paused partition.
+const HELD: usize = 8 << 20;
+
+/// What a held record costs, about.
+fn weight(message: &Native) -> usize {
+    message.payload().map_or(0, <[u8]>::len) + 200
 }
 
 impl Split {
@@ -44,6 +56,14 @@ impl Split {
     }
     fn finished(&self) -> bool {
         self.until.is_some_and(|u| self.read_to >= u)
+    }
+    /// What is held first stands behind the end: everything before it has been read, though the last offsets may hold no
+    /// record that counts.
+    fn note_held(&mut self) {
+        let beyond = self.held.front().map(Native::offset);
+        if let Some(at) = beyond.filter(|at| self.until.is_some_and(|u| *at >= u)) {
+            self.read_to = self.read_to.max(at);
+        }
     }
 }
 
@@ -56,8 +76,6 @@ pub(super) struct KafkaReader {
     index: AHashMap<SplitId, usize>,
     /// (topic handle, partition) of the native client to index.
     by_handle: AHashMap<(usize, i32), usize>,
-    /// Records behind their split's end, in order; at most what one poll took for each split, since it is paused then.
-    held: VecDeque<(usize, Native)>,
     /// Of the poll under way; kept for its memory.
     taken: Vec<Native>,
     /// Said by the poll after the one that returns the rows before it.
@@ -91,7 +109,6 @@ impl KafkaReader {
             ids: Arc::from([]),
             index: AHashMap::new(),
             by_handle: AHashMap::new(),
-            held: VecDeque::new(),
             taken: Vec::new(),
             failure: None,
             key_is_text,
@@ -176,29 +193,22 @@ impl KafkaReader {
     /// The batch's messages within their ranges, moved to `keep`; positions move on. Stops for nothing.
     fn take(&mut self, max: usize) -> Result<Vec<(usize, Native)>> {
         let mut keep = Vec::with_capacity(max.min(4096));
-        let mut still_held = VecDeque::new();
-        let mut stays = vec![
-            false;
-            if self.held.is_empty() {
-                0
-            } else {
-                self.splits.len()
-            }
-        ];
-        while let Some((i, message)) = self.held.pop_front() {
-            // What is held keeps its order per split: once one stays, all later ones of its split do.
-            let within = self.splits[i].until.is_none_or(|u| message.offset() < u);
-            if within && keep.len() < max && !stays[i] {
+        for i in 0..self.splits.len() {
+            let until = self.splits[i].until;
+            // The end of the partition counts whenever it is its turn: everything before it has been read.
+            let within = |m: &Native| m.error().is_some() || until.is_none_or(|u| m.offset() < u);
+            while keep.len() < max
+                && let Some(message) = self.splits[i].held.pop_front_if(|m| within(m))
+            {
+                let split = &mut self.splits[i];
+                split.held_bytes = split.held_bytes.saturating_sub(weight(&message));
                 self.admit(i, message, &mut keep);
-            } else {
-                stays[i] = true;
-                still_held.push_back((i, message));
             }
+            self.splits[i].note_held();
         }
-        self.held = still_held;
-        // The client goes on fetching once nothing of the split is held; a split that is done stays paused.
+        // The client goes on fetching when what it fetched before is nearly used up.
         let ready: Vec<usize> = (0..self.splits.len())
-            .filter(|i| self.splits[*i].paused && !stays.get(*i).is_some_and(|s| *s))
+            .filter(|i| self.splits[*i].paused && self.splits[*i].held_bytes < HELD / 4)
             .collect();
         self.resume(&ready)?;
 
@@ -209,28 +219,27 @@ impl KafkaReader {
             let mut pause = Vec::new();
             for message in taken.drain(..) {
                 let split = self.split_of(&message);
-                match (message.error(), split) {
-                    (Some(code), Some(i))
-                        if code == RDKafkaErrorCode::PartitionEOF && self.splits[i].paused =>
-                    {
-                        self.held.push_back((i, message));
+                let Some(i) = split else {
+                    // Without an error: of a partition that is not assigned any more.
+                    if let Some(code) = message.error() {
+                        self.event(None, code, &message);
                     }
-                    (Some(code), split) => self.event(split, code, &message),
-                    // Of a partition that is not assigned any more.
-                    (None, None) => {}
-                    (None, Some(i)) => {
-                        let split = &mut self.splits[i];
-                        if split.paused || split.until.is_some_and(|u| message.offset() >= u) {
-                            if !split.paused {
-                                split.paused = true;
-                                split.read_to = split.read_to.max(message.offset());
-                                pause.push(i);
-                            }
-                            self.held.push_back((i, message));
-                        } else {
-                            self.admit(i, message, &mut keep);
-                        }
-                    }
+                    continue;
+                };
+                let split = &mut self.splits[i];
+                let beyond = split.until.is_some_and(|u| message.offset() >= u);
+                let in_order =
+                    matches!(message.error(), None | Some(RDKafkaErrorCode::PartitionEOF));
+                if !in_order || (split.held.is_empty() && (!beyond || message.error().is_some())) {
+                    self.admit(i, message, &mut keep);
+                    continue;
+                }
+                split.held_bytes += weight(&message);
+                split.held.push_back(message);
+                split.note_held();
+                if !split.paused && split.held_bytes > HELD {
+                    split.paused = true;
+                    pause.push(i);
                 }
             }
             self.taken = taken;
@@ -381,6 +390,8 @@ impl SourceReader for KafkaReader {
                 until,
                 read_to: from.0,
                 eof: None,
+                held: VecDeque::new(),
+                held_bytes: 0,
                 paused: false,
             });
         }
@@ -435,7 +446,7 @@ impl SourceReader for KafkaReader {
 impl Drop for KafkaReader {
     fn drop(&mut self) {
         // Messages first: they are parts of the client.
-        self.held.clear();
+        self.splits.clear();
         self.taken.clear();
         if let Some(client) = self.client.take() {
             kafka::abandon(client);
