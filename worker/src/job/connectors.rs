@@ -315,7 +315,7 @@ pub(super) fn body_format(spec: &SourceSpec) -> Option<BodyFormat> {
 }
 
 /// How a source's records become columns.
-pub(super) fn decode_plan(scan: &SourcePlan, format: BodyFormat) -> DecodePlan {
+pub(super) fn decode_plan(spec: &SourceSpec, scan: &SourcePlan, format: BodyFormat) -> DecodePlan {
     let body = scan.decode.fields().iter().map(|_| None);
     DecodePlan {
         schema: input_schema(scan),
@@ -323,12 +323,24 @@ pub(super) fn decode_plan(scan: &SourcePlan, format: BodyFormat) -> DecodePlan {
             .chain(scan.metadata.iter().map(|m| Some(m.from)))
             .collect(),
         format,
-        keep_raw: scan
-            .output
+        keep_raw: keep_raw(spec, scan),
+    }
+}
+
+/// Whether rows that were read may become dead letters all the same, with their own bytes: when they are late, when a computed
+/// column fails, when they have no event time.
+fn keep_raw(spec: &SourceSpec, scan: &SourcePlan) -> bool {
+    let output = scan.output.fields();
+    let timeless = || {
+        let column = scan.watermark.as_ref().map(|w| &w.column);
+        let input = input_schema(scan);
+        input
             .fields()
             .iter()
-            .any(|f| f.name() == hidden::RAW_VALUE),
-    }
+            .any(|f| Some(f.name()) == column && f.is_nullable())
+    };
+    output.iter().any(|f| f.name() == hidden::RAW_VALUE)
+        || spec.on_error == OnError::DeadLetter && (!scan.computed.is_empty() || timeless())
 }
 
 fn source(
@@ -344,7 +356,11 @@ fn source(
             let text = "its format is not in this version";
             EngineError::fail("PR0208", object.clone(), text)
         };
-        Ok(decode_plan(scan, body_format(spec).ok_or_else(later)?))
+        Ok(decode_plan(
+            spec,
+            scan,
+            body_format(spec).ok_or_else(later)?,
+        ))
     };
     match spec.kind() {
         Some(SourceKind::Files(files)) => {

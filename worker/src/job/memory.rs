@@ -87,12 +87,12 @@ impl MemoryJob {
         slots: usize,
         store: Option<CheckpointStore>,
     ) -> Self {
-        let sources = plan.sources.iter().map(|(name, scan)| {
-            let spec = job.spec.sources.iter().find(|s| s.name == *name);
+        let sources = job.spec.sources.iter().filter_map(|spec| {
+            let scan = plan.sources.get(&spec.name)?;
             let json = BodyFormat::Json(JsonConfig::default());
-            let format = spec.and_then(body_format).unwrap_or(json);
-            let source = ListSource::new(decode_plan(scan, format));
-            (name.clone(), source)
+            let format = body_format(spec).unwrap_or(json);
+            let source = ListSource::new(decode_plan(spec, scan, format));
+            Some((spec.name.clone(), source))
         });
         let sinks = job.spec.sinks.iter().map(|spec| {
             let planned = plan.sinks.get(&spec.name);
