@@ -70,7 +70,12 @@ fn run_file(file: &Path, test: &TestFile, count: &mut Count, output: Output) {
         let verdicts: Vec<(usize, Verdict)> = case
             .slots
             .iter()
-            .map(|slots| (*slots, testing::run(test, case, *slots)))
+            .map(|slots| {
+                (
+                    *slots,
+                    testing::run(test, case, *slots, case.crash_after_row),
+                )
+            })
             .collect();
         let passed = verdicts.iter().all(|(_, v)| v.passed());
         count.failed += usize::from(!passed);

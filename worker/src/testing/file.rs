@@ -295,10 +295,10 @@ impl Binder<'_> {
             .and_then(|n| self.faults.text(n, &below(path, "name")))
             .unwrap_or_default()
             .to_owned();
-        let clock = self.clock(entries, path).unwrap_or(DEFAULT_CLOCK);
         let slots = self.slots(entries, path);
         let runs = match get(entries, "runs") {
             Some(runs) => {
+                let clock = self.clock(entries, path).unwrap_or(DEFAULT_CLOCK);
                 for field in ["input", "expect", "drain"] {
                     if let Some(key) = key(entries, field) {
                         let text =
@@ -314,7 +314,7 @@ impl Binder<'_> {
                     let text = "a case needs expect, or runs";
                     self.faults.add(Code::TEST_CASE, path, text, node.position);
                 }
-                vec![self.run(entries, path, clock, true)]
+                vec![self.run(entries, path, DEFAULT_CLOCK, true)]
             }
         };
         let crash_after_row = self.crash(entries, path, &runs);

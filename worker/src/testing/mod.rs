@@ -74,6 +74,8 @@ pub enum Unusable {
 /// What became of a case with one number of slots.
 #[derive(Debug, Default)]
 pub struct Verdict {
+    /// How often the engine was ended and started again.
+    pub crashes: u32,
     /// By run (from 1; 0 where the case has one run only) and sink, what differs.
     pub differences: Vec<(usize, Difference)>,
     /// What stopped the job, with the run.
@@ -91,10 +93,10 @@ pub fn load(path: &Path) -> Result<TestFile, Unusable> {
     file::load(path)
 }
 
-/// Runs a case with so many slots. Not to be called from within a runtime.
-pub fn run(test: &TestFile, case: &Case, slots: usize) -> Verdict {
+/// Runs a case with so many slots, and ends the engine once after so many rows. Not to be called from within a runtime.
+pub fn run(test: &TestFile, case: &Case, slots: usize, crash_after_row: Option<u64>) -> Verdict {
     let mut job = MemoryJob::new(test.job.clone(), test.plan.clone(), slots, None);
-    if let Some((source, offset)) = case.crash_after_row.and_then(|n| case.row(n)) {
+    if let Some((source, offset)) = crash_after_row.and_then(|n| case.row(n)) {
         job.crash_after(source, offset);
     }
     let mut verdict = Verdict::default();
@@ -102,7 +104,15 @@ pub fn run(test: &TestFile, case: &Case, slots: usize) -> Verdict {
         let number = if case.runs.len() == 1 { 0 } else { i + 1 };
         job.set_clock(run.clock);
         for (source, rows) in &run.input {
-            job.push(source, rows.iter().cloned());
+            let timestamp_ms = Some(run.clock.get());
+            let rows = rows.iter().cloned();
+            job.push(
+                source,
+                rows.map(|row| MemoryRecord {
+                    timestamp_ms,
+                    ..row
+                }),
+            );
         }
         let before: BTreeMap<&str, usize> = test
             .job
@@ -111,7 +121,9 @@ pub fn run(test: &TestFile, case: &Case, slots: usize) -> Verdict {
             .iter()
             .map(|s| (s.name.as_str(), job.published(&s.name, 0).len()))
             .collect();
-        if let Err(error) = job.run(run.drain) {
+        let ended = job.run(run.drain);
+        verdict.crashes = job.crashes();
+        if let Err(error) = ended {
             verdict.stopped = Some((number, error));
             return verdict;
         }
@@ -132,6 +144,12 @@ pub fn run(test: &TestFile, case: &Case, slots: usize) -> Verdict {
 }
 
 impl Case {
+    /// Rows that are given, over all sources and runs.
+    pub fn rows(&self) -> u64 {
+        let given = self.runs.iter().flat_map(|r| &r.input);
+        given.map(|(_, rows)| rows.len() as u64).sum()
+    }
+
     /// Where the n-th row stands, in the order in which rows are given: source and offset.
     fn row(&self, n: u64) -> Option<(&str, i64)> {
         let mut offsets: BTreeMap<&str, i64> = BTreeMap::new();
