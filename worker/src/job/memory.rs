@@ -22,7 +22,7 @@ use tokio::sync::{Notify, watch};
 use super::connectors::{Connected, body_format, decode_plan, rules, scan_columns, source_info};
 use super::slots::{SlotThreads, SourceParts};
 use super::{Setup, full_name, serve, write_plan};
-use crate::clock::{Clock, Millis, StandingClock};
+use crate::clock::{Clock, StandingClock};
 use crate::coordinator::progress::Progress;
 use crate::coordinator::{Outcome, Trigger};
 use crate::error::{EngineError, Result};
@@ -142,8 +142,8 @@ impl MemoryJob {
     }
 
     /// What `now()` answers and TTL is measured by.
-    pub fn set_clock(&self, now: Millis) {
-        self.clock.set(now);
+    pub fn clock(&self) -> Arc<StandingClock> {
+        self.clock.clone()
     }
 
     /// Gives a source more rows. A source that the SQL does not read takes none.

@@ -294,7 +294,9 @@ impl SourceTask {
             .collect()
     }
 
-    pub fn run(&mut self, now_ms: i64) -> Result<Turn> {
+    /// `now_ms`: the wall's clock, for rates and idleness. `epoch_ms`: the epoch's, which is what `now()` answers, so that an
+    /// epoch that runs again computes the same.
+    pub fn run(&mut self, now_ms: i64, epoch_ms: i64) -> Result<Turn> {
         if self.passed.is_some() {
             return Ok(Turn::Starved);
         }
@@ -320,7 +322,7 @@ impl SourceTask {
                 match self.reader.poll(POLL_ROWS)? {
                     Polled::Rows(batch) => {
                         busy = true;
-                        self.take(*batch, now_ms)?;
+                        self.take(*batch, now_ms, epoch_ms)?;
                     }
                     Polled::Empty => break,
                     Polled::Done => {
@@ -384,7 +386,7 @@ impl SourceTask {
         }
     }
 
-    fn take(&mut self, batch: SourceBatch, now_ms: i64) -> Result<()> {
+    fn take(&mut self, batch: SourceBatch, now_ms: i64, epoch_ms: i64) -> Result<()> {
         let SourceBatch {
             rows,
             splits,
@@ -411,7 +413,7 @@ impl SourceTask {
             offsets,
             raw,
         };
-        let (columns, failed) = self.scan.evaluate(&good.rows, now_ms)?;
+        let (columns, failed) = self.scan.evaluate(&good.rows, epoch_ms)?;
         if !failed.is_empty() {
             self.isolate(&good, &failed, &split_ids)?;
             good = good.without(&failed)?;

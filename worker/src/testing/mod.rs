@@ -102,7 +102,7 @@ pub fn run(test: &TestFile, case: &Case, slots: usize, crash_after_row: Option<u
     let mut verdict = Verdict::default();
     for (i, run) in case.runs.iter().enumerate() {
         let number = if case.runs.len() == 1 { 0 } else { i + 1 };
-        job.set_clock(run.clock);
+        job.clock().set(run.clock);
         for (source, rows) in &run.input {
             let timestamp_ms = Some(run.clock.get());
             let rows = rows.iter().cloned();
