@@ -387,6 +387,22 @@ impl SourceTask {
     }
 
     fn take(&mut self, batch: SourceBatch, now_ms: i64, epoch_ms: i64) -> Result<()> {
+        let read = (batch.rows.num_rows() + batch.bad.len()) as u64;
+        let wrong_before = self.counts.bad;
+        self.counts.bytes += batch.bytes as u64;
+        self.counts.rows += read;
+        if let Some((_, used)) = &mut self.credit {
+            *used += read;
+        }
+        self.forward(batch, epoch_ms)?;
+        if let Some(rate) = &mut self.fail_rate {
+            rate.add(now_ms, read, self.counts.bad - wrong_before);
+        }
+        Ok(())
+    }
+
+    /// Judges the rows of a batch and sends the good ones on.
+    fn forward(&mut self, batch: SourceBatch, epoch_ms: i64) -> Result<()> {
         let SourceBatch {
             rows,
             splits,
@@ -394,15 +410,8 @@ impl SourceTask {
             split_ids,
             raw,
             bad,
-            bytes,
+            bytes: _,
         } = batch;
-        let read = rows.num_rows() + bad.len();
-        self.counts.bytes += bytes as u64;
-        self.counts.rows += read as u64;
-        if let Some((_, used)) = &mut self.credit {
-            *used += read as u64;
-        }
-        let wrong_before = self.counts.bad;
         for record in bad {
             self.wrong(&split_ids, record)?;
         }
@@ -425,9 +434,6 @@ impl SourceTask {
         if let Some(column) = self.scan.event_time {
             columns = self.check_event_time(column, columns, &mut good, &split_ids)?;
             self.note_event_time(&columns[column], &good, &split_ids)?;
-        }
-        if let Some(rate) = &mut self.fail_rate {
-            rate.add(now_ms, read as u64, self.counts.bad - wrong_before);
         }
         if good.splits.is_empty() {
             return Ok(());
