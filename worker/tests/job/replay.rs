@@ -176,11 +176,22 @@ spec:
     FROM HOP(TABLE t, DESCRIPTOR(ts), INTERVAL '20' SECOND, INTERVAL '1' MINUTE) GROUP BY k, window_start, window_end;
     INSERT INTO latest SELECT k, id FROM (SELECT *, ROW_NUMBER() OVER (PARTITION BY k ORDER BY ts DESC) AS rn FROM t) WHERE rn = 1;
     INSERT INTO firsts SELECT DISTINCT k FROM t;
+    CREATE VIEW evens AS SELECT id, k, ts FROM t WHERE id % 2 = 0;
+    CREATE VIEW odds AS SELECT id, k, ts FROM t WHERE id % 2 = 1;
+    CREATE VIEW even AS SELECT * FROM TUMBLE(TABLE evens, DESCRIPTOR(ts), INTERVAL '10' SECOND);
+    CREATE VIEW odd AS SELECT * FROM TUMBLE(TABLE odds, DESCRIPTOR(ts), INTERVAL '10' SECOND);
+    INSERT INTO joined
+    SELECT a.k, a.id, b.id AS other FROM even a JOIN odd b
+    ON a.window_start = b.window_start AND a.window_end = b.window_end AND a.k = b.k;
+    INSERT INTO per_window
+    SELECT k, id FROM (SELECT *, ROW_NUMBER() OVER (PARTITION BY window_start, window_end, k ORDER BY id) AS rn FROM even) WHERE rn = 1;
   sinks:
     - {name: passed, print: {}}
     - {name: counted, print: {}}
     - {name: latest, print: {}, outputMode: Update}
     - {name: firsts, print: {}}
+    - {name: joined, print: {}}
+    - {name: per_window, print: {}}
     - {name: letters, kafka: {bootstrapServers: "localhost:9092", topic: letters}, format: {raw: {}}}
   state: {ttl: 24h}
 "#;
@@ -240,7 +251,15 @@ fn crash_at(
 
 fn published(job: &MemoryJob) -> Vec<(String, Vec<u8>)> {
     let mut all = Vec::new();
-    for sink in ["passed", "counted", "latest", "firsts", "letters"] {
+    for sink in [
+        "passed",
+        "counted",
+        "latest",
+        "firsts",
+        "joined",
+        "per_window",
+        "letters",
+    ] {
         for (_, record) in job.published(sink, 0) {
             let mut body = record.value.unwrap_or_default().to_vec();
             // The clock of later epochs is another after a crash.
