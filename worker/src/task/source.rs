@@ -12,7 +12,7 @@ use penstock_plan::graph::hidden;
 
 use crate::error::{EngineError, Result};
 use crate::keys::split_hash;
-use crate::message::{Barrier, Batch, EventTime, Message};
+use crate::message::{Barrier, BarrierKind, Batch, EventTime, Message};
 use crate::sinks::Record;
 use crate::sources::{BadRecord, Polled, Position, SourceBatch, SourceReader, SplitId, SplitRange};
 
@@ -354,6 +354,10 @@ impl SourceTask {
         {
             self.outputs.mark(&Message::Watermark(t));
         }
+        self.outputs.mark(&Message::Barrier(Barrier {
+            kind: BarrierKind::Begin,
+            ..epoch.barrier
+        }));
         self.barrier = Some(epoch.barrier);
         self.wait_for_ranges = true;
         Ok(())
