@@ -2,8 +2,9 @@
 """Checks the fenced blocks of the docs: what a reader may copy must work.
 
 Every block marked `sh` is executed (bash -e, in a scratch copy of the examples, with penstock on PATH; the blocks of a page
-run in order in one folder). Every block marked `yaml` that is a StreamingJob or Savepoint is linted; other YAML is parsed. A block
-marked `sh no-run` or `yaml no-lint` is counted as left out, with its reason after a colon: ```sh no-run: needs a cluster.
+run in order in one folder). Every block marked `yaml` that is a StreamingJob or Savepoint is linted; one marked `yaml test-in=FOLDER` is a
+test file, which stands in that folder of the scratch copy and must pass; other YAML (a part of a manifest) is parsed. A block
+marked `sh no-run` or `yaml no-lint` is named and counted as left out, with its reason after a colon: ```sh no-run: needs a cluster.
 The last line counts, and says PASS or FAIL.
 """
 import argparse
@@ -51,7 +52,7 @@ def main():
     ap.add_argument("paths", nargs="+")
     a = ap.parse_args()
     env = dict(os.environ, PATH=a.bin + os.pathsep + os.environ["PATH"])
-    ran = linted = parsed = left_out = failed = 0
+    ran = linted = tested = parsed = left_out = failed = 0
     for page in pages(a.paths):
         with tempfile.TemporaryDirectory() as folder:
             shutil.copytree(os.path.join(root, "examples"), os.path.join(folder, "examples"))
@@ -69,7 +70,13 @@ def main():
                         left_out += 1
                         print(f"{page}:{line}: not linted: {reason or 'no reason given'}")
                         continue
-                    if re.search(r"^kind: (StreamingJob|Savepoint)\b", body, re.M):
+                    test_in = [m.removeprefix("test-in=") for m in marks if m.startswith("test-in=")]
+                    if test_in:
+                        tested += 1
+                        file = os.path.join(test_in[0], f"docs-line-{line}.yaml")
+                        open(os.path.join(folder, file), "w").write(body)
+                        status, said = run(["penstock", "test", file], folder, env)
+                    elif re.search(r"^kind: (StreamingJob|Savepoint)\b", body, re.M):
                         linted += 1
                         file = os.path.join(folder, "block.yaml")
                         open(file, "w").write(body)
@@ -83,9 +90,9 @@ def main():
                 if status != 0:
                     failed += 1
                     print(f"{page}:{line}: {kind[0]} block ended with {status}\n{said}")
-    good = failed == 0 and ran + linted + parsed > 0
-    print(f"{'PASS' if good else 'FAIL'} docs: {ran} sh blocks run, {linted} manifests linted, {parsed} other yaml blocks parsed, "
-          f"{left_out} left out, {failed} failed")
+    good = failed == 0 and ran > 0 and linted > 0
+    print(f"{'PASS' if good else 'FAIL'} docs: {ran} sh blocks run, {linted} manifests linted, {tested} test files run, "
+          f"{parsed} parts of manifests parsed, {left_out} left out by name, {failed} failed")
     return 0 if good else 1
 
 

@@ -121,6 +121,12 @@ codes! {
     PARQUET = "PS0061", "Parquet comes later", "The schema has format.parquet; this version of the engine does not read or write it yet. Use json.";
     GCS = "PS0062", "Google Cloud Storage comes later", "The schema has storage.gcs; this version does not keep logs there yet. Use s3 or local.";
     AZURE = "PS0063", "Azure Blob Storage comes later", "The schema has storage.azure; this version does not keep logs there yet. Use s3 or local.";
+    // Test files.
+    TEST_NAME = "PS0070", "test names no such source or sink", "`input` names sources of the manifest that its SQL reads, `expect` names its sinks.";
+    TEST_COLUMN = "PS0071", "test names no such column", "A row of `input` has columns that the source reads from the body, a row of `expect` columns of the rows that the SQL inserts into the sink. Members beyond those, and broken bodies, are given by $raw.";
+    TEST_VALUE = "PS0072", "expected value does not have the column's type", "Both sides of a comparison are read by the types of the sink's columns. This value cannot be.";
+    TEST_CASE = "PS0073", "case does not hold together", "A case has either `input` and `expect`, or `runs`; names of cases are unique in their file; after a run with drain: true the job is final, so only the last run may have it; crashAfterRow is at least 1 and at most the number of rows that are given.";
+    TEST_JOB = "PS0074", "job of a test", "`job` names a file with exactly one StreamingJob, relative to the test file.";
     // SQL.
     SQL_SYNTAX = "PS0101", "syntax error", "The SQL text could not be parsed at this position.";
     SQL_UNKNOWN_COLUMN = "PS0102", "unknown column", "No table in scope has a column of this name. Names are case-sensitive; quote them with backticks or double quotes where they are keywords.";

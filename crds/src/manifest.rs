@@ -4,7 +4,7 @@
 
 mod check;
 mod positions;
-mod tree;
+pub mod tree;
 mod values;
 
 use std::sync::OnceLock;
@@ -105,6 +105,24 @@ pub fn load_for(
     }
     for resource in resources {
         faults.extend(resource.warnings);
+    }
+    for fault in &mut faults {
+        fault.file = Some(file_name.to_owned());
+    }
+    faults.sort_by_key(|fault| fault.position);
+    Err(faults)
+}
+
+/// The documents of any YAML text, with the place of every node: for files beside a manifest that are read as strictly.
+pub fn documents(text: &str, file_name: &str) -> Result<Vec<Node>, Vec<Diagnostic>> {
+    let mut faults = Vec::new();
+    let read = tree::read(text, &mut faults);
+    let documents = read.unwrap_or_else(|fault| {
+        faults.push(*fault);
+        Vec::new()
+    });
+    if faults.is_empty() {
+        return Ok(documents);
     }
     for fault in &mut faults {
         fault.file = Some(file_name.to_owned());

@@ -1,5 +1,6 @@
 //! Time as the engine sees it: injected, so that a simulation owns it. Decisions never read a clock; they get `now`.
 
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 /// Wall-clock milliseconds since the epoch, UTC: what records and statuses carry.
@@ -42,5 +43,29 @@ impl Clock for SystemClock {
             t.tv_sec.unsigned_abs(),
             u32::try_from(t.tv_nsec).unwrap_or(0),
         )
+    }
+}
+
+/// A clock that stands still until it is set: tests own the time.
+#[derive(Debug, Default)]
+pub struct StandingClock(AtomicI64);
+
+impl StandingClock {
+    pub const fn at(now: Millis) -> Self {
+        Self(AtomicI64::new(now.0))
+    }
+
+    pub fn set(&self, now: Millis) {
+        self.0.store(now.0, Ordering::SeqCst);
+    }
+}
+
+impl Clock for StandingClock {
+    fn now(&self) -> Millis {
+        Millis(self.0.load(Ordering::SeqCst))
+    }
+
+    fn boot(&self) -> Duration {
+        Duration::ZERO
     }
 }

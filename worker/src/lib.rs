@@ -3,7 +3,8 @@
 //! Layers, each importing only below itself (a test refuses upward imports):
 //!
 //! ```text
-//! 4  main, job (the only file that names concrete connectors)
+//! 5  main, cli   testing (rows in, rows out: `penstock test`)
+//! 4  job (the only module that names concrete connectors)
 //! 3  task (source, chain, sink, align, output)      coordinator (epochs, membership, recovery)
 //! 2  operators (expression, window, aggregate, join, dedup, ...)
 //! 1  state   sources   sinks   formats   network    (peers, no cross imports)
@@ -33,3 +34,4 @@ pub mod sinks;
 pub mod sources;
 pub mod state;
 pub mod task;
+pub mod testing;

@@ -84,6 +84,9 @@ pub enum BarrierKind {
     Stop,
     /// Sources stop; other owners go on.
     Handover,
+    /// Ends nothing: a planned epoch begins. What came before it, the epoch's watermark above all, is taken in by every
+    /// subtask before a row of the epoch, so that lateness does not depend on which channel is faster.
+    Begin,
 }
 
 /// The mark that ends an epoch.

@@ -14,6 +14,7 @@ const LAYERS: &[&[&str]] = &[
     &["member"],
     &["coordinator"],
     &["job"],
+    &["testing"],
     &["cli"],
 ];
 

@@ -15,16 +15,23 @@ const MAX_DEPTH: usize = 64;
 
 /// A node with its place.
 #[derive(Debug, Clone)]
-pub(super) struct Node {
-    pub(super) position: Position,
-    pub(super) value: Value,
+pub struct Node {
+    /// Where it begins.
+    pub position: Position,
+    /// What it holds.
+    pub value: Value,
 }
 
 /// What a node holds.
 #[derive(Debug, Clone)]
-pub(super) enum Value {
-    /// Text, and whether it was written without quotes.
-    Scalar { text: String, plain: bool },
+pub enum Value {
+    /// A single value.
+    Scalar {
+        /// Its text.
+        text: String,
+        /// Written without quotes.
+        plain: bool,
+    },
     /// Items in their order.
     Sequence(Vec<Node>),
     /// Entries in their order; keys are unique.
@@ -33,9 +40,11 @@ pub(super) enum Value {
 
 /// A key with its place.
 #[derive(Debug, Clone)]
-pub(super) struct Key {
-    pub(super) name: String,
-    pub(super) position: Position,
+pub struct Key {
+    /// Its text.
+    pub name: String,
+    /// Where it begins.
+    pub position: Position,
 }
 
 fn position(span: &Span) -> Position {
@@ -252,12 +261,12 @@ fn size(node: &Node) -> usize {
 }
 
 /// Whether a plain scalar is null.
-pub(super) fn is_null(text: &str) -> bool {
+pub fn is_null(text: &str) -> bool {
     matches!(text, "" | "~" | "null" | "Null" | "NULL")
 }
 
 /// The boolean that a plain scalar is, in every version of YAML.
-pub(super) fn as_bool(text: &str) -> Option<bool> {
+pub fn as_bool(text: &str) -> Option<bool> {
     match text {
         "true" | "True" | "TRUE" => Some(true),
         "false" | "False" | "FALSE" => Some(false),
@@ -275,7 +284,7 @@ pub fn yaml_1_1_bool(text: &str) -> Option<bool> {
 }
 
 /// The whole number that a plain scalar is; none with leading zeros, which YAML 1.1 reads as octal.
-pub(super) fn as_integer(text: &str) -> Option<i64> {
+pub fn as_integer(text: &str) -> Option<i64> {
     let digits = text.trim_start_matches(['-', '+']);
     let leading_zero = digits.len() > 1 && digits.starts_with('0');
     if leading_zero {
@@ -286,7 +295,7 @@ pub(super) fn as_integer(text: &str) -> Option<i64> {
 }
 
 /// The number that a plain scalar is.
-pub(super) fn as_number(text: &str) -> Option<f64> {
+pub fn as_number(text: &str) -> Option<f64> {
     let numeric = text.starts_with(|c: char| c.is_ascii_digit() || matches!(c, '-' | '+' | '.'))
         && text.bytes().any(|c| c.is_ascii_digit())
         && text

@@ -22,7 +22,7 @@ const RECURSION_LIMIT: usize = 64;
 pub(crate) struct Statement {
     pub kind: StatementKind,
     pub query: Box<Query>,
-    /// `EMIT ON WINDOW CLOSE | UPDATE` at its end.
+    /// `EMIT ON WINDOW CLOSE`, `EMIT ON [WINDOW] UPDATE` at its end.
     pub emit: Option<(Emit, Option<Position>)>,
     pub tokens: Tokens,
 }
@@ -251,7 +251,7 @@ fn refuse_by_first_words(tokens: &[TokenWithSpan], position: Option<Position>) -
     }
 }
 
-/// Takes `EMIT [ON] WINDOW CLOSE | UPDATE | CHANGES` off the end.
+/// Takes `EMIT ON WINDOW CLOSE`, `EMIT ON [WINDOW] UPDATE` off the end.
 fn take_emit(tokens: &mut Vec<TokenWithSpan>) -> Result<Option<(Emit, Option<Position>)>> {
     let Some(at) = (0..tokens.len())
         .rev()
@@ -265,7 +265,7 @@ fn take_emit(tokens: &mut Vec<TokenWithSpan>) -> Result<Option<(Emit, Option<Pos
     let rest: Vec<&str> = rest.iter().map(String::as_str).collect();
     let emit = match rest.as_slice() {
         ["ON", "WINDOW", "CLOSE"] => Emit::OnClose,
-        ["ON", "UPDATE"] => Emit::OnUpdate,
+        ["ON", "UPDATE"] | ["ON", "WINDOW", "UPDATE"] => Emit::OnUpdate,
         _ => {
             return Err(Fault::new(
                 codes::SYNTAX,

@@ -4,9 +4,9 @@
 use std::ops::ControlFlow;
 
 use datafusion_sql::sqlparser::ast::{
-    Distinct, Expr, Function, FunctionArgumentClause, FunctionArguments, GroupByExpr, Join,
-    JoinConstraint, JoinOperator, ObjectName, Query, Select, SetExpr, SetOperator, SetQuantifier,
-    Spanned, TableFactor, Visit, Visitor,
+    Distinct, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArgumentClause,
+    FunctionArguments, GroupByExpr, Join, JoinConstraint, JoinOperator, ObjectName, Query, Select,
+    SetExpr, SetOperator, SetQuantifier, Spanned, TableFactor, Visit, Visitor,
 };
 use datafusion_sql::sqlparser::tokenizer::Span;
 
@@ -34,6 +34,7 @@ pub(crate) fn refuse(query: &Query, tokens: &Tokens, functions: &Functions) -> V
         tokens,
         functions,
         faults: vec![],
+        tables: vec![],
     };
     let _ = query.visit(&mut visitor);
     let mut faults = visitor.faults;
@@ -46,6 +47,8 @@ struct Refuse<'a> {
     tokens: &'a Tokens,
     functions: &'a Functions,
     faults: Vec<Fault>,
+    /// Addresses of subqueries that are the table of a window function, and no expression.
+    tables: Vec<usize>,
 }
 
 pub(crate) fn function_name(name: &ObjectName) -> String {
@@ -65,6 +68,18 @@ impl Refuse<'_> {
     fn word(&mut self, fault: Fault, word: &str) {
         let position = self.tokens.locate_or_start(word);
         self.faults.push(fault.at(position));
+    }
+
+    /// Notes the subqueries among the arguments of a table function.
+    fn table_arguments(&mut self, args: &[FunctionArg]) {
+        for arg in args {
+            let (FunctionArg::Unnamed(arg)
+            | FunctionArg::Named { arg, .. }
+            | FunctionArg::ExprNamed { arg, .. }) = arg;
+            if let FunctionArgExpr::Expr(expr @ Expr::Subquery(_)) = arg {
+                self.tables.push(std::ptr::from_ref(expr).addr());
+            }
+        }
     }
 
     fn set_expr(&mut self, body: &SetExpr) {
@@ -462,7 +477,8 @@ impl Visitor for Refuse<'_> {
                         span,
                     );
                 }
-                if args.is_some() {
+                if let Some(args) = args {
+                    self.table_arguments(&args.args);
                     match function_name(name).as_str() {
                         "tumble" | "hop" => {}
                         "session" => self.fault(
@@ -505,6 +521,9 @@ impl Visitor for Refuse<'_> {
             TableFactor::TableFunction { expr, .. } => {
                 if let Expr::Function(function) = expr {
                     let name = function_name(&function.name);
+                    if let FunctionArguments::List(list) = &function.args {
+                        self.table_arguments(&list.args);
+                    }
                     if !matches!(name.as_str(), "tumble" | "hop" | "session" | "cumulate") {
                         let hint = did_you_mean(&name, ["tumble", "hop"]);
                         self.fault(
@@ -560,6 +579,7 @@ impl Visitor for Refuse<'_> {
                 Fault::new(codes::SEMI_JOIN, "EXISTS is not supported"),
                 "EXISTS",
             ),
+            Expr::Subquery(_) if self.tables.contains(&std::ptr::from_ref(expr).addr()) => {}
             Expr::Subquery(_) | Expr::AnyOp { .. } | Expr::AllOp { .. } => {
                 self.fault(
                     Fault::new(

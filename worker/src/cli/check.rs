@@ -5,12 +5,12 @@ use std::process::ExitCode;
 
 use penstock_crds::diagnostic::{Diagnostic, explain as explained};
 use penstock_crds::job::StreamingJob;
-use penstock_crds::manifest::{self, Positions, Resource};
-use penstock_crds::validate;
+use penstock_crds::manifest::{self, Resource};
 use penstock_plan::{Fate, Plan, StateVerdict};
 use serde_json::{Value, json};
 
 use super::{Output, tell};
+use crate::job::plan_of;
 
 /// A job that was read, checked and planned.
 pub struct Checked {
@@ -26,19 +26,6 @@ fn read(file: &Path) -> Result<String, ExitCode> {
         eprintln!("error: {}: {e}", file.display());
         tell::wrong_input()
     })
-}
-
-/// Everything wrong with a resource that its own structure does not show: what is later, and its SQL.
-fn plan_of(job: &StreamingJob, positions: &Positions) -> Result<Plan, Vec<Diagnostic>> {
-    let placed = |mut faults: Vec<Diagnostic>| {
-        faults.iter_mut().for_each(|f| positions.place(f));
-        faults
-    };
-    let later = validate::unsupported(&job.spec);
-    if !later.is_empty() {
-        return Err(placed(later));
-    }
-    penstock_plan::plan(job).map_err(placed)
 }
 
 /// The one job of a manifest, checked. What is wrong is told to the person here.

@@ -10,6 +10,7 @@ mod check;
 mod log;
 mod run;
 mod tell;
+mod test;
 
 /// Structured streaming: sources, one SQL text, sinks; every result exactly once.
 #[derive(Debug, Parser)]
@@ -50,6 +51,12 @@ enum Command {
     },
     /// Explain an error code.
     Explain { code: String },
+    /// Run test files: rows in, rows out, on the real engine in memory.
+    Test {
+        /// Test files.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
     /// Show the log of a job.
     Log {
         /// The job's manifest.
@@ -84,6 +91,7 @@ pub fn main() -> ExitCode {
             drop_state,
         } => check::plan(&file, against.as_deref(), &drop_state, cli.output),
         Command::Explain { code } => check::explain(&code, cli.output),
+        Command::Test { files } => test::test(&files, cli.output),
         Command::Log { file, secrets } => log::log(&file, secrets.as_ref(), cli.output),
         Command::FaultPoints => {
             for name in crate::fault::POINTS {

@@ -897,11 +897,7 @@ impl Coordinator {
                 continue;
             };
             if source.forget_finished {
-                let finished: Vec<SplitId> = splits
-                    .iter()
-                    .filter(|(_, s)| s.done)
-                    .map(|(id, _)| id.clone())
-                    .collect();
+                let finished = ranges::forgettable(splits);
                 for id in finished {
                     splits.remove(&id);
                     self.seen.entry(i).or_default().insert(id.0.to_string());

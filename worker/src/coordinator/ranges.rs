@@ -76,23 +76,40 @@ pub fn position(state: &SplitState) -> Position {
 }
 
 /// The watermark in force in the next planned epoch: the least over splits that have brought rows or still hold some.
-/// A split that never had a row and has none to read does not count.
+/// A split that never had a row and has none to read does not count, nor does a file that is still to be read: its rows are late
+/// when they lie behind those of the files before it.
 pub fn watermark(
     splits: &BTreeMap<SplitId, SplitState>,
     ends: &BTreeMap<SplitId, Position>,
     out_of_orderness: i64,
 ) -> Option<EventTime> {
     let counts = splits.iter().filter(|(split, s)| {
-        let empty = s.done || ends.get(*split).is_none_or(|end| *end <= position(s));
-        !empty || (s.max_event_time.is_some() && !s.idle)
+        let end = ends.get(*split).copied();
+        let empty = s.done || end.is_none_or(|end| end <= position(s));
+        let to_read = !empty && end != Some(Position::END);
+        to_read || (s.max_event_time.is_some() && !s.idle)
     });
     let mut least: Option<i64> = None;
     for (_, state) in counts {
         let t = state.max_event_time.map(Micros::get)?;
         least = Some(least.map_or(t, |l| l.min(t)));
     }
-    // Files are read one after the other: what was forgotten has brought its event time into `floor` of the caller.
     least.map(|t| EventTime::from_micros(t.saturating_sub(out_of_orderness)))
+}
+
+/// Finished splits of which the name alone is remembered: all but the one that has seen the greatest event time, on which the
+/// watermark stands until another has seen a greater one.
+pub fn forgettable(splits: &BTreeMap<SplitId, SplitState>) -> Vec<SplitId> {
+    let finished = || splits.iter().filter(|(_, s)| s.done);
+    let greatest = finished()
+        .filter(|(_, s)| s.max_event_time.is_some())
+        .max_by_key(|(_, s)| s.max_event_time)
+        .map(|(id, _)| id);
+    finished()
+        .map(|(id, _)| id)
+        .filter(|id| Some(*id) != greatest)
+        .cloned()
+        .collect()
 }
 
 #[cfg(test)]
@@ -171,5 +188,36 @@ mod tests {
         );
         let ends = BTreeMap::from([(id(0), Position(10)), (id(1), Position(5))]);
         assert_eq!(watermark(&splits, &ends, 100), None);
+    }
+
+    #[test]
+    fn the_finished_file_with_the_greatest_time_is_kept_for_the_watermark_which_files_to_come_do_not_hold_back()
+     {
+        let done = |max: Option<i64>| SplitState {
+            done: true,
+            ..split(i64::MAX, max)
+        };
+        let mut splits = BTreeMap::from([
+            (id(0), done(Some(1000))),
+            (id(1), done(Some(3000))),
+            (id(2), done(Some(2000))),
+            (id(3), done(None)),
+            (id(4), split(0, None)),
+        ]);
+        assert_eq!(forgettable(&splits), [id(0), id(2), id(3)]);
+        let ends = BTreeMap::from([(id(4), Position::END)]);
+        for id in forgettable(&splits) {
+            splits.remove(&id);
+        }
+        assert_eq!(
+            watermark(&splits, &ends, 100),
+            Some(EventTime::from_micros(2900))
+        );
+        splits.insert(id(4), done(Some(500)));
+        assert_eq!(
+            forgettable(&splits),
+            [id(4)],
+            "an older file does not take it back"
+        );
     }
 }

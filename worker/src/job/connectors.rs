@@ -87,22 +87,7 @@ pub fn connect(
         let scan = &plan.sources[&spec.name];
         let index = connected.sources.len();
         let source = source(job, spec, scan, options, planned)?;
-        connected.infos.push(SourceInfo {
-            name: spec.name.clone(),
-            enumerator: source.enumerator()?,
-            out_of_orderness: scan
-                .watermark
-                .as_ref()
-                .map(|w| micros(w.max_out_of_orderness_ms)),
-            max_rows_per_epoch: spec
-                .limits
-                .as_ref()
-                .map(|l| l.max_rows_per_epoch)
-                .filter(|n| *n > 0),
-            max_files_per_epoch: max_files(spec),
-            discover_every: discover_every(spec),
-            forget_finished: matches!(spec.kind(), Some(SourceKind::Files(_))),
-        });
+        connected.infos.push(source_info(spec, scan, &*source)?);
         let rules = Arc::new(rules(job, spec, scan, index)?);
         connected.sources.push(SourceParts {
             rules,
@@ -111,6 +96,30 @@ pub fn connect(
         });
     }
     Ok(connected)
+}
+
+/// What the coordinator knows of a source.
+pub(super) fn source_info(
+    spec: &SourceSpec,
+    scan: &SourcePlan,
+    source: &dyn Source,
+) -> Result<SourceInfo> {
+    Ok(SourceInfo {
+        name: spec.name.clone(),
+        enumerator: source.enumerator()?,
+        out_of_orderness: scan
+            .watermark
+            .as_ref()
+            .map(|w| micros(w.max_out_of_orderness_ms)),
+        max_rows_per_epoch: spec
+            .limits
+            .as_ref()
+            .map(|l| l.max_rows_per_epoch)
+            .filter(|n| *n > 0),
+        max_files_per_epoch: max_files(spec),
+        discover_every: discover_every(spec),
+        forget_finished: matches!(spec.kind(), Some(SourceKind::Files(_))),
+    })
 }
 
 fn micros(ms: u64) -> i64 {
@@ -136,7 +145,7 @@ fn discover_every(spec: &SourceSpec) -> Duration {
 }
 
 /// What a source task needs: schema, watermark, policies.
-fn rules(
+pub(super) fn rules(
     job: &StreamingJob,
     spec: &SourceSpec,
     scan: &SourcePlan,
@@ -193,7 +202,7 @@ fn input_schema(scan: &SourcePlan) -> SchemaRef {
 }
 
 /// The scan's columns by name, computed ones by their expression, and the event time beside them where nobody reads it.
-fn scan_columns(scan: &SourcePlan) -> Result<ScanColumns> {
+pub(super) fn scan_columns(scan: &SourcePlan) -> Result<ScanColumns> {
     let input = input_schema(scan);
     let column = |name: &str| -> Expr {
         let computed = scan.computed.iter().find(|c| c.name == name);
@@ -299,6 +308,41 @@ fn secret(
     Ok(values)
 }
 
+/// How bodies are read; `None` where the manifest names no format, or one that comes later.
+pub(super) fn body_format(spec: &SourceSpec) -> Option<BodyFormat> {
+    let format = spec.format.as_ref().and_then(|f| f.kind());
+    format.and_then(BodyFormat::from_spec)
+}
+
+/// How a source's records become columns.
+pub(super) fn decode_plan(spec: &SourceSpec, scan: &SourcePlan, format: BodyFormat) -> DecodePlan {
+    let body = scan.decode.fields().iter().map(|_| None);
+    DecodePlan {
+        schema: input_schema(scan),
+        from: body
+            .chain(scan.metadata.iter().map(|m| Some(m.from)))
+            .collect(),
+        format,
+        keep_raw: keep_raw(spec, scan),
+    }
+}
+
+/// Whether rows that were read may become dead letters all the same, with their own bytes: when they are late, when a computed
+/// column fails, when they have no event time.
+fn keep_raw(spec: &SourceSpec, scan: &SourcePlan) -> bool {
+    let output = scan.output.fields();
+    let timeless = || {
+        let column = scan.watermark.as_ref().map(|w| &w.column);
+        let input = input_schema(scan);
+        input
+            .fields()
+            .iter()
+            .any(|f| Some(f.name()) == column && f.is_nullable())
+    };
+    output.iter().any(|f| f.name() == hidden::RAW_VALUE)
+        || spec.on_error == OnError::DeadLetter && (!scan.computed.is_empty() || timeless())
+}
+
 fn source(
     job: &StreamingJob,
     spec: &SourceSpec,
@@ -307,37 +351,16 @@ fn source(
     planned: bool,
 ) -> Result<Arc<dyn Source>> {
     let object = format!("source {}", spec.name);
-    let kept_raw = scan
-        .output
-        .fields()
-        .iter()
-        .any(|f| f.name() == hidden::RAW_VALUE);
     let decode = || -> Result<DecodePlan> {
-        let format = spec
-            .format
-            .as_ref()
-            .and_then(|f| f.kind())
-            .and_then(BodyFormat::from_spec);
-        let schema = input_schema(scan);
-        let from = scan
-            .decode
-            .fields()
-            .iter()
-            .map(|_| None)
-            .chain(scan.metadata.iter().map(|m| Some(m.from)))
-            .collect();
-        Ok(DecodePlan {
-            schema,
-            from,
-            format: format.ok_or_else(|| {
-                EngineError::fail(
-                    "PR0208",
-                    object.clone(),
-                    "its format is not in this version",
-                )
-            })?,
-            keep_raw: kept_raw,
-        })
+        let later = || {
+            let text = "its format is not in this version";
+            EngineError::fail("PR0208", object.clone(), text)
+        };
+        Ok(decode_plan(
+            spec,
+            scan,
+            body_format(spec).ok_or_else(later)?,
+        ))
     };
     match spec.kind() {
         Some(SourceKind::Files(files)) => {

@@ -10,7 +10,10 @@ use penstock_checkpoint::ids::{Entropy, MemberId, Nonce, SystemEntropy};
 use penstock_checkpoint::log::{JobLog, LogError, Options as LogOptions};
 use penstock_checkpoint::record::Created;
 use penstock_checkpoint::store::{CheckpointStore, LocalFolder, Objects, Remote, S3Options};
+use penstock_crds::diagnostic::Diagnostic;
 use penstock_crds::job::{StorageKind, StreamingJob};
+use penstock_crds::manifest::Positions;
+use penstock_crds::validate;
 use penstock_plan::{Plan, StateVerdict, plan_json, verdict};
 use tokio::sync::{mpsc, watch};
 
@@ -25,6 +28,7 @@ use crate::state::{Budget, Planted, StateOptions, StateWorker};
 mod connectors;
 pub mod http;
 mod identity;
+pub mod memory;
 mod metrics;
 mod slots;
 
@@ -43,6 +47,20 @@ pub struct RunOptions {
     pub memory_state: bool,
     /// Uids whose state may be dropped.
     pub drop_state: Vec<String>,
+}
+
+/// The plan of a job. What its own structure does not show to be wrong (what comes later, and its SQL), each at its place in
+/// the file.
+pub fn plan_of(job: &StreamingJob, positions: &Positions) -> Result<Plan, Vec<Diagnostic>> {
+    let placed = |mut faults: Vec<Diagnostic>| {
+        faults.iter_mut().for_each(|f| positions.place(f));
+        faults
+    };
+    let later = validate::unsupported(&job.spec);
+    if !later.is_empty() {
+        return Err(placed(later));
+    }
+    penstock_plan::plan(job).map_err(placed)
 }
 
 /// The name of a job.
@@ -219,22 +237,70 @@ async fn generation(
         return Err(EngineError::fail("PR0410", "spec.keyGroups", text));
     }
     progress.log(log.fold().log().to_string());
-    let plan_json = plan_json(plan).to_string();
+    write_plan(&log, plan).await?;
+    let connected = connectors::connect(job, plan, options, log.fold())?;
+    let setup = Setup {
+        log,
+        connected,
+        clock: Arc::new(SystemClock),
+        state: (!options.memory_state).then(|| volume.join("state")),
+        memory: options.memory,
+        slots: usize::try_from(job.spec.workers.slots).unwrap_or(1).max(1),
+        threads: SlotThreads::Own,
+        trigger: trigger(job),
+    };
+    serve(job, plan, setup, stop.clone(), progress.clone()).await
+}
+
+/// Keeps the plan beside the log that names it.
+async fn write_plan(log: &JobLog, plan: &Plan) -> Result<()> {
+    let text = plan_json(plan).to_string();
     let written = log
         .store()
-        .put(&plan_path(&plan.plan_hash), plan_json.into_bytes().into())
+        .put(&plan_path(&plan.plan_hash), text.into_bytes().into())
         .await;
-    written.map_err(|e| storage(LogError::from(e)))?;
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let connected = connectors::connect(job, plan, options, log.fold())?;
-    let slots = usize::try_from(job.spec.workers.slots).unwrap_or(1).max(1);
+    written.map_err(|e| storage(LogError::from(e)))
+}
+
+/// What a generation runs on, once its log is open.
+struct Setup {
+    log: JobLog,
+    connected: connectors::Connected,
+    clock: Arc<dyn Clock>,
+    /// Folder of the state; `None`: in memory.
+    state: Option<PathBuf>,
+    memory: usize,
+    slots: usize,
+    threads: SlotThreads,
+    trigger: Trigger,
+}
+
+/// One generation: a member with its slots, and the coordinator. May be dropped at any time, as a crash would.
+async fn serve(
+    job: &StreamingJob,
+    plan: &Plan,
+    setup: Setup,
+    stop: watch::Receiver<bool>,
+    progress: Arc<Progress>,
+) -> Result<Outcome> {
+    let Setup {
+        log,
+        connected,
+        clock,
+        state,
+        memory,
+        slots,
+        threads,
+        trigger,
+    } = setup;
+    let key_groups = log.fold().key_groups();
     let sinks: Vec<(String, u16)> = connected
         .sinks
         .iter()
         .map(|(name, sink, _)| (name.clone(), sink.shards()))
         .collect();
     let state = StateWorker::open(StateOptions {
-        dir: (!options.memory_state).then(|| volume.join("state")),
+        dir: state,
         total_groups: key_groups,
         log_id: log.fold().log().to_string(),
         schema_fingerprint: state_fingerprint(plan),
@@ -243,7 +309,7 @@ async fn generation(
                 .try_into()
                 .expect("eight of sixteen bytes"),
         ),
-        budget: Budget::new(options.memory),
+        budget: Budget::new(memory),
         planted: Planted::default(),
     })?;
     let factory = slots::GraphSlots {
@@ -253,8 +319,8 @@ async fn generation(
         sources: connected.sources,
         sinks: connected.sinks.clone(),
         clock: clock.clone(),
-        early_bytes: options.memory / 4 / slots,
-        threads: SlotThreads::Own,
+        early_bytes: memory / 4 / slots,
+        threads,
     };
     let (to_member, member_inbox) = mpsc::unbounded_channel();
     let (to_coordinator, inbox) = mpsc::unbounded_channel();
@@ -275,7 +341,7 @@ async fn generation(
     let spec = &job.spec.checkpoint;
     let mut coordinator = Coordinator::new(Parts {
         settings: Settings {
-            trigger: trigger(job),
+            trigger,
             interval: spec.interval.into(),
             retention: Retention {
                 epochs: u64::from(spec.retention.epochs),
@@ -291,8 +357,8 @@ async fn generation(
         member: to_member,
         inbox,
         clock,
-        stop: stop.clone(),
-        progress: progress.clone(),
+        stop,
+        progress,
     });
     let outcome = coordinator.run().await;
     drop(coordinator);

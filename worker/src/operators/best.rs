@@ -2,7 +2,8 @@
 //! its result is a whole row.
 //!
 //! Order: the sort keys, then `$split` and `$offset` where the input has them, then the row's own bytes, so that the answer
-//! never depends on arrival.
+//! never depends on arrival. Of rows with equal sort keys the first one read is first; where the last row by time is asked
+//! for, the last one read.
 
 use std::collections::BTreeMap;
 
@@ -28,7 +29,8 @@ pub struct RowOrder {
 }
 
 impl RowOrder {
-    pub fn new(schema: &SchemaRef, order: &[SortKey]) -> Self {
+    /// `last_wins`: among equals the later one in its split comes first.
+    pub fn new(schema: &SchemaRef, order: &[SortKey], last_wins: bool) -> Self {
         let mut columns: Vec<(usize, SortOptions)> = order
             .iter()
             .map(|k| {
@@ -41,7 +43,11 @@ impl RowOrder {
             .collect();
         for name in [hidden::SPLIT, hidden::OFFSET] {
             if let Ok(i) = schema.index_of(name) {
-                columns.push((i, SortOptions::default()));
+                let options = SortOptions {
+                    descending: last_wins,
+                    nulls_first: true,
+                };
+                columns.push((i, options));
             }
         }
         if columns.is_empty() {

@@ -205,7 +205,7 @@ fn deduplication(
     output: SchemaRef,
     switches: Switches,
 ) -> Result<Box<dyn Operator>> {
-    let order = RowOrder::new(rows, d.order);
+    let order = RowOrder::new(rows, d.order, matches!(d.keep, Keep::LastByTime));
     let mut types = types(rows, d.keys);
     let keys = d.keys.to_vec();
     if d.phase == Phase::Partial {

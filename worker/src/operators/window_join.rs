@@ -286,7 +286,14 @@ impl WindowJoin {
             both.push(rows);
         }
         let [left, right] = [&self.sides[0], &self.sides[1]];
-        Matching::new(both.remove(0), &left.keys, both.remove(0), &right.keys).map(Some)
+        Matching::new(
+            both.remove(0),
+            &left.keys,
+            both.remove(0),
+            &right.keys,
+            total,
+        )
+        .map(Some)
     }
 
     fn read(

@@ -25,7 +25,8 @@ struct Shard {
 #[derive(Default)]
 struct Target {
     shards: BTreeMap<u16, Shard>,
-    records: Vec<Record>,
+    /// With the epoch that each was published in; 0 for what was sent at once.
+    records: Vec<(u64, Record)>,
 }
 
 /// A sink in memory. Clones share the target.
@@ -45,14 +46,21 @@ impl MemorySink {
 
     /// What was published or sent, in order.
     pub fn records(&self) -> Vec<Record> {
-        self.target.lock().records.clone()
+        let target = self.target.lock();
+        target.records.iter().map(|(_, r)| r.clone()).collect()
+    }
+
+    /// What was published after the first `from` records, in order, each with its epoch.
+    pub fn published(&self, from: usize) -> Vec<(u64, Record)> {
+        let target = self.target.lock();
+        target.records.iter().skip(from).cloned().collect()
     }
 }
 
-fn copy(chunk: &[u8], into: &mut Vec<Record>) -> Result<()> {
+fn copy(chunk: &[u8], epoch: u64, into: &mut Vec<(u64, Record)>) -> Result<()> {
     for record in records(chunk) {
         let record = record?;
-        into.push(Record {
+        let record = Record {
             key: record.key.map(Bytes::copy_from_slice),
             value: record.value.map(Bytes::copy_from_slice),
             headers: record
@@ -60,7 +68,8 @@ fn copy(chunk: &[u8], into: &mut Vec<Record>) -> Result<()> {
                 .map(|(name, value)| (name.to_owned(), Bytes::copy_from_slice(value)))
                 .collect(),
             timestamp_ms: record.timestamp_ms,
-        });
+        };
+        into.push((epoch, record));
     }
     Ok(())
 }
@@ -143,7 +152,7 @@ impl ShardPublisher for Publisher {
 
     async fn publish(&mut self, records: Bytes, marker: Marker) -> Result<()> {
         let mut new = Vec::new();
-        copy(&records, &mut new)?;
+        copy(&records, marker.epoch, &mut new)?;
         let mut target = self.sink.target.lock();
         let shard = target.shards.entry(self.shard).or_default();
         self.own(shard.opened)?;
@@ -155,7 +164,7 @@ impl ShardPublisher for Publisher {
 
 impl DirectSender for MemorySink {
     fn send(&mut self, records: &StagedRecords) -> Result<()> {
-        copy(&records.data, &mut self.target.lock().records)
+        copy(&records.data, 0, &mut self.target.lock().records)
     }
 
     fn flush(&mut self) -> Result<()> {

@@ -1,7 +1,7 @@
 //! One operator of one slot as a task: aligned input, synchronous calls, output to its routes. Waits by returning.
 
 use crate::error::Result;
-use crate::message::{Barrier, Batch, EventTime, Message};
+use crate::message::{Barrier, BarrierKind, Batch, EventTime, Message};
 use crate::network::Inlet;
 use crate::operators::{Context, Operator, Output, Progress};
 use crate::state::SlotState;
@@ -216,6 +216,10 @@ impl OperatorTask {
                 self.operator.on_watermark(t, &mut cx)?,
                 Some(Mark::Watermark(t)),
             ),
+            Step::Barrier(b) if b.kind == BarrierKind::Begin => {
+                self.outputs.mark(&Message::Barrier(b));
+                return Ok(());
+            }
             Step::Barrier(b) => (
                 self.operator.on_barrier(&b, &mut cx)?,
                 Some(Mark::Barrier(b)),

@@ -10,7 +10,7 @@ use arrow_row::{RowConverter, SortField};
 use penstock_plan::graph::OutputMode;
 
 use crate::error::{EngineError, Result};
-use crate::message::{Barrier, Batch, RowKind};
+use crate::message::{Barrier, BarrierKind, Batch, RowKind};
 use crate::network::Inlet;
 use crate::sinks::{DirectSender, Record, SinkEncoder, SinkRef, StagedRecords};
 
@@ -173,6 +173,7 @@ impl SinkTask {
                     Some(fold) => fold.pending.push(batch),
                     None => stage.encode(&batch)?,
                 },
+                Step::Barrier(b) if b.kind == BarrierKind::Begin => {}
                 Step::Barrier(barrier) => {
                     if let Some(batch) = self
                         .fold

@@ -204,7 +204,7 @@ impl Slot {
         // The sources' clocks (idleness, rates) are the wall's: they never decide what a row means.
         let now = self.clock.now().get();
         for i in 0..self.sources.len() {
-            busy |= self.sources[i].run(now)? == Turn::Busy;
+            busy |= self.sources[i].run(now, self.now_ms)? == Turn::Busy;
             let letters = self.sources[i].take_letters();
             for letter in letters {
                 self.dead_letter(&letter)?;

@@ -12,7 +12,7 @@ use penstock_plan::graph::hidden;
 
 use crate::error::{EngineError, Result};
 use crate::keys::split_hash;
-use crate::message::{Barrier, Batch, EventTime, Message};
+use crate::message::{Barrier, BarrierKind, Batch, EventTime, Message};
 use crate::sinks::Record;
 use crate::sources::{BadRecord, Polled, Position, SourceBatch, SourceReader, SplitId, SplitRange};
 
@@ -294,7 +294,9 @@ impl SourceTask {
             .collect()
     }
 
-    pub fn run(&mut self, now_ms: i64) -> Result<Turn> {
+    /// `now_ms`: the wall's clock, for rates and idleness. `epoch_ms`: the epoch's, which is what `now()` answers, so that an
+    /// epoch that runs again computes the same.
+    pub fn run(&mut self, now_ms: i64, epoch_ms: i64) -> Result<Turn> {
         if self.passed.is_some() {
             return Ok(Turn::Starved);
         }
@@ -320,7 +322,7 @@ impl SourceTask {
                 match self.reader.poll(POLL_ROWS)? {
                     Polled::Rows(batch) => {
                         busy = true;
-                        self.take(*batch, now_ms)?;
+                        self.take(*batch, now_ms, epoch_ms)?;
                     }
                     Polled::Empty => break,
                     Polled::Done => {
@@ -352,6 +354,10 @@ impl SourceTask {
         {
             self.outputs.mark(&Message::Watermark(t));
         }
+        self.outputs.mark(&Message::Barrier(Barrier {
+            kind: BarrierKind::Begin,
+            ..epoch.barrier
+        }));
         self.barrier = Some(epoch.barrier);
         self.wait_for_ranges = true;
         Ok(())
@@ -384,7 +390,23 @@ impl SourceTask {
         }
     }
 
-    fn take(&mut self, batch: SourceBatch, now_ms: i64) -> Result<()> {
+    fn take(&mut self, batch: SourceBatch, now_ms: i64, epoch_ms: i64) -> Result<()> {
+        let read = (batch.rows.num_rows() + batch.bad.len()) as u64;
+        let wrong_before = self.counts.bad;
+        self.counts.bytes += batch.bytes as u64;
+        self.counts.rows += read;
+        if let Some((_, used)) = &mut self.credit {
+            *used += read;
+        }
+        self.forward(batch, epoch_ms)?;
+        if let Some(rate) = &mut self.fail_rate {
+            rate.add(now_ms, read, self.counts.bad - wrong_before);
+        }
+        Ok(())
+    }
+
+    /// Judges the rows of a batch and sends the good ones on.
+    fn forward(&mut self, batch: SourceBatch, epoch_ms: i64) -> Result<()> {
         let SourceBatch {
             rows,
             splits,
@@ -392,15 +414,8 @@ impl SourceTask {
             split_ids,
             raw,
             bad,
-            bytes,
+            bytes: _,
         } = batch;
-        let read = rows.num_rows() + bad.len();
-        self.counts.bytes += bytes as u64;
-        self.counts.rows += read as u64;
-        if let Some((_, used)) = &mut self.credit {
-            *used += read as u64;
-        }
-        let wrong_before = self.counts.bad;
         for record in bad {
             self.wrong(&split_ids, record)?;
         }
@@ -411,7 +426,7 @@ impl SourceTask {
             offsets,
             raw,
         };
-        let (columns, failed) = self.scan.evaluate(&good.rows, now_ms)?;
+        let (columns, failed) = self.scan.evaluate(&good.rows, epoch_ms)?;
         if !failed.is_empty() {
             self.isolate(&good, &failed, &split_ids)?;
             good = good.without(&failed)?;
@@ -423,9 +438,6 @@ impl SourceTask {
         if let Some(column) = self.scan.event_time {
             columns = self.check_event_time(column, columns, &mut good, &split_ids)?;
             self.note_event_time(&columns[column], &good, &split_ids)?;
-        }
-        if let Some(rate) = &mut self.fail_rate {
-            rate.add(now_ms, read as u64, self.counts.bad - wrong_before);
         }
         if good.splits.is_empty() {
             return Ok(());

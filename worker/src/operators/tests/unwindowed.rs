@@ -174,7 +174,7 @@ fn the_last_and_the_best_row_of_a_key_settle_to_the_model() {
                 .collect();
             text(&batch(&best, None).rows)
         });
-        let rank = |r: &Row| (std::cmp::Reverse(r.t), r.offset);
+        let rank = |r: &Row| std::cmp::Reverse((r.t, r.offset));
         epochs(
             &dedup(Keep::LastByTime, 1, true),
             seed % 2 == 0,

@@ -1,10 +1,11 @@
-//! Emitting one window: merging its panes part by part, so that a window of many keys streams out.
+//! Emitting one window: merging its panes part by part, so that a window of many keys streams out. Rows leave in the order of
+//! their keys' hashes, whether state was in memory or was read back: an epoch that runs again writes the same bytes.
 
 use arrow::array::{ArrayRef, RecordBatch};
 use bytes::Bytes;
 use penstock_plan::graph::Emit;
 
-use super::super::groups::NO_GROUP;
+use super::super::groups::{GroupIndex, NO_GROUP};
 use super::super::hot::{Place, StateKeys, Table, found, read_page};
 use super::super::panes::Span;
 use super::super::rows::{assemble, take_rows};
@@ -26,20 +27,31 @@ pub(super) struct Closing {
     next_group: usize,
     /// All groups in one part.
     at_once: bool,
+    /// That part is the pane's own table: a window of one pane needs no merging.
+    direct: bool,
     /// Per pane of the window its groups by key group; empty when merged at once.
     buckets: Vec<(Span, Vec<Vec<u32>>)>,
 }
 
 /// Groups that wait to be emitted.
 enum Part {
-    /// Of the pane's own table: a window of one pane needs no merging.
-    Pane {
-        next: u32,
-    },
+    /// Of the pane's own table.
+    Pane { order: Vec<u32>, next: usize },
     Merged {
         table: Box<Table>,
-        next: u32,
+        order: Vec<u32>,
+        next: usize,
     },
+}
+
+/// All groups by key group and hash. Where hashes are equal the older group comes first.
+fn by_hash(index: &GroupIndex, total_groups: u16) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..index.len() as u32).collect();
+    order.sort_unstable_by_key(|&g| {
+        let hash = index.hash(g);
+        (key_group(hash, total_groups), hash, g)
+    });
+    order
 }
 
 impl WindowAggregate {
@@ -57,8 +69,9 @@ impl WindowAggregate {
         let direct = !updates && complete && panes == [window];
         Ok(Closing {
             window,
-            part: direct.then_some(Part::Pane { next: 0 }),
+            part: None,
             next_group: 0,
+            direct,
             at_once: updates || (complete && groups <= AT_ONCE),
             buckets: panes.into_iter().map(|p| (p, Vec::new())).collect(),
         })
@@ -73,25 +86,29 @@ impl WindowAggregate {
                         return Ok(Progress::Idle);
                     }
                 }
-                Some(Part::Pane { next }) => {
+                Some(Part::Pane { order, next }) => {
                     let mut hot = self
                         .panes
                         .remove(&closing.window)
                         .expect("a direct window's pane stays until it was emitted");
-                    let left = self.emit_some(&mut hot.table, next, closing.window, cx);
+                    let left = self.emit_some(&mut hot.table, &order, next, closing.window, cx);
                     self.panes.insert(closing.window, hot);
                     match left? {
                         None => return Ok(Progress::Idle),
-                        Some(next) => closing.part = Some(Part::Pane { next }),
+                        Some(next) => closing.part = Some(Part::Pane { order, next }),
                     }
                     if cx.output.is_full() {
                         return Ok(Progress::More);
                     }
                 }
-                Some(Part::Merged { mut table, next }) => {
-                    let left = self.emit_some(&mut table, next, closing.window, cx)?;
+                Some(Part::Merged {
+                    mut table,
+                    order,
+                    next,
+                }) => {
+                    let left = self.emit_some(&mut table, &order, next, closing.window, cx)?;
                     if let Some(next) = left {
-                        closing.part = Some(Part::Merged { table, next });
+                        closing.part = Some(Part::Merged { table, order, next });
                     }
                     if cx.output.is_full() {
                         return Ok(Progress::More);
@@ -106,6 +123,13 @@ impl WindowAggregate {
         let own = cx.state.key_groups();
         if closing.next_group >= own.len() {
             return Ok(false);
+        }
+        let total = cx.state.total_groups();
+        if closing.direct {
+            closing.next_group = own.len();
+            let order = by_hash(&self.panes[&closing.window].table.index, total);
+            closing.part = Some(Part::Pane { order, next: 0 });
+            return Ok(true);
         }
         let mut merged = self.plan.shape.table(false)?;
         if closing.at_once {
@@ -134,6 +158,7 @@ impl WindowAggregate {
             }
         }
         closing.part = Some(Part::Merged {
+            order: by_hash(&merged.index, total),
             table: Box::new(merged),
             next: 0,
         });
@@ -258,17 +283,17 @@ impl WindowAggregate {
         Ok(())
     }
 
-    /// Emits groups from `next` on; the next one, or `None` after the last.
+    /// Emits groups of `order` from its place `next` on; the next place, or `None` after the last.
     fn emit_some(
         &mut self,
         table: &mut Table,
-        next: u32,
+        order: &[u32],
+        next: usize,
         window: Span,
         cx: &mut Context<'_>,
-    ) -> Result<Option<u32>> {
-        let len = table.index.len() as u32;
-        let to = len.min(next + self.switches.emit_rows as u32);
-        let groups: Vec<u32> = (next..to).collect();
+    ) -> Result<Option<usize>> {
+        let to = order.len().min(next + self.switches.emit_rows);
+        let groups = order[next..to].to_vec();
         if self.plan.emit == Emit::OnUpdate {
             self.emit_changes(table, &groups, window, cx)?;
         } else {
@@ -282,7 +307,7 @@ impl WindowAggregate {
                 cx.output.emit(Batch::inserts(rows));
             }
         }
-        Ok((to < len).then_some(to))
+        Ok((to < order.len()).then_some(to))
     }
 
     fn output_rows(&self, table: &mut Table, groups: &[u32], window: Span) -> Result<RecordBatch> {

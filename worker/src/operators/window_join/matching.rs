@@ -1,4 +1,5 @@
-//! A hash join of two batches, a piece at a time.
+//! A hash join of two batches, a piece at a time. Pairs leave by key group, within one in the order of the left rows: the same
+//! whether a window was in memory or is read back one key group at a time.
 
 use arrow::array::{ArrayRef, RecordBatch, UInt32Array};
 use arrow::compute::take;
@@ -7,7 +8,7 @@ use arrow::datatypes::SchemaRef;
 use super::super::groups::{GroupIndex, NO_GROUP, key_columns};
 use super::super::rows::{assemble, internal};
 use crate::error::Result;
-use crate::keys::hash_columns;
+use crate::keys::{hash_columns, key_group};
 
 pub(super) struct Matching {
     left: RecordBatch,
@@ -17,7 +18,9 @@ pub(super) struct Matching {
     /// Rows of a group on the right: `rows[starts[g]..starts[g + 1]]`.
     starts: Vec<u32>,
     rows: Vec<u32>,
-    /// The next pair.
+    /// Left rows in the order in which they are matched.
+    order: Vec<u32>,
+    /// The next pair: a place in `order`.
     at: usize,
     within: u32,
 }
@@ -28,6 +31,7 @@ impl Matching {
         left_keys: &[usize],
         right: RecordBatch,
         right_keys: &[usize],
+        total_groups: u16,
     ) -> Result<Self> {
         let columns = key_columns(&right, right_keys);
         let types: Vec<_> = columns.iter().map(|c| c.data_type().clone()).collect();
@@ -50,12 +54,15 @@ impl Matching {
         }
         let columns = key_columns(&left, left_keys);
         let hashes = hash_columns(&columns, left.num_rows());
+        let mut order: Vec<u32> = (0..left.num_rows() as u32).collect();
+        order.sort_by_key(|&i| key_group(hashes[i as usize], total_groups));
         Ok(Self {
             groups: index.lookup(&columns, &hashes, &[])?,
             left,
             right,
             starts,
             rows,
+            order,
             at: 0,
             within: 0,
         })
@@ -65,8 +72,9 @@ impl Matching {
     pub(super) fn next(&mut self, output: &SchemaRef, limit: usize) -> Result<Option<RecordBatch>> {
         let mut left: Vec<u32> = Vec::new();
         let mut right: Vec<u32> = Vec::new();
-        while left.len() < limit && self.at < self.groups.len() {
-            let g = self.groups[self.at];
+        while left.len() < limit && self.at < self.order.len() {
+            let row_of_left = self.order[self.at];
+            let g = self.groups[row_of_left as usize];
             let (from, to) = if g == NO_GROUP {
                 (0, 0)
             } else {
@@ -78,7 +86,7 @@ impl Matching {
                 .skip(self.within as usize)
                 .take(limit - left.len())
             {
-                left.push(self.at as u32);
+                left.push(row_of_left);
                 right.push(*row);
                 self.within += 1;
             }

@@ -1,0 +1,87 @@
+//! The cases of `tests/sql` and of the examples. Each runs as it is written, and then with every number of slots and with a
+//! crash after its first, its middle and its last row, which must change nothing.
+
+use std::path::{Path, PathBuf};
+
+use penstock_worker::testing;
+
+use super::repository;
+
+fn test_files(folder: &Path, into: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).expect("the folder is there") {
+        let path = entry.expect("an entry").path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let job = name == "job.yaml" || name.ends_with(".job.yaml");
+        if name.ends_with(".yaml") && !job {
+            into.push(path);
+        }
+    }
+    into.sort();
+}
+
+fn run_all(files: &[PathBuf]) -> usize {
+    let mut wrong = Vec::new();
+    let mut count = 0;
+    for file in files {
+        let test = testing::load(file).unwrap_or_else(|e| panic!("{}: {e:?}", file.display()));
+        for case in &test.cases {
+            let rows = case.rows();
+            let mut crashes = vec![None, case.crash_after_row];
+            crashes.extend([1, rows.div_ceil(2), rows].map(|n| Some(n).filter(|n| *n > 0)));
+            crashes.sort();
+            crashes.dedup();
+            let mut slots = vec![1, 2, 4];
+            slots.extend(&case.slots);
+            slots.sort_unstable();
+            slots.dedup();
+            for &slots in &slots {
+                for &crash in &crashes {
+                    count += 1;
+                    let verdict = testing::run(&test, case, slots, crash);
+                    let crashed = verdict.crashes == u32::from(crash.is_some());
+                    if !verdict.passed() || !crashed {
+                        wrong.push(format!(
+                            "{}: {}, {slots} slots, crash after {crash:?}: {verdict:#?}",
+                            file.display(),
+                            case.name
+                        ));
+                    }
+                }
+            }
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "{} of {count} runs:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
+    count
+}
+
+#[test]
+fn sql_means_the_same_with_any_number_of_slots_and_any_crash() {
+    let mut files = Vec::new();
+    test_files(&repository("worker/tests/sql"), &mut files);
+    assert!(files.len() >= 7, "the files are found: {files:?}");
+    assert!(run_all(&files) > 200);
+}
+
+#[test]
+fn examples_pass_with_any_number_of_slots_and_any_crash() {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(repository("examples")).expect("the examples are there") {
+        let folder = entry.expect("an entry").path();
+        if !folder.is_dir() {
+            continue;
+        }
+        let file = folder.join("test.yaml");
+        assert!(
+            file.exists(),
+            "every example has a test file: {}",
+            file.display()
+        );
+        files.push(file);
+    }
+    assert!(run_all(&files) > 100);
+}

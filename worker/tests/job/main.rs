@@ -1,0 +1,45 @@
+//! Whole jobs on the real engine, on lists in memory: every SQL feature, every policy, every example, with 1, 2 and 4 slots
+//! and with crashes; and what a planned epoch does when it is run again.
+
+mod cases;
+mod files;
+mod policies;
+mod replay;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use penstock_crds::job::StreamingJob;
+use penstock_plan::Plan;
+use penstock_worker::sources::memory::MemoryRecord;
+use penstock_worker::testing::{self, TestFile};
+
+/// A file of this repository.
+fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+}
+
+/// The job of a manifest's text, planned.
+fn job(manifest: &str) -> (Arc<StreamingJob>, Arc<Plan>) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let test = load(
+        folder.path(),
+        manifest,
+        "job: job.yaml\ncases: [{name: none, expect: {}}]\n",
+    );
+    (test.job, test.plan)
+}
+
+/// A test file in a folder of its own.
+fn load(folder: &Path, manifest: &str, test: &str) -> TestFile {
+    std::fs::write(folder.join("job.yaml"), manifest).expect("written");
+    std::fs::write(folder.join("test.yaml"), test).expect("written");
+    testing::load(&folder.join("test.yaml")).expect("a sound test file")
+}
+
+fn row(body: impl Into<bytes::Bytes>) -> MemoryRecord {
+    MemoryRecord {
+        value: Some(body.into()),
+        ..MemoryRecord::default()
+    }
+}
