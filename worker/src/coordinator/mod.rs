@@ -26,6 +26,7 @@ use crate::fault;
 use crate::member::protocol::{BornMarker, FromMember, Shard, Snapshot, Start, ToMember};
 use crate::member::storage;
 use crate::message::{Barrier, BarrierKind, EventTime};
+use crate::planted::{Bug, planted};
 use crate::sources::{Position, SourceEnumerator, SplitId, SplitRange};
 use crate::task::Assignment;
 
@@ -52,6 +53,14 @@ pub enum Trigger {
 impl Trigger {
     pub fn planned(self) -> bool {
         !matches!(self, Self::Continuous)
+    }
+
+    /// After the end of what is available the input counts as ended.
+    pub fn drains(self) -> bool {
+        matches!(
+            self,
+            Self::AvailableNow { drain: true } | Self::Once { drain: true }
+        )
     }
 }
 
@@ -473,12 +482,8 @@ impl Coordinator {
             };
             let Some(plan) = plan else {
                 if bounded {
-                    let drain = matches!(
-                        trigger,
-                        Trigger::AvailableNow { drain: true } | Trigger::Once { drain: true }
-                    );
                     return self
-                        .stop_with(if drain {
+                        .stop_with(if trigger.drains() {
                             StopReason::Drained
                         } else {
                             StopReason::Completed
@@ -572,13 +577,9 @@ impl Coordinator {
             }
         }
         let empty = plan_ranges.values().all(BTreeMap::is_empty);
-        let drain = matches!(
-            trigger,
-            Trigger::AvailableNow { drain: true } | Trigger::Once { drain: true }
-        );
         if empty {
             let drained = self.floor.values().all(|t| *t == EventTime::MAX);
-            if drain && !drained {
+            if trigger.drains() && !drained {
                 watermarks = (0..self.sources.len())
                     .map(|i| (i, EventTime::MAX))
                     .collect();
@@ -798,9 +799,27 @@ impl Coordinator {
                 if self.log.fold().shard(&sink, *shard).is_some() {
                     continue;
                 }
-                let epoch = self.log.fold().newest();
+                let mut epoch = self.log.fold().newest();
+                if planted(Bug::BornAhead) {
+                    epoch = self.log.fold().next_epoch();
+                }
                 let partition = self.partition(index, *shard);
                 let nonce = self.log.nonce();
+                if planted(Bug::BornFirst) {
+                    let born = SinkBorn {
+                        sink: sink.clone(),
+                        shard: *shard,
+                        partition,
+                        epoch,
+                        nonce,
+                    };
+                    let record = Kind::SinkBorn(born);
+                    let appended = self.log.append(self.generation, record).await;
+                    appended.map_err(storage)?;
+                    self.bear((index, shard.get()), partition, epoch, nonce)
+                        .await?;
+                    continue;
+                }
                 let nonce = self
                     .bear((index, shard.get()), partition, epoch, nonce)
                     .await?;
@@ -1126,6 +1145,7 @@ impl Coordinator {
     async fn wait(&mut self, until: Option<Instant>) -> Result<()> {
         let stopping = *self.stop.borrow();
         let message = tokio::select! {
+            biased;
             message = self.inbox.recv() => Some(message),
             changed = self.stop.changed(), if !stopping => {
                 if changed.is_err() {

@@ -60,20 +60,28 @@ pub fn connect(
     let shards =
         i32::try_from(job.spec.sinks.iter().map(|s| s.shards).sum::<u32>()).unwrap_or(i32::MAX);
     let markers = marker_partitions(fold, shards);
+    connect_by(
+        job,
+        plan,
+        |spec, scan| source(job, spec, scan, options, planned),
+        |spec, plan| sink(job, spec, plan, options, log_id, markers),
+    )
+}
+
+/// As [`connect`], with other hands that make the connectors.
+pub(crate) fn connect_by(
+    job: &StreamingJob,
+    plan: &Plan,
+    source: impl Fn(&SourceSpec, &SourcePlan) -> Result<Arc<dyn Source>>,
+    sink: impl Fn(&SinkSpec, Option<&SinkPlan>) -> Result<SinkRef>,
+) -> Result<Connected> {
     let mut connected = Connected {
         sources: Vec::new(),
         infos: Vec::new(),
         sinks: Vec::new(),
     };
     for spec in &job.spec.sinks {
-        let sink = sink(
-            job,
-            spec,
-            plan.sinks.get(&spec.name),
-            options,
-            log_id,
-            markers,
-        )?;
+        let sink = sink(spec, plan.sinks.get(&spec.name))?;
         connected
             .sinks
             .push((spec.name.clone(), sink, guarantee(spec)));
@@ -86,7 +94,7 @@ pub fn connect(
     {
         let scan = &plan.sources[&spec.name];
         let index = connected.sources.len();
-        let source = source(job, spec, scan, options, planned)?;
+        let source = source(spec, scan)?;
         connected.infos.push(SourceInfo {
             name: spec.name.clone(),
             enumerator: source.enumerator()?,
@@ -299,6 +307,35 @@ fn secret(
     Ok(values)
 }
 
+/// What a source makes of its records.
+pub(crate) fn decode_plan(spec: &SourceSpec, scan: &SourcePlan) -> Result<DecodePlan> {
+    let format = spec
+        .format
+        .as_ref()
+        .and_then(|f| f.kind())
+        .and_then(BodyFormat::from_spec);
+    let from = scan
+        .decode
+        .fields()
+        .iter()
+        .map(|_| None)
+        .chain(scan.metadata.iter().map(|m| Some(m.from)))
+        .collect();
+    Ok(DecodePlan {
+        schema: input_schema(scan),
+        from,
+        format: format.ok_or_else(|| {
+            let object = format!("source {}", spec.name);
+            EngineError::fail("PR0208", object, "its format is not in this version")
+        })?,
+        keep_raw: scan
+            .output
+            .fields()
+            .iter()
+            .any(|f| f.name() == hidden::RAW_VALUE),
+    })
+}
+
 fn source(
     job: &StreamingJob,
     spec: &SourceSpec,
@@ -307,38 +344,7 @@ fn source(
     planned: bool,
 ) -> Result<Arc<dyn Source>> {
     let object = format!("source {}", spec.name);
-    let kept_raw = scan
-        .output
-        .fields()
-        .iter()
-        .any(|f| f.name() == hidden::RAW_VALUE);
-    let decode = || -> Result<DecodePlan> {
-        let format = spec
-            .format
-            .as_ref()
-            .and_then(|f| f.kind())
-            .and_then(BodyFormat::from_spec);
-        let schema = input_schema(scan);
-        let from = scan
-            .decode
-            .fields()
-            .iter()
-            .map(|_| None)
-            .chain(scan.metadata.iter().map(|m| Some(m.from)))
-            .collect();
-        Ok(DecodePlan {
-            schema,
-            from,
-            format: format.ok_or_else(|| {
-                EngineError::fail(
-                    "PR0208",
-                    object.clone(),
-                    "its format is not in this version",
-                )
-            })?,
-            keep_raw: kept_raw,
-        })
-    };
+    let decode = || decode_plan(spec, scan);
     match spec.kind() {
         Some(SourceKind::Files(files)) => {
             let secret = secret(options, files.secret_ref.as_ref(), &object)?;

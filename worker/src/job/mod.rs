@@ -11,6 +11,7 @@ use penstock_checkpoint::log::{JobLog, LogError, Options as LogOptions};
 use penstock_checkpoint::record::Created;
 use penstock_checkpoint::store::{CheckpointStore, LocalFolder, Objects, Remote, S3Options};
 use penstock_crds::job::{StorageKind, StreamingJob};
+use penstock_plan::graph::StreamGraph;
 use penstock_plan::{Plan, StateVerdict, plan_json, verdict};
 use tokio::sync::{mpsc, watch};
 
@@ -19,14 +20,16 @@ use crate::coordinator::progress::{Phase, Progress};
 use crate::coordinator::{Coordinator, Outcome, Parts, Settings, Trigger};
 use crate::error::{EngineError, ErrorKind, Result};
 use crate::member::{Member, storage};
+use crate::process;
 use crate::state::{Budget, Planted, StateOptions, StateWorker};
 
-mod connectors;
+pub(crate) mod connectors;
 pub mod http;
 mod identity;
 mod metrics;
 mod slots;
 
+pub(crate) use connectors::Connected;
 pub use slots::SlotThreads;
 
 /// What a person chooses on the command line.
@@ -175,10 +178,22 @@ async fn generations(
             .join(&namespace)
             .join(&name)
     });
+    one_after_another(&stop, &progress, || {
+        generation(job, &plan, options, &progress, &stop, &store, &volume)
+    })
+    .await
+}
+
+/// Generations until one ends the job: after a fence or a passing failure the process joins again.
+pub(crate) async fn one_after_another<F: Future<Output = Result<Outcome>>>(
+    stop: &watch::Receiver<bool>,
+    progress: &Progress,
+    mut generation: impl FnMut() -> F,
+) -> Result<Outcome> {
     let mut pause = Duration::from_millis(200);
     loop {
         let began = tokio::time::Instant::now();
-        match generation(job, &plan, options, &progress, &stop, &store, &volume).await {
+        match generation().await {
             Err(e) if matches!(e.kind, ErrorKind::Fenced | ErrorKind::Retry) && !*stop.borrow() => {
                 tracing::warn!(error = %e, "the generation is over, joining again");
                 progress.restarted();
@@ -245,15 +260,77 @@ async fn generation(
         budget: Budget::new(options.memory),
         planted: Planted::default(),
     })?;
-    let factory = slots::GraphSlots {
-        graph: Arc::new(plan.graph.clone()),
-        slots,
+    let spec = &job.spec.checkpoint;
+    let settings = Settings {
+        trigger: trigger(job),
+        interval: spec.interval.into(),
+        retention: Retention {
+            epochs: u64::from(spec.retention.epochs),
+            duration: spec.retention.duration.into(),
+        },
+        plan_hash: plan.plan_hash.clone(),
+        sinks,
         key_groups,
+    };
+    assemble(Assembly {
+        settings,
+        log,
+        graph: Arc::new(plan.graph.clone()),
+        connected,
+        state,
+        clock,
+        slots,
+        threads: SlotThreads::Own,
+        early_bytes: options.memory / 4 / slots,
+        nonces: Box::new(|| Nonce::from_bytes(SystemEntropy.bytes16())),
+        stop: stop.clone(),
+        progress: progress.clone(),
+    })
+    .await
+}
+
+/// What a generation is put together from. `generation` takes it from the machine, a simulation from its world.
+pub(crate) struct Assembly {
+    pub settings: Settings,
+    pub log: JobLog,
+    pub graph: Arc<StreamGraph>,
+    pub connected: Connected,
+    pub state: StateWorker,
+    pub clock: Arc<dyn Clock>,
+    pub slots: usize,
+    pub threads: SlotThreads,
+    /// Bytes of state and staged outputs at which a slot asks for an early barrier.
+    pub early_bytes: usize,
+    pub nonces: Box<dyn FnMut() -> Nonce + Send + Sync>,
+    pub stop: watch::Receiver<bool>,
+    pub progress: Arc<Progress>,
+}
+
+/// One generation of a member and its coordinator, to its end.
+pub(crate) async fn assemble(assembly: Assembly) -> Result<Outcome> {
+    let Assembly {
+        settings,
+        log,
+        graph,
+        connected,
+        state,
+        clock,
+        slots,
+        threads,
+        early_bytes,
+        nonces,
+        stop,
+        progress,
+    } = assembly;
+    let factory = slots::GraphSlots {
+        graph,
+        slots,
+        key_groups: settings.key_groups,
         sources: connected.sources,
         sinks: connected.sinks.clone(),
         clock: clock.clone(),
-        early_bytes: options.memory / 4 / slots,
-        threads: SlotThreads::Own,
+        early_bytes,
+        threads,
     };
     let (to_member, member_inbox) = mpsc::unbounded_channel();
     let (to_coordinator, inbox) = mpsc::unbounded_channel();
@@ -261,36 +338,25 @@ async fn generation(
         id: MemberId::ZERO,
         log: log.fold().log(),
         store: log.store().clone(),
-        key_groups,
+        key_groups: settings.key_groups,
         state,
         slots: Arc::new(factory),
         sinks: connected.sinks,
         sources: connected.infos.iter().map(|s| s.name.clone()).collect(),
-        nonces: Box::new(|| Nonce::from_bytes(SystemEntropy.bytes16())),
+        nonces,
         inbox: member_inbox,
         outbox: to_coordinator,
     };
-    let member = tokio::spawn(member.run());
-    let spec = &job.spec.checkpoint;
+    let member = process::spawn(member.run());
     let mut coordinator = Coordinator::new(Parts {
-        settings: Settings {
-            trigger: trigger(job),
-            interval: spec.interval.into(),
-            retention: Retention {
-                epochs: u64::from(spec.retention.epochs),
-                duration: spec.retention.duration.into(),
-            },
-            plan_hash: plan.plan_hash.clone(),
-            sinks,
-            key_groups,
-        },
+        settings,
         log,
         sources: connected.infos,
         member: to_member,
         inbox,
         clock,
-        stop: stop.clone(),
-        progress: progress.clone(),
+        stop,
+        progress,
     });
     let outcome = coordinator.run().await;
     drop(coordinator);
@@ -317,7 +383,7 @@ fn trigger(job: &StreamingJob) -> Trigger {
 }
 
 /// Of everything that the bytes of state depend on: an instance written under another one is not used.
-fn state_fingerprint(plan: &Plan) -> String {
+pub(crate) fn state_fingerprint(plan: &Plan) -> String {
     let of = plan
         .graph
         .nodes

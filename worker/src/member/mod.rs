@@ -17,6 +17,8 @@ use tokio::sync::mpsc;
 use crate::error::{EngineError, ErrorKind, Result};
 use crate::fault;
 use crate::message::Barrier;
+use crate::planted::{Bug, planted};
+use crate::process;
 use crate::sinks::{Guarantee, SinkRef, StagedRecords};
 use crate::state::{BaseFile, Commit, FrozenLayer, Segment, StateWorker};
 use crate::task::{Assignment, SlotCommand, SlotEvent, SlotReport};
@@ -372,12 +374,14 @@ impl Member {
                 fault::point("apply.before");
                 let checksum = checksum(self.log, epoch.get());
                 self.state.check()?;
-                self.state.commit(Commit {
-                    epoch: epoch.get(),
-                    checksum,
-                    now_ms,
-                    layers,
-                });
+                if !planted(Bug::ApplyBeforeCommit) {
+                    self.state.commit(Commit {
+                        epoch: epoch.get(),
+                        checksum,
+                        now_ms,
+                        layers,
+                    });
+                }
                 if publish {
                     self.publish(r, epoch, outputs)?;
                 }
@@ -402,7 +406,7 @@ impl Member {
             work,
             news: r.news.clone(),
         };
-        tokio::spawn(task.run());
+        process::spawn(task.run());
         r.shards.insert(shard, work_tx);
         Ok(())
     }
@@ -540,13 +544,24 @@ impl Member {
         let mut snapshot = Box::new(merge(barrier, reports));
         snapshot.rows_out = rows_out;
         r.pending.insert(epoch, (layers.clone(), outputs.clone()));
+        if planted(Bug::ApplyBeforeCommit) {
+            self.state.commit(Commit {
+                epoch: epoch.get(),
+                checksum: checksum(self.log, epoch.get()),
+                now_ms: barrier.now_ms,
+                layers: layers.clone(),
+            });
+        }
+        if planted(Bug::PublishFirst) && outputs.keys().all(|s| r.shards.contains_key(s)) {
+            self.publish(r, epoch, outputs.clone())?;
+        }
         let (store, member, uploads) = (self.store.clone(), self.id, uploads.clone());
         let names: Vec<SinkName> = self
             .sinks
             .iter()
             .map(|s| SinkName::new(s.0.clone()))
             .collect();
-        tokio::spawn(async move {
+        process::spawn(async move {
             let written = upload(
                 &store,
                 PackWriter::new(id, member),
@@ -619,6 +634,11 @@ async fn upload(
     }
     let (objects, pack) = writer.finish();
     let bytes = objects.iter().map(|o| o.body.len() as u64).sum();
+    if planted(Bug::CommitBeforeUpload) {
+        let store = store.clone();
+        process::spawn(async move { transfer::write_pack(&store, objects).await.is_ok() });
+        return Ok((pack, bytes));
+    }
     transfer::write_pack(store, objects)
         .await
         .map_err(storage)?;

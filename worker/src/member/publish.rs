@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use crate::error::{EngineError, ErrorKind, Result};
 use crate::fault;
+use crate::planted::{Bug, planted};
 use crate::sinks::{Marker, ShardPublisher};
 
 use super::protocol::{BornMarker, Shard};
@@ -134,6 +135,9 @@ impl ShardTask {
                 "the marker was written by another history of this job",
             ));
         }
+        if planted(Bug::Republish) {
+            return Ok(self.marker(born, Epoch::ZERO, Marker::ALL));
+        }
         if marker.epoch > self.newest.get() {
             return Err(EngineError::new(
                 ErrorKind::Fenced,
@@ -151,7 +155,9 @@ impl ShardTask {
     async fn bear(&mut self, born: BornMarker, epoch: Epoch) -> Result<Marker> {
         let initial = self.marker(born, epoch, Marker::ALL);
         loop {
-            if let Some(marker) = self.open_raw().await? {
+            if let Some(marker) = self.open_raw().await?
+                && !planted(Bug::BornBlind)
+            {
                 // An earlier attempt wrote it and died before the log said so: nothing was published since.
                 if marker.epoch <= self.newest.get() {
                     return Ok(marker);
@@ -196,7 +202,11 @@ impl ShardTask {
                 u32::try_from(next).unwrap_or(Marker::ALL - 1)
             };
             let marker = self.marker(born, epoch, number);
-            match self.publisher.publish(chunk.clone(), marker).await {
+            let mut written = marker;
+            if planted(Bug::NoChunk) {
+                written.chunk = Marker::ALL;
+            }
+            match self.publisher.publish(chunk.clone(), written).await {
                 Ok(()) => {
                     fault::point("publish.chunk");
                     at = marker;
@@ -205,6 +215,9 @@ impl ShardTask {
                     tracing::warn!(sink = self.name, epoch = epoch.get(), error = %e, "publication in doubt, the marker decides");
                     let _ = self.news.send(ShardNews::Held(self.shard, told(&e)));
                     tokio::time::sleep(PAUSE).await;
+                    if planted(Bug::NoPoison) {
+                        continue;
+                    }
                     at = self.open(born).await?;
                 }
                 Err(e) => return Err(e),

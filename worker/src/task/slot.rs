@@ -131,6 +131,7 @@ impl Slot {
                 Ok(Step::Busy) => tokio::task::yield_now().await,
                 Ok(Step::Idle) => {
                     tokio::select! {
+                        biased;
                         () = self.notify.notified() => {}
                         command = self.commands.recv() => match command {
                             Some(command) => if self.command_or_report(command) { return },

@@ -1,0 +1,141 @@
+//! The seeds, the planted bugs, and that both can be trusted.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures::FutureExt;
+use parking_lot::Mutex;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+use super::broker::{Broker, Topic};
+use super::fate::{Told, run};
+use super::trace::Trace;
+use super::wire::{Faults, Wire};
+use super::world::Bugs;
+use crate::sinks::contract::{Subject, check, subjects::plan};
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from)
+}
+
+/// Runs seeds on all cores, in no order, until `enough` says so of one.
+fn run_all(from: u64, count: u64, bugs: Bugs, enough: impl Fn(u64, &Told) -> bool + Sync) {
+    let next = AtomicU64::new(from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads() {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::SeqCst);
+                    if seed >= from + count {
+                        return;
+                    }
+                    if enough(seed, &run(seed, bugs, false)) {
+                        next.store(from + count, Ordering::SeqCst);
+                    }
+                }
+            });
+        }
+    });
+}
+
+fn tell(told: &Told) -> String {
+    let what = match &told.verdict {
+        Ok(came) => format!("well: {came:?}"),
+        Err(why) => why.clone(),
+    };
+    format!("{}\n  {what}", told.about)
+}
+
+#[test]
+fn every_seed_ends_with_each_row_once() {
+    if let Some(seed) = number("PENSTOCK_SEED") {
+        let told = run(seed, Bugs::default(), true);
+        for line in &told.lines {
+            println!("{line}");
+        }
+        println!("{}\n  trace {:016x}", tell(&told), told.hash);
+        assert!(told.verdict.is_ok(), "{}", tell(&told));
+        return;
+    }
+    let count = number("PENSTOCK_SEEDS").unwrap_or(2000);
+    let wrong = Mutex::new(Vec::new());
+    let (epochs, generations) = (AtomicU64::new(0), AtomicU64::new(0));
+    run_all(0, count, Bugs::default(), |seed, told| {
+        match &told.verdict {
+            Ok(came) => {
+                epochs.fetch_add(came.epochs, Ordering::Relaxed);
+                generations.fetch_add(came.generations, Ordering::Relaxed);
+            }
+            Err(_) => wrong.lock().push((seed, tell(told))),
+        }
+        false
+    });
+    let mut wrong = wrong.into_inner();
+    wrong.sort();
+    println!(
+        "{count} seeds, {} generations, {} epochs, {} wrong",
+        generations.into_inner(),
+        epochs.into_inner(),
+        wrong.len()
+    );
+    let some: Vec<String> = wrong
+        .iter()
+        .take(10)
+        .map(|(seed, text)| {
+            format!("{text}\n  replay: PENSTOCK_SEED={seed} cargo test --release -p penstock-worker every_seed -- --nocapture")
+        })
+        .collect();
+    assert!(
+        wrong.is_empty(),
+        "{} of {count} seeds:\n{}",
+        wrong.len(),
+        some.join("\n")
+    );
+}
+
+#[test]
+fn a_seed_is_the_same_world_each_time() {
+    for seed in 0..12 {
+        let (one, two) = (
+            run(seed, Bugs::default(), true),
+            run(seed, Bugs::default(), true),
+        );
+        let apart = one.lines.iter().zip(&two.lines).find(|(a, b)| a != b);
+        assert_eq!(apart, None, "seed {seed}");
+        assert_eq!((one.hash, one.notes), (two.hash, two.notes), "seed {seed}");
+        assert!(one.notes > 20);
+    }
+}
+
+#[tokio::test]
+async fn the_broker_keeps_the_contract_of_sinks() {
+    let broker: Arc<Mutex<Broker>> = Arc::default();
+    let wire = Wire {
+        broker: broker.clone(),
+        faults: Arc::new(Mutex::new(Faults::default())),
+        rng: Arc::new(Mutex::new(StdRng::seed_from_u64(1))),
+        trace: Trace::new(false),
+        process: 0,
+    };
+    check(Subject {
+        sink: super::sink::plain(plan(4), wire),
+        read: Box::new(move || {
+            let broker = broker.lock();
+            let values: Vec<String> = broker
+                .partitions(Topic::Rows(0))
+                .into_iter()
+                .flat_map(|p| broker.committed((Topic::Rows(0), p)))
+                .filter_map(|m| String::from_utf8(m.value.as_ref()?.to_vec()).ok())
+                .collect();
+            async move { values }.boxed()
+        }),
+        fences: true,
+        marks: true,
+    })
+    .await;
+}
