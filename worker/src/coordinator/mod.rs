@@ -123,6 +123,8 @@ pub struct Coordinator {
     failing: Option<(String, String)>,
     collector: Collector,
     planned_rows: u64,
+    /// This generation has fixed where a bounded run ends.
+    end_fixed: bool,
     lag_at: Option<Instant>,
 }
 
@@ -169,6 +171,7 @@ impl Coordinator {
             failing: None,
             collector: Collector::new(),
             planned_rows: FIRST_PLANNED_ROWS,
+            end_fixed: false,
             lag_at: None,
         }
     }
@@ -517,7 +520,9 @@ impl Coordinator {
         trigger: Trigger,
         epochs: u64,
     ) -> Result<Option<Plan>> {
-        let fixed = self.log.fold().end().cloned();
+        // A run that drains is the last: what came since an interrupted one fixed its end would never be read.
+        let again = trigger.drains() && !self.end_fixed;
+        let fixed = self.log.fold().end().filter(|_| !again).cloned();
         if fixed.is_none() || !bounded {
             self.discover(false).await?;
         }
@@ -598,6 +603,7 @@ impl Coordinator {
             .append(self.generation, Kind::Epoch(record))
             .await
             .map_err(storage)?;
+        self.end_fixed |= plan.end.is_some();
         fault::point("plan.after");
         Ok(Some(plan))
     }
