@@ -67,6 +67,9 @@ impl ShardTask {
             match work {
                 ShardWork::Born(marker) => born = Some(marker),
                 ShardWork::Bear { marker, epoch } => {
+                    // The newest commit, which may be later than the generation's beginning: this attempt's own marker,
+                    // found again after doubt, is not ahead of the log.
+                    self.newest = self.newest.max(epoch);
                     let stands = self.bear(marker, epoch).await?;
                     at = Some(stands);
                     let nonce = widen(stands.nonce);
@@ -162,10 +165,15 @@ impl ShardTask {
                 if marker.epoch <= self.newest.get() {
                     return Ok(marker);
                 }
-                return Err(EngineError::fail(
-                    "PR0210",
+                // Markers are keyed by log: only a successor's can be there. This process slept and joins again.
+                return Err(EngineError::new(
+                    ErrorKind::Fenced,
+                    "PR0401",
                     self.name.clone(),
-                    "a marker stands where the log knows of none, ahead of the log: the marker topic may belong to another job",
+                    format!(
+                        "a marker stands at epoch {}, where this process knows of none, after everything it knows of",
+                        marker.epoch
+                    ),
                 ));
             }
             match self.publisher.init_marker(initial).await {
