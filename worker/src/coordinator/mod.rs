@@ -212,10 +212,12 @@ impl Coordinator {
             .map_err(storage)?;
         let replan = self.log.fold().planned().cloned();
         self.resolve_splits().await?;
-        let backlog = restore
-            .to_publish
-            .iter()
-            .filter_map(|(e, _)| Some((*e, self.log.fold().commit(*e)?.commit.packs.clone())))
+        // The epoch of the start positions, which has just been committed, is among them: somebody must say that it is done.
+        let backlog = self
+            .log
+            .fold()
+            .to_publish()
+            .filter_map(|(e, _)| Some((e, self.log.fold().commit(e)?.commit.packs.clone())))
             .collect();
         let start = Start {
             generation: self.generation,
