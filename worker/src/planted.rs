@@ -22,6 +22,8 @@ pub enum Bug {
     BornAhead,
     /// `SinkBorn` is logged before the initial marker is written.
     BornFirst,
+    /// `Commit(N)` waits for nothing.
+    NoWait,
 }
 
 /// Whether the sentence is left out.
@@ -44,5 +46,8 @@ pub(crate) mod switch {
     thread_local! {
         /// The one that is on, on this thread.
         pub(crate) static PLANTED: Cell<Option<super::Bug>> = const { Cell::new(None) };
+        /// No bug, but another way to the same state: window aggregates delete a pane by its prefix and write it whole at
+        /// each barrier, so that puts follow deletes that cover them.
+        pub(crate) static REWRITES: Cell<bool> = const { Cell::new(false) };
     }
 }

@@ -37,7 +37,7 @@ use progress::{Phase, Progress};
 use ranges::{Bounds, Span};
 
 /// Commits ahead of publication (rule 3).
-const K: u64 = 4;
+pub(crate) const K: u64 = 4;
 /// Rows of the first planned epoch when no limit is given; later ones are sized by what the last one took.
 const FIRST_PLANNED_ROWS: u64 = 200_000;
 
@@ -427,7 +427,7 @@ impl Coordinator {
     async fn wait_for_barrier(&mut self, last: Instant) -> Result<()> {
         let due = last + self.settings.interval;
         loop {
-            let allowed = may_commit(self.log.fold(), self.done, K);
+            let allowed = self.may_commit();
             let now = *self.stop.borrow()
                 || self.failing.is_some()
                 || self.wants_barrier
@@ -438,6 +438,10 @@ impl Coordinator {
             }
             self.wait(if allowed { Some(due) } else { None }).await?;
         }
+    }
+
+    fn may_commit(&self) -> bool {
+        may_commit(self.log.fold(), self.done, K) || planted(Bug::NoWait)
     }
 
     /// Splits that appeared since: committed with the next epoch, assigned now.
@@ -478,7 +482,7 @@ impl Coordinator {
             if *self.stop.borrow() {
                 return self.stop_with(StopReason::Suspended).await;
             }
-            while !may_commit(self.log.fold(), self.done, K) {
+            while !self.may_commit() {
                 self.wait(None).await?;
             }
             let plan = match replan.take() {

@@ -7,13 +7,14 @@ use bytes::Bytes;
 use penstock_checkpoint::fold::Fold;
 use penstock_checkpoint::ids::{Epoch, LogId, ShardId, SinkName};
 use penstock_checkpoint::log::read_all;
-use penstock_checkpoint::record::{Commit, Kind, Record};
+use penstock_checkpoint::record::{ClaimKind, Commit, Kind, Record};
 use penstock_checkpoint::store::CheckpointStore;
 use penstock_checkpoint::{Switches, transfer};
 
 use super::broker::{Message, Topic};
 use super::job::{Query, Row, answer, canonical};
 use super::world::World;
+use crate::coordinator::K;
 use crate::sinks::staged::records;
 
 /// A sink's index and a shard's number.
@@ -29,7 +30,7 @@ pub(super) struct Came {
 }
 
 pub(super) async fn check(world: &World, query: Query, input: &[Row]) -> Result<Came, String> {
-    let store = world.store();
+    let (store, archive) = (world.store(), world.archive());
     let all = read_all(&store)
         .await
         .map_err(|e| format!("the log cannot be read: {e}"))?;
@@ -44,7 +45,7 @@ pub(super) async fn check(world: &World, query: Query, input: &[Row]) -> Result<
         .collect();
     let mut outputs: BTreeMap<Epoch, Outputs> = BTreeMap::new();
     for (epoch, commit) in &commits {
-        let of = read_outputs(&store, world.log_id, commit, &names).await?;
+        let of = read_outputs(&archive, world.log_id, commit, &names).await?;
         outputs.insert(*epoch, of);
     }
     published(world, &fold, &outputs)?;
@@ -83,11 +84,22 @@ fn accepted(all: &[Record]) -> Result<(Fold, BTreeMap<Epoch, Commit>), String> {
     let first = all.first().ok_or("the log is empty")?;
     let mut fold = Fold::begin(first, Switches::default()).map_err(|e| e.to_string())?;
     let mut commits = BTreeMap::new();
+    let went_back = all
+        .iter()
+        .any(|r| matches!(&r.kind, Kind::Claim(c) if c.kind == ClaimKind::GoBack));
     for record in &all[1..] {
         fold.apply(record).map_err(|e| e.to_string())?;
         if let Kind::Epoch(e) = &record.kind
             && let Some(commit) = &e.commit
         {
+            let next = commit.epoch.get();
+            // Numbers that were planned on a branch that was left are skipped.
+            if next > e.done_through.get() + K + 1 && !went_back {
+                return Err(format!(
+                    "epoch {next} is committed, and only {} is published everywhere",
+                    e.done_through
+                ));
+            }
             commits.insert(commit.epoch, commit.clone());
         }
     }
@@ -131,11 +143,7 @@ async fn read_outputs(
 }
 
 /// Each shard's committed rows against `pub(log)`.
-fn published(
-    world: &World,
-    fold: &Fold,
-    outputs: &BTreeMap<Epoch, Outputs>,
-) -> Result<(), String> {
+fn published(world: &World, fold: &Fold, outputs: &BTreeMap<Epoch, Outputs>) -> Result<(), String> {
     let mut wanted: Outputs = BTreeMap::new();
     for (_, of) in outputs.iter().filter(|(e, _)| fold.is_publishable(**e)) {
         for (shard, messages) in of {

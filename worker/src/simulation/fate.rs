@@ -19,7 +19,7 @@ use super::check::{Came, check};
 use super::job::{self, Query, Row};
 use super::trace::Trace;
 use super::wire;
-use super::world::{Bugs, Running, VirtualClock, World};
+use super::world::{Bugs, Mode, Running, VirtualClock, World};
 use crate::coordinator::Outcome;
 use crate::error::{EngineError, ErrorKind};
 use crate::job::connectors;
@@ -72,7 +72,6 @@ struct Fate {
     goes_back: bool,
     input: Vec<Row>,
     running: Vec<Running>,
-    /// Stalled ones that will not be woken before the end.
     started: u64,
     free: Vec<MemoryVolume>,
     copies: Vec<MemoryVolume>,
@@ -83,15 +82,20 @@ impl Fate {
     fn new(seed: u64, bugs: Bugs, told: bool) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let query = Query::ALL[rng.random_range(0..Query::ALL.len())];
-        let planned = rng.random_ratio(1, 3);
+        let mode = match rng.random_range(0..6) {
+            0 => Mode::Available,
+            1 => Mode::Periodic,
+            _ => Mode::Continuous,
+        };
         let goes_back = rng.random_ratio(1, 5);
         let slots = rng.random_range(1..=2);
         let splits = rng.random_range(1..=3);
         let input = job::rows(&mut rng, splits);
-        let job = job::job(query, planned);
+        let job = job::job(query, mode != Mode::Continuous);
         let spec = &job.spec.spec.sources[0];
         let decode = connectors::decode_plan(spec, &job.plan.sources[&spec.name])
             .expect("the manifest's format is known");
+        crate::planted::switch::REWRITES.set(rng.random_ratio(1, 4));
         let rough = rng.random_range(0.0..1.0);
         let milliseconds = |rng: &mut StdRng, n: u64| Duration::from_millis(rng.random_range(1..n));
         let store_faults = store::Faults {
@@ -111,12 +115,14 @@ impl Fate {
         broker.lapse = bugs.broker;
         let world = World {
             job,
-            planned,
+            mode,
             slots,
             interval: Duration::from_millis(rng.random_range(30..400)),
             bugs,
             trace: Trace::new(told),
             objects: Arc::new(store::Memory::new()),
+            archive: Arc::new(store::Memory::new()),
+            closure_every: rng.random_range(4..60),
             broker: Arc::new(Mutex::new(broker)),
             wire: Arc::new(Mutex::new(wire)),
             source: MemorySource::new(decode),
@@ -141,14 +147,10 @@ impl Fate {
 
     fn about(&self) -> String {
         format!(
-            "seed {}: {:?}, {}, {} slots, interval {:?}, {} rows{}",
+            "seed {}: {:?}, {:?}, {} slots, interval {:?}, {} rows{}",
             self.seed,
             self.query,
-            if self.world.planned {
-                "planned"
-            } else {
-                "continuous"
-            },
+            self.world.mode,
             self.world.slots,
             self.world.interval,
             self.input.len(),
@@ -160,7 +162,8 @@ impl Fate {
         self.world.create_log().await;
         self.let_rows_arrive();
         self.start();
-        for _ in 0..self.rng.random_range(3..12) {
+        let blows = if self.goes_back { 6..20 } else { 3..12 };
+        for _ in 0..self.rng.random_range(blows) {
             let pause = self.rng.random_range(5..500);
             sleep(Duration::from_millis(pause)).await;
             if self.over()? {
@@ -176,6 +179,9 @@ impl Fate {
             }
             if !self.running.iter().any(|r| r.process.is_running()) {
                 self.start();
+            }
+            if self.world.mode == Mode::Periodic && *self.world.closed.lock() {
+                self.stop_what_never_ends();
             }
             sleep(Duration::from_millis(100)).await;
         }
@@ -205,13 +211,18 @@ impl Fate {
             };
             source.push(&format!("rows/{}", row.split), [record]);
         };
-        for row in &self.input[..splits] {
-            push(&self.world.source, row);
+        // At first there may be nothing at all.
+        if self.rng.random_ratio(1, 10) {
+            let later = self.rng.random_range(50..600);
+            times.iter_mut().for_each(|at| *at += later);
         }
-        let (world, rows) = (self.world.clone(), self.input[splits..].to_vec());
+        for split in 0..splits {
+            self.world.source.push(&format!("rows/{split}"), []);
+        }
+        let (world, rows) = (self.world.clone(), self.input.clone());
         let began = Instant::now();
         tokio::spawn(async move {
-            for (row, at) in rows.iter().zip(&times[splits..]) {
+            for (row, at) in rows.iter().zip(&times) {
                 tokio::time::sleep_until(began + Duration::from_millis(*at)).await;
                 push(&world.source, row);
             }
@@ -241,12 +252,9 @@ impl Fate {
     fn start(&mut self) {
         self.started += 1;
         let volume = self.volume();
-        let running = self.world.start(
-            self.started,
-            self.rng.random(),
-            volume,
-            self.store_faults,
-        );
+        let running = self
+            .world
+            .start(self.started, self.rng.random(), volume, self.store_faults);
         self.running.push(running);
     }
 
@@ -290,6 +298,13 @@ impl Fate {
         Ok(over)
     }
 
+    /// Processes that began before the last row came are stopped, so that the next one drains.
+    fn stop_what_never_ends(&mut self) {
+        for running in self.running.iter().filter(|r| !r.drains) {
+            let _ = running.stop.send(true);
+        }
+    }
+
     fn bury(&mut self, at: usize) {
         let gone = self.running.swap_remove(at);
         gone.process.kill();
@@ -318,6 +333,9 @@ impl Fate {
             && self.rng.random_ratio(1, 3)
         {
             self.copies.push(volume);
+        }
+        if self.goes_back && self.rng.random_ratio(1, 3) {
+            self.go_back().await;
         }
         let blow = self.rng.random_range(0..100);
         self.world.trace.note(0, "blow", &blow.to_string(), "");
@@ -368,7 +386,7 @@ impl Fate {
                     stores.iter().for_each(|s| s.set_away(false));
                 });
             }
-            92..95 => {
+            _ => {
                 let by = Duration::from_millis(self.rng.random_range(50..1500));
                 let wire = self.world.wire.clone();
                 wire.lock().away = true;
@@ -377,8 +395,6 @@ impl Fate {
                     wire.lock().away = false;
                 });
             }
-            _ if self.goes_back => self.go_back().await,
-            _ => {}
         }
         if self.pick(true).is_none() && self.running.len() < 5 {
             let pause = self.rng.random_range(0..200);
@@ -401,7 +417,7 @@ impl Fate {
             .fold()
             .ancestors(log.fold().head())
             .filter(|e| log.fold().is_publishable(*e))
-            .take(6)
+            .take(3)
             .collect();
         if drained || epochs.is_empty() {
             return;
@@ -413,13 +429,18 @@ impl Fate {
                 kind: point.kind,
                 restore_epoch: point.restore_epoch,
                 handover_from: point.handover_from,
-                plan_hash: fold.claim().map(|c| c.plan_hash.clone()).unwrap_or_default(),
+                plan_hash: fold
+                    .claim()
+                    .map(|c| c.plan_hash.clone())
+                    .unwrap_or_default(),
                 members: vec![MemberId::ZERO],
                 assignment: Assignment::default(),
                 by: None,
             })
             .await;
-        if let Ok(claimed) = claimed {
+        if let Ok(claimed) = claimed
+            && self.rng.random_ratio(1, 2)
+        {
             // Whoever claims next is there first, or this closure is.
             let _ = log.write_closure(claimed.generation).await;
         }

@@ -67,7 +67,11 @@ impl Sink for BrokerSink {
     }
 
     fn direct(&self) -> Result<Box<dyn DirectSender>> {
-        Err(EngineError::fail("PR0209", "sink", "it sends nothing at once"))
+        Err(EngineError::fail(
+            "PR0209",
+            "sink",
+            "it sends nothing at once",
+        ))
     }
 }
 

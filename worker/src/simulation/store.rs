@@ -5,13 +5,20 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use penstock_checkpoint::store::{Create, Faulty, Listed, Objects, StoreError};
+use penstock_checkpoint::clock::Clock;
+use penstock_checkpoint::store::{Create, Faulty, Listed, Memory, Objects, StoreError};
 
 use super::trace::Trace;
+use super::world::VirtualClock;
 use crate::process::simulated::is_dead;
 
 pub(super) struct Traced {
     pub inner: Arc<Faulty>,
+    /// Keeps what was written, for the check at the end: the job may delete it meanwhile.
+    pub archive: Arc<Memory>,
+    /// The store itself, which dates what it keeps by the world's clock.
+    pub objects: Arc<Memory>,
+    pub clock: VirtualClock,
     pub trace: Trace,
     pub process: u64,
 }
@@ -33,6 +40,7 @@ impl Traced {
             // Killed earlier in this very poll: nothing leaves the process any more.
             std::future::pending::<()>().await;
         }
+        self.objects.set_now(Clock::now(&self.clock));
         let answer = call.await;
         let said = if answer.is_ok() { "done" } else { "in doubt" };
         self.trace.note(self.process, what, key, said);
@@ -43,11 +51,18 @@ impl Traced {
 #[async_trait]
 impl Objects for Traced {
     async fn create(&self, key: &str, body: Bytes) -> Result<Create, StoreError> {
+        // Packs have names that nothing else ever has.
+        if key.contains("/pack/") {
+            self.archive.put(key, body.clone()).await?;
+        }
         self.on_record("create", key, self.inner.create(key, body))
             .await
     }
 
     async fn put(&self, key: &str, body: Bytes) -> Result<(), StoreError> {
+        if key.contains("/pack/") {
+            self.archive.put(key, body.clone()).await?;
+        }
         self.on_record("put", key, self.inner.put(key, body)).await
     }
 

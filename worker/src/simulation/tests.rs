@@ -5,15 +5,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::FutureExt;
 use parking_lot::Mutex;
+use penstock_checkpoint::Switches;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use super::broker::{Broker, Topic};
+use super::broker::{Broker, Lapse, Topic};
 use super::fate::{Told, run};
 use super::trace::Trace;
 use super::wire::{Faults, Wire};
 use super::world::Bugs;
+use crate::planted::Bug;
 use crate::sinks::contract::{Subject, check, subjects::plan};
+use crate::state::Planted;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
@@ -95,6 +98,127 @@ fn every_seed_ends_with_each_row_once() {
         "{} of {count} seeds:\n{}",
         wrong.len(),
         some.join("\n")
+    );
+}
+
+/// So many seeds are given to a planted bug.
+const BOUND: u64 = 20_000;
+
+/// What the simulation must notice, by the models' names where they have one.
+fn planted() -> Vec<(String, Bugs)> {
+    let log = [
+        "no_fence",
+        "no_readback",
+        "branch_marker",
+        "reuse",
+        "no_finish",
+        "restore_newest",
+        "restore_dropped",
+        "closure_number",
+    ];
+    let log = log.into_iter().map(|name| {
+        let switches = Switches::named(name).expect("the log has this switch");
+        (
+            name.to_owned(),
+            Bugs {
+                log: switches,
+                ..Bugs::default()
+            },
+        )
+    });
+    let engine = [
+        Bug::CommitBeforeUpload,
+        Bug::ApplyBeforeCommit,
+        Bug::PublishFirst,
+        Bug::NoPoison,
+        Bug::Republish,
+        Bug::NoChunk,
+        Bug::BornBlind,
+        Bug::BornAhead,
+        Bug::BornFirst,
+        Bug::NoWait,
+    ];
+    let engine = engine.into_iter().map(|bug| {
+        (
+            format!("{bug:?}"),
+            Bugs {
+                engine: Some(bug),
+                ..Bugs::default()
+            },
+        )
+    });
+    let broker = [
+        Lapse::NoFencing,
+        Lapse::ReadBeforeInit,
+        Lapse::MarkerOutside,
+    ];
+    let broker = broker.into_iter().map(|lapse| {
+        (
+            format!("{lapse:?}"),
+            Bugs {
+                broker: Some(lapse),
+                ..Bugs::default()
+            },
+        )
+    });
+    let off = Planted::default();
+    let state = [
+        (
+            "range_delete_after_put",
+            Planted {
+                range_delete_after_put: true,
+                ..off
+            },
+        ),
+        (
+            "volume_without_identity",
+            Planted {
+                volume_without_identity: true,
+                ..off
+            },
+        ),
+    ];
+    let state = state.into_iter().map(|(name, state)| {
+        (
+            name.to_owned(),
+            Bugs {
+                state,
+                ..Bugs::default()
+            },
+        )
+    });
+    log.chain(engine).chain(broker).chain(state).collect()
+}
+
+#[test]
+fn every_planted_bug_is_noticed() {
+    let only = std::env::var("PENSTOCK_PLANTED").ok();
+    let bound = number("PENSTOCK_SEEDS").unwrap_or(BOUND);
+    let mut unnoticed = Vec::new();
+    for (name, bugs) in planted() {
+        if only.as_ref().is_some_and(|o| *o != name) {
+            continue;
+        }
+        let first = Mutex::new(None);
+        let count = AtomicU64::new(0);
+        run_all(0, bound, bugs, |_, told| {
+            count.fetch_add(1, Ordering::Relaxed);
+            let noticed = told.verdict.is_err();
+            if noticed {
+                first.lock().get_or_insert(tell(told));
+            }
+            noticed
+        });
+        let count = count.into_inner();
+        match first.into_inner() {
+            Some(text) => println!("{name}: noticed within {count} seeds, by {text}"),
+            None => unnoticed.push(format!("{name} ({count} seeds)")),
+        }
+    }
+    assert!(
+        unnoticed.is_empty(),
+        "not noticed: {}",
+        unnoticed.join(", ")
     );
 }
 

@@ -37,7 +37,9 @@ impl Trace {
         inner.hash = hash ^ (at as u64).rotate_left(17) ^ process;
         inner.notes += 1;
         if let Some(lines) = &mut inner.lines {
-            lines.push(format!("{at:>7} ms  process {process}  {what} {object}: {outcome}"));
+            lines.push(format!(
+                "{at:>7} ms  process {process}  {what} {object}: {outcome}"
+            ));
         }
     }
 

@@ -35,7 +35,11 @@ pub(super) struct Wire {
 
 impl Wire {
     fn lost(object: &str, what: &str) -> EngineError {
-        EngineError::retry("PR0209", object, format!("{what}: the broker did not answer"))
+        EngineError::retry(
+            "PR0209",
+            object,
+            format!("{what}: the broker did not answer"),
+        )
     }
 
     /// A request. A deed that came too late for its answer happens all the same.
@@ -93,7 +97,11 @@ impl Wire {
         }
         // A client cannot tell a fence from other doubts: opening again and the marker decide.
         answer.map_err(|Fenced| {
-            EngineError::retry("PR0209", object, format!("{what}: a newer writer was opened"))
+            EngineError::retry(
+                "PR0209",
+                object,
+                format!("{what}: a newer writer was opened"),
+            )
         })
     }
 }

@@ -29,7 +29,9 @@ use crate::clock::{Clock, Millis};
 use crate::coordinator::progress::Progress;
 use crate::coordinator::{Outcome, Settings, Trigger};
 use crate::error::{EngineError, Result};
-use crate::job::{Assembly, SlotThreads, assemble, connectors, one_after_another, state_fingerprint};
+use crate::job::{
+    Assembly, SlotThreads, assemble, connectors, one_after_another, state_fingerprint,
+};
 use crate::member::storage;
 use crate::planted::Bug;
 use crate::process::simulated::Process;
@@ -46,6 +48,16 @@ pub(super) struct Bugs {
     pub engine: Option<Bug>,
     pub state: Planted,
     pub broker: Option<Lapse>,
+}
+
+/// When epochs end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mode {
+    Continuous,
+    /// `availableNow`, again and again until no more rows come; then with `drain`.
+    Available,
+    /// `processingTime` until no more rows come; then as above.
+    Periodic,
 }
 
 /// Virtual time: tokio's, from some day on.
@@ -82,12 +94,15 @@ impl penstock_checkpoint::clock::Clock for VirtualClock {
 
 pub(super) struct World {
     pub job: Job,
-    pub planned: bool,
+    pub mode: Mode,
     pub slots: usize,
     pub interval: Duration,
     pub bugs: Bugs,
     pub trace: Trace,
     pub objects: Arc<store::Memory>,
+    /// Every pack that anybody ever wrote.
+    pub archive: Arc<store::Memory>,
+    pub closure_every: u64,
     pub broker: Arc<Mutex<Broker>>,
     pub wire: Arc<Mutex<wire::Faults>>,
     pub source: MemorySource,
@@ -100,6 +115,8 @@ pub(super) struct World {
 /// A process at work, or what became of it.
 pub(super) struct Running {
     pub number: u64,
+    /// It began when no more rows would come.
+    pub drains: bool,
     pub process: Process,
     pub volume: MemoryVolume,
     pub store: Arc<Faulty>,
@@ -113,6 +130,11 @@ impl World {
         self.store_over(self.objects.clone())
     }
 
+    /// Where every pack still is.
+    pub(super) fn archive(&self) -> CheckpointStore {
+        self.store_over(self.archive.clone())
+    }
+
     fn store_over(&self, objects: Arc<dyn Objects>) -> CheckpointStore {
         CheckpointStore::new(objects, "sim").below(&self.log_id.to_string())
     }
@@ -122,6 +144,7 @@ impl World {
             clock: Arc::new(self.clock),
             entropy: Box::new(SeededEntropy::new(seed)),
             switches: self.bugs.log,
+            closure_every: self.closure_every,
         }
     }
 
@@ -131,6 +154,8 @@ impl World {
             key_groups: GROUPS,
             parent: None,
         };
+        let now = penstock_checkpoint::clock::Clock::now(&self.clock);
+        self.objects.set_now(now);
         JobLog::create(self.store(), self.log_id, created, self.log_options(0))
             .await
             .expect("the store is well");
@@ -154,6 +179,9 @@ impl World {
             let (world, volume, ended) = (self.clone(), volume.clone(), ended.clone());
             let objects = Traced {
                 inner: faulty.clone(),
+                archive: self.archive.clone(),
+                objects: self.objects.clone(),
+                clock: self.clock,
                 trace: self.trace.clone(),
                 process: number,
             };
@@ -172,6 +200,7 @@ impl World {
         tokio::spawn(process.gate(work));
         Running {
             number,
+            drains: *self.closed.lock(),
             process,
             volume,
             store: faulty,
@@ -197,12 +226,13 @@ impl World {
             trace: self.trace.clone(),
             process: number,
         };
-        let trigger = if self.planned {
-            Trigger::AvailableNow {
-                drain: *self.closed.lock(),
-            }
-        } else {
-            Trigger::Continuous
+        let drain = *self.closed.lock();
+        let trigger = match self.mode {
+            Mode::Continuous => Trigger::Continuous,
+            Mode::Periodic if !drain => Trigger::ProcessingTime {
+                interval: self.interval,
+            },
+            Mode::Periodic | Mode::Available => Trigger::AvailableNow { drain },
         };
         let clones = (store, volume, wire, progress.clone(), stop.clone());
         one_after_another(&stop, &progress, || {
@@ -258,11 +288,8 @@ impl World {
             budget: Budget::new(64 << 20),
             planted: self.bugs.state,
         };
-        let state = StateWorker::simulated(
-            options,
-            volume,
-            Box::new(move || lag.random_ratio(1, 3)),
-        )?;
+        let state =
+            StateWorker::simulated(options, volume, Box::new(move || lag.random_ratio(1, 3)))?;
         let mut nonces = SeededEntropy::new(seed ^ 5);
         let settings = Settings {
             trigger,

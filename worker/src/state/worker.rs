@@ -164,9 +164,7 @@ impl StateWorker {
             match RocksBackend::open(shared, group, &path, &self.unique_name(group))
                 .and_then(|b| Ok((b.identity()?, b)))
             {
-                Ok((Some(id), backend))
-                    if self.usable(&id, group, is_ancestor) =>
-                {
+                Ok((Some(id), backend)) if self.usable(&id, group, is_ancestor) => {
                     self.insert(group, Arc::new(backend));
                     return Ok(Some(id.epoch));
                 }
