@@ -16,12 +16,16 @@ pub enum Bug {
     Republish,
     /// The marker names the epoch only: a publisher that takes over does not know which chunks are out.
     NoChunk,
+    /// A missing marker counts as "nothing published yet".
+    MissingResend,
     /// The initial marker is written without looking first.
     BornBlind,
     /// The initial marker names the epoch in flight, not the newest commit.
     BornAhead,
     /// `SinkBorn` is logged before the initial marker is written.
     BornFirst,
+    /// "Every source is read to its end" counts though it was said before the newest split was assigned.
+    StaleDone,
     /// `Commit(N)` waits for nothing.
     NoWait,
 }

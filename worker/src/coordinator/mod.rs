@@ -120,6 +120,8 @@ pub struct Coordinator {
     floor: BTreeMap<usize, EventTime>,
     wants_barrier: bool,
     sources_done: bool,
+    /// Assignments told so far.
+    assigned: u64,
     failing: Option<(String, String)>,
     collector: Collector,
     planned_rows: u64,
@@ -168,6 +170,7 @@ impl Coordinator {
             floor: BTreeMap::new(),
             wants_barrier: false,
             sources_done: false,
+            assigned: 0,
             failing: None,
             collector: Collector::new(),
             planned_rows: FIRST_PLANNED_ROWS,
@@ -393,6 +396,10 @@ impl Coordinator {
             self.wait_for_barrier(last).await?;
             let stop = *self.stop.borrow() || self.failing.is_some();
             let drained = self.sources_done && self.sources.iter().all(|s| s.enumerator.bounded());
+            if drained && !stop && self.adopt().await? {
+                // A split that appeared since is read before the input counts as ended.
+                continue;
+            }
             if drained {
                 self.tell(ToMember::Drain);
             }
@@ -444,19 +451,20 @@ impl Coordinator {
         may_commit(self.log.fold(), self.done, K) || planted(Bug::NoWait)
     }
 
-    /// Splits that appeared since: committed with the next epoch, assigned now.
-    async fn adopt(&mut self) -> Result<()> {
+    /// Splits that appeared since: committed with the next epoch, assigned now. Whether there were any.
+    async fn adopt(&mut self) -> Result<bool> {
         let before: BTreeMap<usize, BTreeSet<SplitId>> = self
             .splits
             .iter()
             .map(|(i, s)| (*i, s.keys().cloned().collect()))
             .collect();
-        if self.discover(false).await? {
+        let found = self.discover(false).await?;
+        if found {
             for i in 0..self.sources.len() {
                 self.assign(i, before.get(&i));
             }
         }
-        Ok(())
+        Ok(found)
     }
 
     /// Assigns all splits of a source but those in `except`.
@@ -467,6 +475,8 @@ impl Coordinator {
             .map(|(id, s)| assignment_of(id, s, None))
             .collect();
         if !splits.is_empty() || except.is_none() {
+            self.assigned += 1;
+            self.sources_done = false;
             self.tell(ToMember::Assign { source, splits });
         }
     }
@@ -1136,7 +1146,10 @@ impl Coordinator {
                 self.progress.published(self.done.get());
             }
             FromMember::WantsBarrier => self.wants_barrier = true,
-            FromMember::SourcesDone => self.sources_done = true,
+            // One that was on its way when a split was assigned says nothing of that split.
+            FromMember::SourcesDone { assigned } => {
+                self.sources_done = *assigned == self.assigned || planted(Bug::StaleDone);
+            }
             FromMember::Failing { source, text } => {
                 self.failing = Some((source.clone(), text.clone()))
             }

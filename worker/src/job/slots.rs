@@ -279,6 +279,7 @@ impl GraphSlots {
             late_counts: vec![0; self.sources.len().max(1)],
             late_letters: Vec::new(),
             asked: false,
+            assigned: 0,
             said_done: false,
             said_failing: false,
         })

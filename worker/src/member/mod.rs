@@ -81,6 +81,8 @@ struct Running {
     /// Epochs handed to publication, oldest first, with the shards that still owe them.
     unpublished: VecDeque<(Epoch, BTreeSet<Shard>)>,
     sources_done: BTreeSet<usize>,
+    /// Assignments handed on so far: a slot that says done may not have seen the newest.
+    assigned: u64,
 }
 
 impl Member {
@@ -166,6 +168,7 @@ impl Member {
             newest: start.newest,
             unpublished: VecDeque::new(),
             sources_done: BTreeSet::new(),
+            assigned: 0,
         };
         for (shard, born) in &start.born {
             self.shard(&mut running, *shard, born.partition)?;
@@ -319,6 +322,7 @@ impl Member {
         match message {
             ToMember::Assign { source, splits } => {
                 r.sources_done.clear();
+                r.assigned += 1;
                 let mut shares = by_slot(splits, r.slots.len());
                 // Slots without a split are told so: only then may they call themselves idle.
                 for (n, slot) in r.slots.iter().enumerate() {
@@ -382,6 +386,7 @@ impl Member {
                         layers,
                     });
                 }
+                fault::point("apply.after");
                 if publish {
                     self.publish(r, epoch, outputs)?;
                 }
@@ -477,10 +482,13 @@ impl Member {
             SlotEvent::WantsBarrier => self.say(FromMember::WantsBarrier),
             SlotEvent::Failing { source, text } => self.say(FromMember::Failing { source, text }),
             SlotEvent::Failed { slot: _, error } => Err(error),
-            SlotEvent::SourcesDone { slot } => {
+            SlotEvent::SourcesDone { slot, assigned } => {
+                if assigned < r.assigned && !planted(Bug::StaleDone) {
+                    return Ok(());
+                }
                 r.sources_done.insert(slot);
                 if r.sources_done.len() == r.slots.len() {
-                    self.say(FromMember::SourcesDone)?;
+                    self.say(FromMember::SourcesDone { assigned })?;
                 }
                 Ok(())
             }

@@ -92,8 +92,10 @@ pub enum FromMember {
         text: String,
     },
     WantsBarrier,
-    /// Every source is read to its end.
-    SourcesDone,
+    /// Every source is read to its end, of so many assignments.
+    SourcesDone {
+        assigned: u64,
+    },
     Failing {
         source: String,
         text: String,
