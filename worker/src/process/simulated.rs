@@ -2,6 +2,7 @@
 //! (`kill -9`), between any two polls. Everything that reaches outside of the process asks `is_dead` first.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -12,6 +13,7 @@ use rand::{Rng, SeedableRng};
 
 thread_local! {
     static CURRENT: RefCell<Option<Process>> = const { RefCell::new(None) };
+    static DEATHS: RefCell<BTreeSet<&'static str>> = const { RefCell::new(BTreeSet::new()) };
 }
 
 /// The process whose task is being polled on this thread.
@@ -25,12 +27,19 @@ pub(crate) fn is_dead() -> bool {
 }
 
 /// A fault point was passed.
-pub(crate) fn passed(_point: &'static str) {
+pub(crate) fn passed(point: &'static str) {
     CURRENT.with_borrow(|p| {
-        if let Some(process) = p {
-            process.passed();
+        if let Some(process) = p
+            && process.passed()
+        {
+            DEATHS.with_borrow_mut(|d| d.insert(point));
         }
     });
+}
+
+/// Fault points at which processes of this thread died since this was asked last.
+pub(crate) fn take_deaths() -> BTreeSet<&'static str> {
+    DEATHS.take()
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +62,7 @@ pub(crate) enum Death {
 struct State {
     life: Life,
     death: Option<Death>,
+    polls: u64,
     /// Tasks that were due while the gate was shut.
     waiting: Vec<Waker>,
     rng: StdRng,
@@ -64,12 +74,15 @@ pub(crate) struct Process(Arc<Mutex<State>>);
 
 /// One of so many polls is put off behind the other tasks that are due.
 const JITTER: u32 = 16;
+/// More than any process of a simulation needs.
+const POLLS: u64 = 3_000_000;
 
 impl Process {
     pub(crate) fn new(seed: u64) -> Self {
         Self(Arc::new(Mutex::new(State {
             life: Life::Running,
             death: None,
+            polls: 0,
             waiting: Vec::new(),
             rng: StdRng::seed_from_u64(seed),
         })))
@@ -81,6 +94,11 @@ impl Process {
 
     pub(crate) fn is_running(&self) -> bool {
         self.0.lock().life == Life::Running
+    }
+
+    /// Polls of its tasks so far: a process that turns without end never lets virtual time go on.
+    pub(crate) fn is_mad(&self) -> bool {
+        self.0.lock().polls > POLLS
     }
 
     pub(crate) fn kill(&self) {
@@ -108,14 +126,20 @@ impl Process {
         }
     }
 
-    fn passed(&self) {
+    /// Whether the process dies here.
+    fn passed(&self) -> bool {
         let mut state = self.0.lock();
+        if state.life != Life::Running {
+            return false;
+        }
         if let Some(Death::Points(left)) = &mut state.death {
             *left = left.saturating_sub(1);
             if *left == 0 {
                 state.life = Life::Dead;
+                return true;
             }
         }
+        false
     }
 
     /// The task, as one of this process.
@@ -136,6 +160,11 @@ impl Process {
                 return false;
             }
             Life::Running => {}
+        }
+        state.polls += 1;
+        if state.polls > POLLS {
+            state.life = Life::Dead;
+            return false;
         }
         if let Some(Death::Polls(left)) = &mut state.death {
             *left = left.saturating_sub(1);

@@ -183,6 +183,12 @@ impl Broker {
         of.map(|(_, n)| *n).collect()
     }
 
+    /// Somebody deletes every marker.
+    pub(super) fn lose_markers(&mut self) {
+        self.partitions
+            .retain(|(topic, _), _| *topic != Topic::Markers);
+    }
+
     /// Transactions that nobody has ended.
     pub(super) fn open(&self) -> usize {
         let open = self.writers.values().filter(|w| w.open.is_some());

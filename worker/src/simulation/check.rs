@@ -27,6 +27,10 @@ pub(super) struct Came {
     pub epochs: u64,
     pub generations: u64,
     pub rows: usize,
+    /// Files that garbage collection gave up.
+    pub dropped: usize,
+    /// Times that a person went back.
+    pub back: usize,
 }
 
 pub(super) async fn check(world: &World, query: Query, input: &[Row]) -> Result<Came, String> {
@@ -63,7 +67,19 @@ pub(super) async fn check(world: &World, query: Query, input: &[Row]) -> Result<
         epochs: fold.newest().get(),
         generations: fold.generation().get(),
         rows: rows.values().map(Vec::len).sum(),
+        dropped: all
+            .iter()
+            .map(|r| match &r.kind {
+                Kind::Drop(d) => d.files.len(),
+                _ => 0,
+            })
+            .sum(),
+        back: all.iter().filter(|r| goes_back(r)).count(),
     };
+    if world.bugs.markers_lost {
+        // The job may have stopped anywhere.
+        return Ok(came);
+    }
     let wanted = answer(query, input);
     for (i, name) in names.iter().enumerate() {
         let of = rows.iter().filter(|((sink, _), _)| *sink == i);
@@ -84,9 +100,7 @@ fn accepted(all: &[Record]) -> Result<(Fold, BTreeMap<Epoch, Commit>), String> {
     let first = all.first().ok_or("the log is empty")?;
     let mut fold = Fold::begin(first, Switches::default()).map_err(|e| e.to_string())?;
     let mut commits = BTreeMap::new();
-    let went_back = all
-        .iter()
-        .any(|r| matches!(&r.kind, Kind::Claim(c) if c.kind == ClaimKind::GoBack));
+    let went_back = all.iter().any(goes_back);
     for record in &all[1..] {
         fold.apply(record).map_err(|e| e.to_string())?;
         if let Kind::Epoch(e) = &record.kind
@@ -104,6 +118,10 @@ fn accepted(all: &[Record]) -> Result<(Fold, BTreeMap<Epoch, Commit>), String> {
         }
     }
     Ok((fold, commits))
+}
+
+fn goes_back(record: &Record) -> bool {
+    matches!(&record.kind, Kind::Claim(c) if c.kind == ClaimKind::GoBack)
 }
 
 async fn read_outputs(
@@ -160,7 +178,9 @@ fn published(world: &World, fold: &Fold, outputs: &BTreeMap<Epoch, Outputs>) -> 
     for ((sink, shard), wanted) in wanted {
         let of = (Topic::Rows(sink), i32::from(shard));
         let got: Vec<&Message> = broker.committed(of).collect();
-        if got.iter().copied().eq(&wanted) {
+        let whole = got.len() >= wanted.len() || !world.bugs.markers_lost;
+        let wanted = &wanted[..if whole { wanted.len() } else { got.len() }];
+        if got.iter().copied().eq(wanted) {
             continue;
         }
         let text = |m: &Message| format!("{:?}={:?}", m.key, m.value);

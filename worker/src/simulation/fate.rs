@@ -1,6 +1,7 @@
 //! What befalls a world: rows that arrive, processes that are killed, stalled, woken, started beside each other, stores and
 //! brokers that go away; then peace, in which a healthy process must come to the end of the data.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ use super::world::{Bugs, Mode, Running, VirtualClock, World};
 use crate::coordinator::Outcome;
 use crate::error::{EngineError, ErrorKind};
 use crate::job::connectors;
-use crate::process::simulated::Death;
+use crate::process::simulated::{Death, take_deaths};
 use crate::sources::memory::{MemoryRecord, MemorySource};
 use crate::state::simulated::MemoryVolume;
 
@@ -38,6 +39,8 @@ pub(super) struct Told {
     pub notes: u64,
     pub lines: Vec<String>,
     pub about: String,
+    /// Fault points at which processes died.
+    pub deaths: BTreeSet<&'static str>,
 }
 
 /// Runs the world of a seed, on this thread, in virtual time.
@@ -57,6 +60,7 @@ pub(super) fn run(seed: u64, bugs: Bugs, told: bool) -> Told {
             notes: fate.world.trace.notes(),
             lines: fate.world.trace.lines(),
             about: fate.about(),
+            deaths: take_deaths(),
         }
     });
     drop(runtime);
@@ -170,6 +174,9 @@ impl Fate {
                 break;
             }
             self.strike().await;
+            if self.world.bugs.markers_lost && self.rng.random_ratio(1, 4) {
+                self.world.broker.lock().lose_markers();
+            }
         }
         self.make_peace();
         let began = Instant::now();
@@ -204,27 +211,34 @@ impl Fate {
             .collect();
         times.sort_unstable();
         times[..splits].fill(0);
-        let push = |source: &MemorySource, row: &Row| {
-            let record = MemoryRecord {
-                value: Some(row.body().into()),
-                ..MemoryRecord::default()
-            };
-            source.push(&format!("rows/{}", row.split), [record]);
-        };
         // At first there may be nothing at all.
         if self.rng.random_ratio(1, 10) {
             let later = self.rng.random_range(50..600);
             times.iter_mut().for_each(|at| *at += later);
         }
-        for split in 0..splits {
+        // Where no row can be late, the last split may appear later than the others.
+        let appears = (splits > 1 && !self.query.windows() && self.rng.random_ratio(1, 2))
+            .then(|| self.rng.random_range(0..span));
+        let mut arrivals: Vec<(u64, Row)> = times.into_iter().zip(self.input.clone()).collect();
+        for (at, row) in &mut arrivals {
+            if row.split + 1 == splits {
+                *at = (*at).max(appears.unwrap_or(0));
+            }
+        }
+        arrivals.sort_by_key(|(at, _)| *at);
+        let there = splits - usize::from(appears.is_some());
+        for split in 0..there {
             self.world.source.push(&format!("rows/{split}"), []);
         }
-        let (world, rows) = (self.world.clone(), self.input.clone());
-        let began = Instant::now();
+        let (world, began) = (self.world.clone(), Instant::now());
         tokio::spawn(async move {
-            for (row, at) in rows.iter().zip(&times) {
-                tokio::time::sleep_until(began + Duration::from_millis(*at)).await;
-                push(&world.source, row);
+            for (at, row) in arrivals {
+                tokio::time::sleep_until(began + Duration::from_millis(at)).await;
+                let record = MemoryRecord {
+                    value: Some(row.body().into()),
+                    ..MemoryRecord::default()
+                };
+                world.source.push(&format!("rows/{}", row.split), [record]);
             }
             world.source.close();
             *world.closed.lock() = true;
@@ -265,6 +279,12 @@ impl Fate {
         for at in (0..self.running.len()).rev() {
             let ended = self.running[at].ended.lock().take();
             match ended {
+                None if self.running[at].process.is_mad() => {
+                    return Err(format!(
+                        "process {} turns without end",
+                        self.running[at].number
+                    ));
+                }
                 None if self.running[at].process.is_dead() => self.bury(at),
                 None => {}
                 Some(Ok(Outcome::Drained { .. })) => {
@@ -276,6 +296,11 @@ impl Fate {
                     self.bury(at);
                 }
                 Some(Err(e)) if too_late(&e) => self.bury(at),
+                // A person is asked, as it should be; nothing more is published.
+                Some(Err(e)) if self.world.bugs.markers_lost && e.code == "PR0210" => {
+                    over = true;
+                    self.bury(at);
+                }
                 Some(Err(e))
                     if *self.running[at].stop.borrow()
                         && matches!(e.kind, ErrorKind::Fenced | ErrorKind::Retry) =>

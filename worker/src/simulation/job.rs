@@ -67,6 +67,11 @@ impl Query {
         }
     }
 
+    /// Whether rows can be late for it.
+    pub(super) fn windows(self) -> bool {
+        matches!(self, Self::Tumble | Self::Hop)
+    }
+
     /// Whether its sink has the newest row of each key, and not each row once.
     pub(super) fn updates(self) -> bool {
         matches!(self, Self::Totals | Self::Histogram)

@@ -99,7 +99,7 @@ impl SinkEncoder for Chunked {
                 let length = u32::from_le_bytes(length.try_into().expect("four bytes"));
                 let end = at + 4 + length as usize;
                 out.data.extend_from_slice(&whole.data[at..end]);
-                if *open % CHUNK == 0 {
+                if open.is_multiple_of(CHUNK) {
                     out.chunk_ends.push(out.data.len());
                 } else if let Some(last) = out.chunk_ends.last_mut() {
                     *last = out.data.len();

@@ -1,5 +1,6 @@
 //! The seeds, the planted bugs, and that both can be trusted.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -14,6 +15,7 @@ use super::fate::{Told, run};
 use super::trace::Trace;
 use super::wire::{Faults, Wire};
 use super::world::Bugs;
+use crate::fault::POINTS;
 use crate::planted::Bug;
 use crate::sinks::contract::{Subject, check, subjects::plan};
 use crate::state::Planted;
@@ -37,13 +39,25 @@ fn run_all(from: u64, count: u64, bugs: Bugs, enough: impl Fn(u64, &Told) -> boo
                     if seed >= from + count {
                         return;
                     }
-                    if enough(seed, &run(seed, bugs, false)) {
+                    if enough(seed, &survive(seed, bugs)) {
                         next.store(from + count, Ordering::SeqCst);
                     }
                 }
             });
         }
     });
+}
+
+/// As `run`; a panic of a process is its verdict.
+fn survive(seed: u64, bugs: Bugs) -> Told {
+    std::panic::catch_unwind(|| run(seed, bugs, false)).unwrap_or_else(|_| Told {
+        verdict: Err("it panicked".to_owned()),
+        hash: 0,
+        notes: 0,
+        lines: Vec::new(),
+        about: format!("seed {seed}"),
+        deaths: BTreeSet::new(),
+    })
 }
 
 fn tell(told: &Told) -> String {
@@ -137,6 +151,7 @@ fn planted() -> Vec<(String, Bugs)> {
         Bug::BornAhead,
         Bug::BornFirst,
         Bug::NoWait,
+        Bug::StaleDone,
     ];
     let engine = engine.into_iter().map(|bug| {
         (
@@ -187,6 +202,12 @@ fn planted() -> Vec<(String, Bugs)> {
             },
         )
     });
+    let lost = Bugs {
+        engine: Some(Bug::MissingResend),
+        markers_lost: true,
+        ..Bugs::default()
+    };
+    let state = state.chain([("MissingResend".to_owned(), lost)]);
     log.chain(engine).chain(broker).chain(state).collect()
 }
 
@@ -197,6 +218,12 @@ fn every_planted_bug_is_noticed() {
     let mut unnoticed = Vec::new();
     for (name, bugs) in planted() {
         if only.as_ref().is_some_and(|o| *o != name) {
+            continue;
+        }
+        if let (Some(seed), Some(_)) = (number("PENSTOCK_SEED"), &only) {
+            let told = run(seed, bugs, true);
+            told.lines.iter().for_each(|line| println!("{line}"));
+            println!("{}", tell(&told));
             continue;
         }
         let first = Mutex::new(None);
@@ -220,6 +247,47 @@ fn every_planted_bug_is_noticed() {
         "not noticed: {}",
         unnoticed.join(", ")
     );
+}
+
+#[test]
+fn a_missing_marker_asks_a_person() {
+    let bugs = Bugs {
+        markers_lost: true,
+        ..Bugs::default()
+    };
+    let wrong = Mutex::new(Vec::new());
+    run_all(0, 300, bugs, |_, told| {
+        if told.verdict.is_err() {
+            wrong.lock().push(tell(told));
+        }
+        false
+    });
+    let wrong = wrong.into_inner();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// What never happens in a simulation is not shown by it.
+#[test]
+fn processes_die_at_every_point_and_everything_happens() {
+    let deaths: Mutex<BTreeSet<&str>> = Mutex::default();
+    let (dropped, back) = (AtomicU64::new(0), AtomicU64::new(0));
+    run_all(0, BOUND, Bugs::default(), |_, told| {
+        let mut deaths = deaths.lock();
+        deaths.extend(&told.deaths);
+        if let Ok(came) = &told.verdict {
+            dropped.fetch_add(came.dropped as u64, Ordering::Relaxed);
+            back.fetch_add(came.back as u64, Ordering::Relaxed);
+        }
+        deaths.len() == POINTS.len()
+            && dropped.load(Ordering::Relaxed) > 100
+            && back.load(Ordering::Relaxed) > 100
+    });
+    let deaths = deaths.into_inner();
+    let (dropped, back) = (dropped.into_inner(), back.into_inner());
+    println!("{dropped} files dropped, gone back {back} times");
+    let alive: Vec<_> = POINTS.iter().filter(|p| !deaths.contains(*p)).collect();
+    assert!(alive.is_empty(), "nobody died at {alive:?}");
+    assert!(dropped > 100 && back > 100);
 }
 
 #[test]

@@ -48,6 +48,8 @@ pub(super) struct Bugs {
     pub engine: Option<Bug>,
     pub state: Planted,
     pub broker: Option<Lapse>,
+    /// No bug of the engine: somebody deletes the marker topic's records. It must ask a person then.
+    pub markers_lost: bool,
 }
 
 /// When epochs end.
@@ -272,12 +274,15 @@ impl World {
             .iter()
             .map(|s| (s.name.clone(), s.shards as u16))
             .collect();
-        let connected = connectors::connect_by(
+        let mut connected = connectors::connect_by(
             spec,
             plan,
             |_, _| Ok(Arc::new(self.source.clone())),
             |spec, plan| Ok(self.sink(spec, plan, &wire)),
         )?;
+        for source in &mut connected.infos {
+            source.discover_every = self.interval * 2;
+        }
         let mut lag = StdRng::seed_from_u64(seed ^ 4);
         let options = StateOptions {
             dir: None,
