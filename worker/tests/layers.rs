@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// Modules by layer, lowest first.
 const LAYERS: &[&[&str]] = &[
     &[
-        "message", "keys", "clock", "fault", "folder", "kafka", "error",
+        "message", "keys", "clock", "fault", "folder", "kafka", "process", "planted", "error",
     ],
     &["state", "sources", "sinks", "formats", "network"],
     &["operators"],
@@ -15,7 +15,7 @@ const LAYERS: &[&[&str]] = &[
     &["coordinator"],
     &["job"],
     &["testing"],
-    &["cli"],
+    &["cli", "simulation"],
 ];
 
 /// Peers of layer 1 that one of them may use all the same: sources and sinks decode and encode by formats.

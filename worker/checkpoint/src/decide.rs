@@ -93,20 +93,14 @@ pub fn decide_claim(fold: &Fold, wish: Wish) -> Result<ClaimPoint, Refusal> {
 /// Whether the next epoch may commit: `Commit(N+1)` waits for `Done(N-k)`, but not in a trial, whose epochs are staged.
 /// `done` is what the publishers have reached.
 pub fn may_commit(fold: &Fold, done: Epoch, k: u64) -> bool {
-    let reached = if fold.trial().is_some() {
-        if !fold.switches().wait_kept() {
-            return true;
-        }
-        done.min(fold.last_publishable().unwrap_or(done))
-    } else {
-        done
-    };
-    fold.next_epoch().get()
-        <= reached
-            .max(fold.done_through())
-            .get()
-            .saturating_add(k)
-            .saturating_add(1)
+    let reached = done.max(fold.done_through());
+    // Numbers are skipped where plans were left behind: what counts are epochs that somebody has to publish.
+    let must_be_done = fold.next_epoch().get().saturating_sub(k.saturating_add(1));
+    let awaited = |(e, _): (Epoch, Generation)| e > reached && e.get() <= must_be_done;
+    if fold.trial().is_some() {
+        return !fold.switches().wait_kept() || !fold.staged().any(awaited);
+    }
+    !fold.to_publish().any(awaited)
 }
 
 /// What a member knows of the others when the coordinator falls silent.

@@ -26,6 +26,7 @@ use crate::fault;
 use crate::member::protocol::{BornMarker, FromMember, Shard, Snapshot, Start, ToMember};
 use crate::member::storage;
 use crate::message::{Barrier, BarrierKind, EventTime};
+use crate::planted::{Bug, planted};
 use crate::sources::{Position, SourceEnumerator, SplitId, SplitRange};
 use crate::task::Assignment;
 
@@ -38,7 +39,7 @@ use progress::{Phase, Progress};
 use ranges::{Bounds, Span};
 
 /// Commits ahead of publication (rule 3).
-const K: u64 = 4;
+pub(crate) const K: u64 = 4;
 /// Rows of the first planned epoch when no limit is given; later ones are sized by what the last one took.
 const FIRST_PLANNED_ROWS: u64 = 200_000;
 
@@ -54,6 +55,14 @@ pub enum Trigger {
 impl Trigger {
     pub fn planned(self) -> bool {
         !matches!(self, Self::Continuous)
+    }
+
+    /// After the end of what is available the input counts as ended.
+    pub fn drains(self) -> bool {
+        matches!(
+            self,
+            Self::AvailableNow { drain: true } | Self::Once { drain: true }
+        )
     }
 }
 
@@ -115,10 +124,14 @@ pub struct Coordinator {
     floor: BTreeMap<usize, EventTime>,
     wants_barrier: bool,
     sources_done: bool,
+    /// Assignments told so far.
+    assigned: u64,
     failing: Option<(String, String)>,
     collector: Collector,
     bases: Bases,
     planned_rows: u64,
+    /// This generation has fixed where a bounded run ends.
+    end_fixed: bool,
     lag_at: Option<Instant>,
 }
 
@@ -163,10 +176,12 @@ impl Coordinator {
             floor: BTreeMap::new(),
             wants_barrier: false,
             sources_done: false,
+            assigned: 0,
             failing: None,
             collector: Collector::new(),
             bases,
             planned_rows: FIRST_PLANNED_ROWS,
+            end_fixed: false,
             lag_at: None,
         }
     }
@@ -204,10 +219,12 @@ impl Coordinator {
         self.closure().await?;
         let replan = self.log.fold().planned().cloned();
         self.resolve_splits().await?;
-        let backlog = restore
-            .to_publish
-            .iter()
-            .filter_map(|(e, _)| Some((*e, self.log.fold().commit(*e)?.commit.packs.clone())))
+        // The epoch of the start positions, which has just been committed, is among them: somebody must say that it is done.
+        let backlog = self
+            .log
+            .fold()
+            .to_publish()
+            .filter_map(|(e, _)| Some((e, self.log.fold().commit(e)?.commit.packs.clone())))
             .collect();
         let start = Start {
             generation: self.generation,
@@ -385,6 +402,10 @@ impl Coordinator {
             self.wait_for_barrier(last).await?;
             let stop = *self.stop.borrow() || self.failing.is_some();
             let drained = self.sources_done && self.sources.iter().all(|s| s.enumerator.bounded());
+            if drained && !stop && self.adopt().await? {
+                // A split that appeared since is read before the input counts as ended.
+                continue;
+            }
             if drained {
                 self.tell(ToMember::Drain);
             }
@@ -419,7 +440,7 @@ impl Coordinator {
     async fn wait_for_barrier(&mut self, last: Instant) -> Result<()> {
         let due = last + self.settings.interval;
         loop {
-            let allowed = may_commit(self.log.fold(), self.done, K);
+            let allowed = self.may_commit();
             let now = *self.stop.borrow()
                 || self.failing.is_some()
                 || self.wants_barrier
@@ -432,19 +453,24 @@ impl Coordinator {
         }
     }
 
-    /// Splits that appeared since: committed with the next epoch, assigned now.
-    async fn adopt(&mut self) -> Result<()> {
+    fn may_commit(&self) -> bool {
+        may_commit(self.log.fold(), self.done, K) || planted(Bug::NoWait)
+    }
+
+    /// Splits that appeared since: committed with the next epoch, assigned now. Whether there were any.
+    async fn adopt(&mut self) -> Result<bool> {
         let before: BTreeMap<usize, BTreeSet<SplitId>> = self
             .splits
             .iter()
             .map(|(i, s)| (*i, s.keys().cloned().collect()))
             .collect();
-        if self.discover(false).await? {
+        let found = self.discover(false).await?;
+        if found {
             for i in 0..self.sources.len() {
                 self.assign(i, before.get(&i));
             }
         }
-        Ok(())
+        Ok(found)
     }
 
     /// Assigns all splits of a source but those in `except`.
@@ -455,6 +481,8 @@ impl Coordinator {
             .map(|(id, s)| assignment_of(id, s, None))
             .collect();
         if !splits.is_empty() || except.is_none() {
+            self.assigned += 1;
+            self.sources_done = false;
             self.tell(ToMember::Assign { source, splits });
         }
     }
@@ -470,7 +498,7 @@ impl Coordinator {
             if *self.stop.borrow() {
                 return self.stop_with(StopReason::Suspended).await;
             }
-            while !may_commit(self.log.fold(), self.done, K) {
+            while !self.may_commit() {
                 self.wait(None).await?;
             }
             let plan = match replan.take() {
@@ -479,12 +507,8 @@ impl Coordinator {
             };
             let Some(plan) = plan else {
                 if bounded {
-                    let drain = matches!(
-                        trigger,
-                        Trigger::AvailableNow { drain: true } | Trigger::Once { drain: true }
-                    );
                     return self
-                        .stop_with(if drain {
+                        .stop_with(if trigger.drains() {
                             StopReason::Drained
                         } else {
                             StopReason::Completed
@@ -518,7 +542,9 @@ impl Coordinator {
         trigger: Trigger,
         epochs: u64,
     ) -> Result<Option<Plan>> {
-        let fixed = self.log.fold().end().cloned();
+        // A run that drains is the last: what came since an interrupted one fixed its end would never be read.
+        let again = trigger.drains() && !self.end_fixed;
+        let fixed = self.log.fold().end().filter(|_| !again).cloned();
         if fixed.is_none() || !bounded {
             self.discover(false).await?;
         }
@@ -578,13 +604,9 @@ impl Coordinator {
             }
         }
         let empty = plan_ranges.values().all(BTreeMap::is_empty);
-        let drain = matches!(
-            trigger,
-            Trigger::AvailableNow { drain: true } | Trigger::Once { drain: true }
-        );
         if empty {
             let drained = self.floor.values().all(|t| *t == EventTime::MAX);
-            if drain && !drained {
+            if trigger.drains() && !drained {
                 watermarks = (0..self.sources.len())
                     .map(|i| (i, EventTime::MAX))
                     .collect();
@@ -603,6 +625,7 @@ impl Coordinator {
             .append(self.generation, Kind::Epoch(record))
             .await
             .map_err(storage)?;
+        self.end_fixed |= plan.end.is_some();
         fault::point("plan.after");
         Ok(Some(plan))
     }
@@ -804,9 +827,27 @@ impl Coordinator {
                 if self.log.fold().shard(&sink, *shard).is_some() {
                     continue;
                 }
-                let epoch = self.log.fold().newest();
+                let mut epoch = self.log.fold().newest();
+                if planted(Bug::BornAhead) {
+                    epoch = self.log.fold().next_epoch();
+                }
                 let partition = self.partition(index, *shard);
                 let nonce = self.log.nonce();
+                if planted(Bug::BornFirst) {
+                    let born = SinkBorn {
+                        sink: sink.clone(),
+                        shard: *shard,
+                        partition,
+                        epoch,
+                        nonce,
+                    };
+                    let record = Kind::SinkBorn(born);
+                    let appended = self.log.append(self.generation, record).await;
+                    appended.map_err(storage)?;
+                    self.bear((index, shard.get()), partition, epoch, nonce)
+                        .await?;
+                    continue;
+                }
                 let nonce = self
                     .bear((index, shard.get()), partition, epoch, nonce)
                     .await?;
@@ -1118,7 +1159,10 @@ impl Coordinator {
                 self.progress.published(self.done.get());
             }
             FromMember::WantsBarrier => self.wants_barrier = true,
-            FromMember::SourcesDone => self.sources_done = true,
+            // One that was on its way when a split was assigned says nothing of that split.
+            FromMember::SourcesDone { assigned } => {
+                self.sources_done = *assigned == self.assigned || planted(Bug::StaleDone);
+            }
             FromMember::Failing { source, text } => {
                 self.failing = Some((source.clone(), text.clone()))
             }
@@ -1145,6 +1189,7 @@ impl Coordinator {
     async fn wait(&mut self, until: Option<Instant>) -> Result<()> {
         let stopping = *self.stop.borrow();
         let message = tokio::select! {
+            biased;
             message = self.inbox.recv() => Some(message),
             changed = self.stop.changed(), if !stopping => {
                 if changed.is_err() {

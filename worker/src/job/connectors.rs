@@ -60,20 +60,28 @@ pub fn connect(
     let shards =
         i32::try_from(job.spec.sinks.iter().map(|s| s.shards).sum::<u32>()).unwrap_or(i32::MAX);
     let markers = marker_partitions(fold, shards);
+    connect_by(
+        job,
+        plan,
+        |spec, scan| source(job, spec, scan, options, planned),
+        |spec, plan| sink(job, spec, plan, options, log_id, markers),
+    )
+}
+
+/// As [`connect`], with other hands that make the connectors.
+pub(crate) fn connect_by(
+    job: &StreamingJob,
+    plan: &Plan,
+    source: impl Fn(&SourceSpec, &SourcePlan) -> Result<Arc<dyn Source>>,
+    sink: impl Fn(&SinkSpec, Option<&SinkPlan>) -> Result<SinkRef>,
+) -> Result<Connected> {
     let mut connected = Connected {
         sources: Vec::new(),
         infos: Vec::new(),
         sinks: Vec::new(),
     };
     for spec in &job.spec.sinks {
-        let sink = sink(
-            job,
-            spec,
-            plan.sinks.get(&spec.name),
-            options,
-            log_id,
-            markers,
-        )?;
+        let sink = sink(spec, plan.sinks.get(&spec.name))?;
         connected
             .sinks
             .push((spec.name.clone(), sink, guarantee(spec)));
@@ -86,7 +94,7 @@ pub fn connect(
     {
         let scan = &plan.sources[&spec.name];
         let index = connected.sources.len();
-        let source = source(job, spec, scan, options, planned)?;
+        let source = source(spec, scan)?;
         connected.infos.push(source_info(spec, scan, &*source)?);
         let rules = Arc::new(rules(job, spec, scan, index)?);
         connected.sources.push(SourceParts {
@@ -309,13 +317,13 @@ fn secret(
 }
 
 /// How bodies are read; `None` where the manifest names no format, or one that comes later.
-pub(super) fn body_format(spec: &SourceSpec) -> Option<BodyFormat> {
+pub(crate) fn body_format(spec: &SourceSpec) -> Option<BodyFormat> {
     let format = spec.format.as_ref().and_then(|f| f.kind());
     format.and_then(BodyFormat::from_spec)
 }
 
 /// How a source's records become columns.
-pub(super) fn decode_plan(spec: &SourceSpec, scan: &SourcePlan, format: BodyFormat) -> DecodePlan {
+pub(crate) fn decode_plan(spec: &SourceSpec, scan: &SourcePlan, format: BodyFormat) -> DecodePlan {
     let body = scan.decode.fields().iter().map(|_| None);
     DecodePlan {
         schema: input_schema(scan),

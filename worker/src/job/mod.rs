@@ -14,6 +14,7 @@ use penstock_crds::diagnostic::Diagnostic;
 use penstock_crds::job::{StorageKind, StreamingJob};
 use penstock_crds::manifest::Positions;
 use penstock_crds::validate;
+use penstock_plan::graph::StreamGraph;
 use penstock_plan::{Plan, StateVerdict, plan_json, verdict};
 use tokio::sync::{mpsc, watch};
 
@@ -23,15 +24,17 @@ use crate::coordinator::{Coordinator, Outcome, Parts, Settings, Trigger, bases};
 use crate::error::{EngineError, ErrorKind, Result};
 use crate::fault;
 use crate::member::{Member, storage};
+use crate::process;
 use crate::state::{Budget, Planted, StateOptions, StateWorker};
 
-mod connectors;
+pub(crate) mod connectors;
 pub mod http;
 mod identity;
 pub mod memory;
 mod metrics;
 mod slots;
 
+pub(crate) use connectors::Connected;
 pub use slots::SlotThreads;
 
 /// What a person chooses on the command line.
@@ -194,10 +197,22 @@ async fn generations(
             .join(&namespace)
             .join(&name)
     });
+    one_after_another(&stop, &progress, || {
+        generation(job, &plan, options, &progress, &stop, &store, &volume)
+    })
+    .await
+}
+
+/// Generations until one ends the job: after a fence or a passing failure the process joins again.
+pub(crate) async fn one_after_another<F: Future<Output = Result<Outcome>>>(
+    stop: &watch::Receiver<bool>,
+    progress: &Progress,
+    mut generation: impl FnMut() -> F,
+) -> Result<Outcome> {
     let mut pause = Duration::from_millis(200);
     loop {
         let began = tokio::time::Instant::now();
-        match generation(job, &plan, options, &progress, &stop, &store, &volume).await {
+        match generation().await {
             Err(e) if matches!(e.kind, ErrorKind::Fenced | ErrorKind::Retry) && !*stop.borrow() => {
                 tracing::warn!(error = %e, "the generation is over, joining again");
                 progress.restarted();
@@ -312,14 +327,77 @@ async fn serve(
         budget: Budget::new(memory),
         planted: Planted::default(),
     })?;
-    let factory = slots::GraphSlots {
-        graph: Arc::new(plan.graph.clone()),
-        slots,
+    let spec = &job.spec.checkpoint;
+    let settings = Settings {
+        trigger,
+        interval: spec.interval.into(),
+        retention: Retention {
+            epochs: u64::from(spec.retention.epochs),
+            duration: spec.retention.duration.into(),
+        },
+        plan_hash: plan.plan_hash.clone(),
+        sinks,
         key_groups,
+        base_epochs: fault::base_epochs().unwrap_or(bases::EPOCHS),
+    };
+    assemble(Assembly {
+        settings,
+        log,
+        graph: Arc::new(plan.graph.clone()),
+        connected,
+        state,
+        clock,
+        slots,
+        threads,
+        early_bytes: memory / 4 / slots,
+        nonces: Box::new(|| Nonce::from_bytes(SystemEntropy.bytes16())),
+        stop,
+        progress,
+    })
+    .await
+}
+
+/// What a generation is put together from. `generation` takes it from the machine, a simulation from its world.
+pub(crate) struct Assembly {
+    pub settings: Settings,
+    pub log: JobLog,
+    pub graph: Arc<StreamGraph>,
+    pub connected: Connected,
+    pub state: StateWorker,
+    pub clock: Arc<dyn Clock>,
+    pub slots: usize,
+    pub threads: SlotThreads,
+    /// Bytes of state and staged outputs at which a slot asks for an early barrier.
+    pub early_bytes: usize,
+    pub nonces: Box<dyn FnMut() -> Nonce + Send + Sync>,
+    pub stop: watch::Receiver<bool>,
+    pub progress: Arc<Progress>,
+}
+
+/// One generation of a member and its coordinator, to its end.
+pub(crate) async fn assemble(assembly: Assembly) -> Result<Outcome> {
+    let Assembly {
+        settings,
+        log,
+        graph,
+        connected,
+        state,
+        clock,
+        slots,
+        threads,
+        early_bytes,
+        nonces,
+        stop,
+        progress,
+    } = assembly;
+    let factory = slots::GraphSlots {
+        graph,
+        slots,
+        key_groups: settings.key_groups,
         sources: connected.sources,
         sinks: connected.sinks.clone(),
         clock: clock.clone(),
-        early_bytes: memory / 4 / slots,
+        early_bytes,
         threads,
     };
     let (to_member, member_inbox) = mpsc::unbounded_channel();
@@ -328,30 +406,18 @@ async fn serve(
         id: MemberId::ZERO,
         log: log.fold().log(),
         store: log.store().clone(),
-        key_groups,
+        key_groups: settings.key_groups,
         state,
         slots: Arc::new(factory),
         sinks: connected.sinks,
         sources: connected.infos.iter().map(|s| s.name.clone()).collect(),
-        nonces: Box::new(|| Nonce::from_bytes(SystemEntropy.bytes16())),
+        nonces,
         inbox: member_inbox,
         outbox: to_coordinator,
     };
-    let member = tokio::spawn(member.run());
-    let spec = &job.spec.checkpoint;
+    let member = process::spawn(member.run());
     let mut coordinator = Coordinator::new(Parts {
-        settings: Settings {
-            trigger,
-            interval: spec.interval.into(),
-            retention: Retention {
-                epochs: u64::from(spec.retention.epochs),
-                duration: spec.retention.duration.into(),
-            },
-            plan_hash: plan.plan_hash.clone(),
-            sinks,
-            key_groups,
-            base_epochs: fault::base_epochs().unwrap_or(bases::EPOCHS),
-        },
+        settings,
         log,
         sources: connected.infos,
         member: to_member,
@@ -385,7 +451,7 @@ fn trigger(job: &StreamingJob) -> Trigger {
 }
 
 /// Of everything that the bytes of state depend on: an instance written under another one is not used.
-fn state_fingerprint(plan: &Plan) -> String {
+pub(crate) fn state_fingerprint(plan: &Plan) -> String {
     let of = plan
         .graph
         .nodes

@@ -15,6 +15,7 @@ use crate::member::{SlotFactory, SlotHandle};
 use crate::message::EventTime;
 use crate::network::{self, Inlet, Outlet};
 use crate::operators;
+use crate::process;
 use crate::sinks::{Guarantee, SinkRef};
 use crate::sources::Source;
 use crate::state::{SlotState, StateWorker};
@@ -110,7 +111,7 @@ impl GraphSlots {
     ) -> Result<SlotHandle> {
         match self.threads {
             SlotThreads::Shared => {
-                tokio::spawn(slot.run());
+                process::spawn(slot.run());
                 Ok(SlotHandle {
                     commands,
                     ended: Box::new(|| {}),
@@ -278,6 +279,7 @@ impl GraphSlots {
             late_counts: vec![0; self.sources.len().max(1)],
             late_letters: Vec::new(),
             asked: false,
+            assigned: 0,
             said_done: false,
             said_failing: false,
         })

@@ -17,6 +17,8 @@ use tokio::sync::mpsc;
 use crate::error::{EngineError, ErrorKind, Result};
 use crate::fault;
 use crate::message::Barrier;
+use crate::planted::{Bug, planted};
+use crate::process;
 use crate::sinks::{Guarantee, SinkRef, StagedRecords};
 use crate::state::{Commit, FrozenLayer, StateWorker};
 use crate::task::{Assignment, SlotCommand, SlotEvent, SlotReport};
@@ -81,6 +83,8 @@ struct Running {
     /// Epochs handed to publication, oldest first, with the shards that still owe them.
     unpublished: VecDeque<(Epoch, BTreeSet<Shard>)>,
     sources_done: BTreeSet<usize>,
+    /// Assignments handed on so far: a slot that says done may not have seen the newest.
+    assigned: u64,
 }
 
 impl Member {
@@ -166,6 +170,7 @@ impl Member {
             newest: start.newest,
             unpublished: VecDeque::new(),
             sources_done: BTreeSet::new(),
+            assigned: 0,
         };
         for (shard, born) in &start.born {
             self.shard(&mut running, *shard, born.partition)?;
@@ -206,6 +211,7 @@ impl Member {
         match message {
             ToMember::Assign { source, splits } => {
                 r.sources_done.clear();
+                r.assigned += 1;
                 let mut shares = by_slot(splits, r.slots.len());
                 // Slots without a split are told so: only then may they call themselves idle.
                 for (n, slot) in r.slots.iter().enumerate() {
@@ -261,12 +267,15 @@ impl Member {
                 fault::point("apply.before");
                 let checksum = checksum(self.log, epoch.get());
                 self.state.check()?;
-                self.state.commit(Commit {
-                    epoch: epoch.get(),
-                    checksum,
-                    now_ms,
-                    layers,
-                });
+                if !planted(Bug::ApplyBeforeCommit) {
+                    self.state.commit(Commit {
+                        epoch: epoch.get(),
+                        checksum,
+                        now_ms,
+                        layers,
+                    });
+                }
+                fault::point("apply.after");
                 if publish {
                     self.publish(r, epoch, outputs)?;
                 }
@@ -289,7 +298,7 @@ impl Member {
         };
         let make = self.state.base_maker(group.get());
         let outbox = self.outbox.clone();
-        tokio::spawn(async move {
+        process::spawn(async move {
             let base = match make {
                 Ok(make) => upload.run(make).await,
                 Err(e) => Err(e),
@@ -317,7 +326,7 @@ impl Member {
             work,
             news: r.news.clone(),
         };
-        tokio::spawn(task.run());
+        process::spawn(task.run());
         r.shards.insert(shard, work_tx);
         Ok(())
     }
@@ -388,10 +397,13 @@ impl Member {
             SlotEvent::WantsBarrier => self.say(FromMember::WantsBarrier),
             SlotEvent::Failing { source, text } => self.say(FromMember::Failing { source, text }),
             SlotEvent::Failed { slot: _, error } => Err(error),
-            SlotEvent::SourcesDone { slot } => {
+            SlotEvent::SourcesDone { slot, assigned } => {
+                if assigned < r.assigned && !planted(Bug::StaleDone) {
+                    return Ok(());
+                }
                 r.sources_done.insert(slot);
                 if r.sources_done.len() == r.slots.len() {
-                    self.say(FromMember::SourcesDone)?;
+                    self.say(FromMember::SourcesDone { assigned })?;
                 }
                 Ok(())
             }
@@ -455,13 +467,24 @@ impl Member {
         let mut snapshot = Box::new(merge(barrier, reports));
         snapshot.rows_out = rows_out;
         r.pending.insert(epoch, (layers.clone(), outputs.clone()));
+        if planted(Bug::ApplyBeforeCommit) {
+            self.state.commit(Commit {
+                epoch: epoch.get(),
+                checksum: checksum(self.log, epoch.get()),
+                now_ms: barrier.now_ms,
+                layers: layers.clone(),
+            });
+        }
+        if planted(Bug::PublishFirst) && outputs.keys().all(|s| r.shards.contains_key(s)) {
+            self.publish(r, epoch, outputs.clone())?;
+        }
         let (store, member, uploads) = (self.store.clone(), self.id, uploads.clone());
         let names: Vec<SinkName> = self
             .sinks
             .iter()
             .map(|s| SinkName::new(s.0.clone()))
             .collect();
-        tokio::spawn(async move {
+        process::spawn(async move {
             let written = upload(
                 &store,
                 PackWriter::new(id, member),
@@ -534,6 +557,11 @@ async fn upload(
     }
     let (objects, pack) = writer.finish();
     let bytes = objects.iter().map(|o| o.body.len() as u64).sum();
+    if planted(Bug::CommitBeforeUpload) {
+        let store = store.clone();
+        process::spawn(async move { transfer::write_pack(&store, objects).await.is_ok() });
+        return Ok((pack, bytes));
+    }
     transfer::write_pack(store, objects)
         .await
         .map_err(storage)?;

@@ -102,8 +102,10 @@ pub enum FromMember {
         base: Option<Box<BaseRef>>,
     },
     WantsBarrier,
-    /// Every source is read to its end.
-    SourcesDone,
+    /// Every source is read to its end, of so many assignments.
+    SourcesDone {
+        assigned: u64,
+    },
     Failing {
         source: String,
         text: String,

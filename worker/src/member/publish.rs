@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use crate::error::{EngineError, ErrorKind, Result};
 use crate::fault;
+use crate::planted::{Bug, planted};
 use crate::sinks::{Marker, ShardPublisher};
 
 use super::protocol::{BornMarker, Shard};
@@ -66,6 +67,9 @@ impl ShardTask {
             match work {
                 ShardWork::Born(marker) => born = Some(marker),
                 ShardWork::Bear { marker, epoch } => {
+                    // The newest commit, which may be later than the generation's beginning: this attempt's own marker,
+                    // found again after doubt, is not ahead of the log.
+                    self.newest = self.newest.max(epoch);
                     let stands = self.bear(marker, epoch).await?;
                     at = Some(stands);
                     let nonce = widen(stands.nonce);
@@ -120,7 +124,11 @@ impl ShardTask {
 
     /// Opens, and compares what is there with what the log says.
     async fn open(&mut self, born: BornMarker) -> Result<Marker> {
-        let Some(marker) = self.open_raw().await? else {
+        let found = self.open_raw().await?;
+        if found.is_none() && planted(Bug::MissingResend) {
+            return Ok(self.marker(born, Epoch::ZERO, Marker::ALL));
+        }
+        let Some(marker) = found else {
             return Err(EngineError::fail(
                 "PR0210",
                 self.name.clone(),
@@ -133,6 +141,9 @@ impl ShardTask {
                 self.name.clone(),
                 "the marker was written by another history of this job",
             ));
+        }
+        if planted(Bug::Republish) {
+            return Ok(self.marker(born, Epoch::ZERO, Marker::ALL));
         }
         if marker.epoch > self.newest.get() {
             return Err(EngineError::new(
@@ -151,15 +162,22 @@ impl ShardTask {
     async fn bear(&mut self, born: BornMarker, epoch: Epoch) -> Result<Marker> {
         let initial = self.marker(born, epoch, Marker::ALL);
         loop {
-            if let Some(marker) = self.open_raw().await? {
+            if let Some(marker) = self.open_raw().await?
+                && !planted(Bug::BornBlind)
+            {
                 // An earlier attempt wrote it and died before the log said so: nothing was published since.
                 if marker.epoch <= self.newest.get() {
                     return Ok(marker);
                 }
-                return Err(EngineError::fail(
-                    "PR0210",
+                // Markers are keyed by log: only a successor's can be there. This process slept and joins again.
+                return Err(EngineError::new(
+                    ErrorKind::Fenced,
+                    "PR0401",
                     self.name.clone(),
-                    "a marker stands where the log knows of none, ahead of the log: the marker topic may belong to another job",
+                    format!(
+                        "a marker stands at epoch {}, where this process knows of none, after everything it knows of",
+                        marker.epoch
+                    ),
                 ));
             }
             match self.publisher.init_marker(initial).await {
@@ -196,7 +214,11 @@ impl ShardTask {
                 u32::try_from(next).unwrap_or(Marker::ALL - 1)
             };
             let marker = self.marker(born, epoch, number);
-            match self.publisher.publish(chunk.clone(), marker).await {
+            let mut written = marker;
+            if planted(Bug::NoChunk) {
+                written.chunk = Marker::ALL;
+            }
+            match self.publisher.publish(chunk.clone(), written).await {
                 Ok(()) => {
                     fault::point("publish.chunk");
                     at = marker;
@@ -205,6 +227,9 @@ impl ShardTask {
                     tracing::warn!(sink = self.name, epoch = epoch.get(), error = %e, "publication in doubt, the marker decides");
                     let _ = self.news.send(ShardNews::Held(self.shard, told(&e)));
                     tokio::time::sleep(PAUSE).await;
+                    if planted(Bug::NoPoison) {
+                        continue;
+                    }
                     at = self.open(born).await?;
                 }
                 Err(e) => return Err(e),

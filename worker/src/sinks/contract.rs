@@ -2,7 +2,7 @@
 
 #![cfg(test)]
 
-mod subjects;
+pub(crate) mod subjects;
 
 use std::sync::Arc;
 

@@ -58,7 +58,11 @@ impl MemorySource {
 
     /// Nothing more will come: the source is bounded.
     pub fn close(&self) {
-        self.shared.lock().closed = true;
+        let mut shared = self.shared.lock();
+        shared.closed = true;
+        for waker in &shared.wakers {
+            waker.notify_one();
+        }
     }
 }
 
@@ -113,10 +117,14 @@ impl SourceReader for MemoryReader {
                 range.next.0 += 1;
             }
         }
+        let ended = shared.closed;
         drop(shared);
         if !self.assembler.is_empty() {
             let batch = self.assembler.finish(self.ranges.ids())?;
             return Ok(Polled::Rows(Box::new(batch)));
+        }
+        if ended {
+            return Ok(Polled::Done);
         }
         Ok(self.ranges.idle())
     }
@@ -126,7 +134,13 @@ impl SourceReader for MemoryReader {
     }
 
     fn caught_up(&self) -> Vec<SplitId> {
-        self.finished()
+        let shared = self.shared.lock();
+        let end = |split: &SplitId| shared.splits.get(split).map_or(0, |r| r.len() as i64);
+        self.ranges
+            .iter()
+            .filter(|r| r.next.0 >= end(&r.split))
+            .map(|r| r.split.clone())
+            .collect()
     }
 
     fn finished(&self) -> Vec<SplitId> {

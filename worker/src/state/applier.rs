@@ -10,7 +10,6 @@ use std::thread::JoinHandle;
 use parking_lot::{Condvar, Mutex};
 
 use crate::error::{EngineError, Result};
-use crate::fault;
 
 use super::backend::{Backend, Identity, Nothing};
 use super::budget::{Budget, Share};
@@ -63,6 +62,51 @@ pub(super) struct Applier {
     commits: Option<Sender<Commit>>,
     state: Arc<State>,
     thread: Option<JoinHandle<()>>,
+    #[cfg(test)]
+    inline: Option<Inline>,
+}
+
+/// Whether a commit waits for the next one.
+#[cfg(test)]
+pub(crate) type Lag = Box<dyn FnMut() -> bool + Send + Sync>;
+
+/// In the place of the thread: applies in the caller's.
+#[cfg(test)]
+struct Inline {
+    target: Target,
+    waiting: Mutex<(Vec<Commit>, Lag)>,
+}
+
+#[cfg(test)]
+impl std::fmt::Debug for Inline {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inline").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+impl Applier {
+    pub(super) fn inline(target: Target, lag: Lag) -> Self {
+        Self {
+            commits: None,
+            state: Arc::new(State::default()),
+            thread: None,
+            inline: Some(Inline {
+                target,
+                waiting: Mutex::new((Vec::new(), lag)),
+            }),
+        }
+    }
+
+    fn apply_inline(&self, inline: &Inline, commit: Option<Commit>) {
+        let mut waiting = inline.waiting.lock();
+        let (commits, lag) = &mut *waiting;
+        let waits = commit.is_some() && commits.len() + 1 < MERGED_EPOCHS && lag();
+        commits.extend(commit);
+        if !waits && !commits.is_empty() {
+            settle(&inline.target, &self.state, std::mem::take(commits));
+        }
+    }
 }
 
 impl Applier {
@@ -80,12 +124,18 @@ impl Applier {
             commits: Some(commits),
             state,
             thread: Some(thread),
+            #[cfg(test)]
+            inline: None,
         })
     }
 
     /// Hands a committed epoch over; returns at once. Epochs come in order, each once.
     pub(super) fn apply(&self, commit: Commit) {
         self.state.progress.lock().asked = commit.epoch;
+        #[cfg(test)]
+        if let Some(inline) = &self.inline {
+            return self.apply_inline(inline, Some(commit));
+        }
         if let Some(commits) = &self.commits {
             // A closed channel means the thread has failed; `check` says why.
             let _ = commits.send(commit);
@@ -104,6 +154,10 @@ impl Applier {
 
     /// Blocks until every epoch handed over is applied.
     pub(super) fn wait(&self) -> Result<()> {
+        #[cfg(test)]
+        if let Some(inline) = &self.inline {
+            self.apply_inline(inline, None);
+        }
         let mut progress = self.state.progress.lock();
         while progress.failed.is_none() && progress.applied < progress.asked {
             self.state.changed.wait(&mut progress);
@@ -154,29 +208,31 @@ fn run(target: &Target, state: &State, waiting: &Receiver<Commit>) {
             }
             commits.push(next);
         }
-        let newest = commits.last().map_or(0, |c| c.epoch);
-        let result = apply_all(target, state, commits);
-        let mut progress = state.progress.lock();
-        match result {
-            Ok(()) => {
-                progress.applied = newest;
-                fault::point("apply.after");
-            }
-            Err(e) => {
-                let mut why = e.to_string();
-                if let Some(source) = &e.source {
-                    why = format!("{why}: {source}");
-                }
-                progress.failed = Some(why);
-            }
-        }
-        let failed = progress.failed.is_some();
-        drop(progress);
-        state.changed.notify_all();
-        if failed {
+        if !settle(target, state, commits) {
             return;
         }
     }
+}
+
+/// Applies commits and says so; whether it went well.
+fn settle(target: &Target, state: &State, commits: Vec<Commit>) -> bool {
+    let newest = commits.last().map_or(0, |c| c.epoch);
+    let result = apply_all(target, state, commits);
+    let mut progress = state.progress.lock();
+    match result {
+        Ok(()) => progress.applied = newest,
+        Err(e) => {
+            let mut why = e.to_string();
+            if let Some(source) = &e.source {
+                why = format!("{why}: {source}");
+            }
+            progress.failed = Some(why);
+        }
+    }
+    let failed = progress.failed.is_some();
+    drop(progress);
+    state.changed.notify_all();
+    !failed
 }
 
 /// An instance whose identity is older than this many epochs is moved on though nothing changed in it, and one that was

@@ -83,8 +83,8 @@ pub struct BaseFile {
 /// The one file of a base that a memory backend makes: a segment of everything.
 pub(super) const SNAPSHOT: &str = "snapshot.segment";
 
-#[derive(Debug, Default)]
-struct Memory {
+#[derive(Clone, Debug, Default)]
+pub(super) struct Memory {
     tables: BTreeMap<TableId, BTreeMap<Bytes, Bytes>>,
     identity: Option<Identity>,
     bytes: u64,
@@ -100,6 +100,30 @@ pub struct MemoryBackend {
 impl MemoryBackend {
     pub fn new() -> Self {
         Self::default()
+    }
+
+    #[cfg(test)]
+    pub(super) fn of(content: Memory) -> Self {
+        Self {
+            inner: RwLock::new(content),
+            reads: AtomicU64::new(0),
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn snapshot(&self) -> Memory {
+        self.inner.read().clone()
+    }
+}
+
+#[cfg(test)]
+impl Memory {
+    pub(super) fn identity(&self) -> Option<Identity> {
+        self.identity.clone()
+    }
+
+    pub(super) fn epoch(&self) -> Option<u64> {
+        self.identity.as_ref().map(|i| i.epoch)
     }
 }
 

@@ -23,6 +23,8 @@ mod measure;
 mod planted;
 mod rocks;
 mod segment;
+#[cfg(test)]
+pub(crate) mod simulated;
 mod slot;
 mod spill;
 mod stored;

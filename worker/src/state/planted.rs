@@ -14,6 +14,8 @@ use super::layer::{ChangeSink, Changes};
 pub struct Planted {
     /// Prefix deletes reach the backend after the puts of their layer.
     pub range_delete_after_put: bool,
+    /// Whatever an instance holds is used, without a look at whose it is.
+    pub volume_without_identity: bool,
 }
 
 impl Planted {
@@ -25,6 +27,7 @@ impl Planted {
     ) -> Result<()> {
         let Self {
             range_delete_after_put,
+            volume_without_identity: _,
         } = self;
         if range_delete_after_put {
             backend.apply(&RangeDeleteAfterPut(changes), identity)

@@ -485,6 +485,7 @@ fn a_range_delete_replayed_after_a_later_put_is_caught() {
         Op::Reopen { kill: true },
     ];
     let planted = Planted {
+        volume_without_identity: false,
         range_delete_after_put: true,
     };
     for rocks in [false, true] {

@@ -19,6 +19,8 @@ use super::budget::{Budget, Share};
 use super::planted::Planted;
 use super::rocks::{self, RocksBackend, Shared};
 use super::segment::Segment;
+#[cfg(test)]
+use super::simulated::MemoryVolume;
 use super::slot::{Memory, SlotState};
 use super::stored::TtlClock;
 
@@ -61,11 +63,32 @@ pub struct StateWorker {
     slots: Arc<AtomicUsize>,
     made: AtomicU64,
     applier: Applier,
+    #[cfg(test)]
+    volume: Option<MemoryVolume>,
 }
 
 impl StateWorker {
     /// Removes scratch files that a predecessor left. Opens no key group yet.
     pub fn open(options: StateOptions) -> Result<Self> {
+        Self::open_by(options, Applier::start)
+    }
+
+    /// On a volume of a simulation, without a thread of its own; `lag` says for each commit whether it waits.
+    #[cfg(test)]
+    pub(crate) fn simulated(
+        options: StateOptions,
+        volume: MemoryVolume,
+        lag: super::applier::Lag,
+    ) -> Result<Self> {
+        let mut this = Self::open_by(options, |target| Ok(Applier::inline(target, lag)))?;
+        this.volume = Some(volume);
+        Ok(this)
+    }
+
+    fn open_by(
+        options: StateOptions,
+        applier: impl FnOnce(Target) -> Result<Applier>,
+    ) -> Result<Self> {
         let clock = Arc::new(TtlClock::default());
         let shared = match &options.dir {
             Some(dir) => {
@@ -90,7 +113,7 @@ impl StateWorker {
         };
         let backends = Arc::new(Mutex::new(BTreeMap::new()));
         let slots = Arc::new(AtomicUsize::new(0));
-        let applier = Applier::start(Target {
+        let applier = applier(Target {
             log_id: options.log_id.clone(),
             schema_fingerprint: options.schema_fingerprint.clone(),
             backends: Arc::clone(&backends),
@@ -107,6 +130,8 @@ impl StateWorker {
             slots,
             made: AtomicU64::new(0),
             applier,
+            #[cfg(test)]
+            volume: None,
         })
     }
 
@@ -118,6 +143,17 @@ impl StateWorker {
         group: u16,
         is_ancestor: &dyn Fn(u64, u32) -> bool,
     ) -> Result<Option<u64>> {
+        #[cfg(test)]
+        if let Some(volume) = &self.volume {
+            let kept = volume
+                .identity(group)
+                .filter(|id| self.usable(id, group, is_ancestor));
+            if kept.is_none() {
+                volume.remove(group);
+            }
+            self.insert(group, Arc::new(volume.open(group)));
+            return Ok(kept.map(|id| id.epoch));
+        }
         let (Some(dir), Some(shared)) = (&self.options.dir, &self.shared) else {
             self.insert(group, Arc::new(MemoryBackend::new()));
             return Ok(None);
@@ -128,9 +164,7 @@ impl StateWorker {
             match RocksBackend::open(shared, group, &path, &self.unique_name(group))
                 .and_then(|b| Ok((b.identity()?, b)))
             {
-                Ok((Some(id), backend))
-                    if self.is_mine(&id, group) && is_ancestor(id.epoch, id.commit_checksum) =>
-                {
+                Ok((Some(id), backend)) if self.usable(&id, group, is_ancestor) => {
                     self.insert(group, Arc::new(backend));
                     return Ok(Some(id.epoch));
                 }
@@ -162,6 +196,13 @@ impl StateWorker {
         is_ancestor: &(dyn Fn(u64, u32) -> bool + Sync),
     ) -> Result<Vec<(u16, Option<u64>)>> {
         const THREADS: usize = 8;
+        if self.shared.is_none() {
+            // Nothing is read from a disk.
+            return groups
+                .iter()
+                .map(|g| Ok((*g, self.open_group(*g, is_ancestor)?)))
+                .collect();
+        }
         let each = groups.len().div_ceil(THREADS).max(1);
         std::thread::scope(|scope| {
             let threads: Vec<_> = groups
@@ -394,6 +435,12 @@ impl StateWorker {
     fn unique_name(&self, group: u16) -> String {
         let serial = self.made.fetch_add(1, Ordering::Relaxed);
         format!("{:016x}-{group}-{serial}", self.options.nonce)
+    }
+
+    /// Whether an instance with this identity is a start for the epoch being restored.
+    fn usable(&self, id: &Identity, group: u16, is_ancestor: &dyn Fn(u64, u32) -> bool) -> bool {
+        (self.is_mine(id, group) && is_ancestor(id.epoch, id.commit_checksum))
+            || self.options.planted.volume_without_identity
     }
 
     fn is_mine(&self, id: &Identity, group: u16) -> bool {

@@ -50,9 +50,10 @@ pub enum SlotEvent {
     Passed(Box<SlotReport>),
     /// Half of the dirty or staging share is used.
     WantsBarrier,
-    /// All splits of all sources are read to their end.
+    /// All splits of all sources are read to their end, of so many assignments.
     SourcesDone {
         slot: usize,
+        assigned: u64,
     },
     /// `failAbove` was passed.
     Failing {
@@ -116,6 +117,8 @@ pub struct Slot {
     pub late_counts: Vec<u64>,
     pub late_letters: Vec<DeadLetter>,
     pub asked: bool,
+    /// Assignments taken in so far.
+    pub assigned: u64,
     pub said_done: bool,
     pub said_failing: bool,
 }
@@ -131,6 +134,7 @@ impl Slot {
                 Ok(Step::Busy) => tokio::task::yield_now().await,
                 Ok(Step::Idle) => {
                     tokio::select! {
+                        biased;
                         () = self.notify.notified() => {}
                         command = self.commands.recv() => match command {
                             Some(command) => if self.command_or_report(command) { return },
@@ -221,6 +225,7 @@ impl Slot {
         match command {
             SlotCommand::Assign { source, splits } => {
                 self.said_done = false;
+                self.assigned += 1;
                 self.sources[source].assign(splits)?;
             }
             SlotCommand::Inject(barrier) => {
@@ -256,9 +261,10 @@ impl Slot {
         if !self.said_done && !self.sources.is_empty() && self.sources.iter().all(SourceTask::done)
         {
             self.said_done = true;
-            let _ = self
-                .events
-                .send(SlotEvent::SourcesDone { slot: self.index });
+            let _ = self.events.send(SlotEvent::SourcesDone {
+                slot: self.index,
+                assigned: self.assigned,
+            });
         }
         if !self.said_failing
             && let Some((source, text)) = self

@@ -13,6 +13,7 @@ fn options(seed: u64, clock: &Arc<ManualClock>, switches: Switches) -> Options {
         clock: clock.clone(),
         entropy: Box::new(SeededEntropy::new(seed)),
         switches,
+        ..Options::default()
     }
 }
 

@@ -29,7 +29,7 @@ pub struct Faults {
 #[derive(Debug)]
 pub struct Faulty {
     inner: Arc<dyn Objects>,
-    faults: Faults,
+    faults: Mutex<Faults>,
     away: AtomicBool,
     rng: Mutex<StdRng>,
 }
@@ -46,10 +46,15 @@ impl Faulty {
         let rng = Mutex::new(StdRng::seed_from_u64(seed));
         Self {
             inner,
-            faults,
+            faults: Mutex::new(faults),
             away: AtomicBool::new(false),
             rng,
         }
+    }
+
+    /// What goes wrong from now on.
+    pub fn set_faults(&self, faults: Faults) {
+        *self.faults.lock().unwrap_or_else(PoisonError::into_inner) = faults;
     }
 
     /// While away every call errs and nothing happens.
@@ -63,7 +68,7 @@ impl Faulty {
             after,
             late,
             delay,
-        } = self.faults;
+        } = *self.faults.lock().unwrap_or_else(PoisonError::into_inner);
         let (wait, roll, lateness) = {
             let mut rng = self.rng.lock().unwrap_or_else(PoisonError::into_inner);
             (

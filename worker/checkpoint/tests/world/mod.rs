@@ -32,7 +32,7 @@ pub fn options(seed: u64, clock: &Arc<ManualClock>) -> Options {
     Options {
         clock: clock.clone(),
         entropy: Box::new(SeededEntropy::new(seed)),
-        switches: Default::default(),
+        ..Options::default()
     }
 }
 
