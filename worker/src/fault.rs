@@ -4,6 +4,7 @@
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Every named step, in the order of an epoch's life.
 pub const POINTS: &[&str] = &[
@@ -59,6 +60,12 @@ fn armed() -> Option<&'static Armed> {
 /// `PENSTOCK_BASE_EPOCHS`: how many epochs of changes ask for a base, so that a short test meets bases.
 pub fn base_epochs() -> Option<u64> {
     std::env::var("PENSTOCK_BASE_EPOCHS").ok()?.parse().ok()
+}
+
+/// `PENSTOCK_PUT_DELAY_MS`: how much longer each write to the checkpoint storage takes, to measure what a distant one costs.
+pub fn put_delay() -> Option<Duration> {
+    let text = std::env::var("PENSTOCK_PUT_DELAY_MS").ok()?;
+    text.parse().ok().map(Duration::from_millis)
 }
 
 /// Passes a fault point: the process ends here, without a word, when it is armed.

@@ -17,7 +17,7 @@ mod remote;
 #[cfg(test)]
 mod tests;
 
-pub use faulty::{Counting, Faults, Faulty, Requests};
+pub use faulty::{Counting, Faults, Faulty, Requests, Slow};
 pub use local::LocalFolder;
 pub use memory::Memory;
 pub use remote::{Remote, S3Options};

@@ -110,8 +110,11 @@ async fn serve(args: &RunArgs, checked: check::Checked, output: Output) -> Resul
     let (stop, stopping) = watch::channel(false);
     tokio::spawn(interrupts(stop));
     let line = tokio::spawn(progress_line(progress.clone(), output));
-    let outcome = job::run(&job, plan, &options, progress, stopping).await;
+    let outcome = job::run(&job, plan, &options, progress.clone(), stopping).await;
     line.abort();
+    if let (Output::Text, Some((epochs, half, most))) = (output, progress.now().percentiles()) {
+        eprintln!("{epochs} epochs: p50 {half} ms, p99 {most} ms to the commit");
+    }
     outcome
 }
 

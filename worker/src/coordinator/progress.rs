@@ -84,6 +84,17 @@ pub struct SourceNow {
     pub late: u64,
 }
 
+impl Now {
+    /// Of the first epochs of this process, from the barrier (planned: from the plan) to the commit: number, and the
+    /// milliseconds that half of them, and 99 of 100, took at most.
+    pub fn percentiles(&self) -> Option<(usize, u64, u64)> {
+        let mut sorted = self.durations.clone();
+        sorted.sort_unstable();
+        let at = |share: usize| sorted.get((sorted.len() * share).div_ceil(100).max(1) - 1).copied();
+        Some((sorted.len(), at(50)?, at(99)?))
+    }
+}
+
 /// Shared by the coordinator (writer) and everybody who looks.
 #[derive(Debug, Default)]
 pub struct Progress {

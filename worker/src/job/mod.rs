@@ -9,7 +9,9 @@ use penstock_checkpoint::gc::Retention;
 use penstock_checkpoint::ids::{Entropy, MemberId, Nonce, SystemEntropy};
 use penstock_checkpoint::log::{JobLog, LogError, Options as LogOptions};
 use penstock_checkpoint::record::Created;
-use penstock_checkpoint::store::{CheckpointStore, LocalFolder, Objects, Remote, S3Options};
+use penstock_checkpoint::store::{
+    CheckpointStore, LocalFolder, Objects, Remote, S3Options, Slow,
+};
 use penstock_crds::diagnostic::Diagnostic;
 use penstock_crds::job::{StorageKind, StreamingJob};
 use penstock_crds::manifest::Positions;
@@ -122,6 +124,10 @@ pub fn open_store(job: &StreamingJob, secrets: Option<&PathBuf>) -> Result<Check
                 "only s3 and local storage are in this version",
             ));
         }
+    };
+    let objects = match fault::put_delay() {
+        Some(delay) => Arc::new(Slow::new(objects, delay)),
+        None => objects,
     };
     Ok(CheckpointStore::new(objects, prefix).below(&format!("{namespace}/{name}")))
 }

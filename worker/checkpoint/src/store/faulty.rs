@@ -162,6 +162,53 @@ impl Objects for Faulty {
     }
 }
 
+/// A store whose writes take longer: for measuring what a distant one costs.
+#[derive(Debug)]
+pub struct Slow {
+    inner: Arc<dyn Objects>,
+    delay: Duration,
+}
+
+impl Slow {
+    /// Every write takes `delay` more.
+    pub fn new(inner: Arc<dyn Objects>, delay: Duration) -> Self {
+        Self { inner, delay }
+    }
+}
+
+#[async_trait]
+impl Objects for Slow {
+    async fn create(&self, key: &str, body: Bytes) -> Result<Create, StoreError> {
+        tokio::time::sleep(self.delay).await;
+        self.inner.create(key, body).await
+    }
+
+    async fn put(&self, key: &str, body: Bytes) -> Result<(), StoreError> {
+        tokio::time::sleep(self.delay).await;
+        self.inner.put(key, body).await
+    }
+
+    async fn get(&self, key: &str) -> Result<Option<Bytes>, StoreError> {
+        self.inner.get(key).await
+    }
+
+    async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Option<Bytes>, StoreError> {
+        self.inner.get_range(key, range).await
+    }
+
+    async fn list(&self, folder: &str) -> Result<Vec<Listed>, StoreError> {
+        self.inner.list(folder).await
+    }
+
+    async fn first(&self, folder: &str) -> Result<Option<Listed>, StoreError> {
+        self.inner.first(folder).await
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        self.inner.delete(key).await
+    }
+}
+
 /// Requests made so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Requests {
