@@ -194,10 +194,7 @@ async fn generations(
 ) -> Result<Outcome> {
     let (namespace, name) = full_name(job);
     let store = open_store(job, options.secrets.as_ref())?;
-    store
-        .prove_create_if_absent(&mut SystemEntropy)
-        .await
-        .map_err(|e| storage(LogError::from(e)))?;
+    prove(&store).await?;
     let volume = options.state.clone().unwrap_or_else(|| {
         PathBuf::from(".penstock/volumes")
             .join(&namespace)
@@ -207,6 +204,19 @@ async fn generations(
         generation(job, &plan, options, &progress, &stop, &store, &volume)
     })
     .await
+}
+
+/// The store refuses a second create of one key, or the job does not begin.
+async fn prove(store: &CheckpointStore) -> Result<()> {
+    let proven = store.prove_create_if_absent(&mut SystemEntropy).await;
+    proven.map_err(|e| {
+        let careless = e.kind == penstock_checkpoint::store::ErrorKind::Invalid;
+        let error = storage(LogError::from(e));
+        EngineError {
+            code: if careless { "PR0403" } else { error.code },
+            ..error
+        }
+    })
 }
 
 /// Generations until one ends the job: after a fence or a passing failure the process joins again.
