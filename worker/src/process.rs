@@ -18,3 +18,17 @@ where
     }
     tokio::spawn(task)
 }
+
+/// Runs `work` where it may block; in a simulation, in place.
+///
+/// # Errors
+/// When it panicked, or the runtime is going.
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, tokio::task::JoinError> {
+    #[cfg(test)]
+    if simulated::current().is_some() {
+        return Ok(work());
+    }
+    tokio::task::spawn_blocking(work).await
+}

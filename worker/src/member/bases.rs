@@ -12,6 +12,7 @@ use penstock_checkpoint::store::CheckpointStore;
 use super::storage;
 use crate::error::{EngineError, Result};
 use crate::fault;
+use crate::process;
 use crate::state::{Base, StateWorker};
 
 /// Where a base goes and what of it need not go.
@@ -31,7 +32,7 @@ impl Upload {
         self,
         make: impl FnOnce() -> Result<Base> + Send + 'static,
     ) -> Result<BaseRef> {
-        let made = tokio::task::spawn_blocking(make).await;
+        let made = process::blocking(make).await;
         let made = made.map_err(|e| {
             let object = format!("base of key group {}", self.group);
             EngineError::retry("PR0515", object, "it was given up").caused_by(e)
@@ -56,7 +57,9 @@ impl Upload {
                 files.push((*there).clone());
                 continue;
             }
-            let body = tokio::fs::read(&file.path).await.map_err(|e| {
+            let path = file.path.clone();
+            let body = process::blocking(move || std::fs::read(path)).await;
+            let body = body.map_err(std::io::Error::other).flatten().map_err(|e| {
                 let object = file.path.display().to_string();
                 EngineError::retry("PR0515", object, "cannot read a base's file").caused_by(e)
             })?;

@@ -16,6 +16,7 @@ use penstock_checkpoint::transfer;
 use super::protocol::Start;
 use super::{Member, checksum, storage};
 use crate::error::{EngineError, Result};
+use crate::process;
 use crate::state::{BaseFile, Segment};
 
 /// Packs that are read at once. Those read whole are small, so this bounds memory too.
@@ -98,9 +99,7 @@ impl Member {
     /// Downloads a base's files beside the volume and puts them in the place of the key group's instance.
     async fn fetch_base(&self, group: u16, base: &BaseRef) -> Result<()> {
         let folder = self.state.incoming_base(group);
-        tokio::fs::create_dir_all(&folder)
-            .await
-            .map_err(|e| disk(&folder, e))?;
+        std::fs::create_dir_all(&folder).map_err(|e| disk(&folder, e))?;
         let mut reads = Vec::with_capacity(base.files.len());
         for file in &base.files {
             reads.push(fetch(
@@ -139,9 +138,10 @@ async fn fetch(store: CheckpointStore, file: BaseRefFile, path: PathBuf) -> Resu
     })?;
     base::check_file(&file, &body)
         .map_err(|e| EngineError::fail("PR0404", store.key(&file.path), e.to_string()))?;
-    tokio::fs::write(&path, &body)
-        .await
-        .map_err(|e| disk(&path, e))?;
+    let to = path.clone();
+    let written = process::blocking(move || std::fs::write(to, body)).await;
+    let written = written.map_err(std::io::Error::other).flatten();
+    written.map_err(|e| disk(&path, e))?;
     Ok(BaseFile {
         name: file.name,
         unique: file.id,

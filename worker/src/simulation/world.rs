@@ -105,6 +105,7 @@ pub(super) struct World {
     /// Every pack that anybody ever wrote.
     pub archive: Arc<store::Memory>,
     pub closure_every: u64,
+    pub base_epochs: u64,
     pub broker: Arc<Mutex<Broker>>,
     pub wire: Arc<Mutex<wire::Faults>>,
     pub source: MemorySource,
@@ -306,8 +307,7 @@ impl World {
             plan_hash: plan.plan_hash.clone(),
             sinks,
             key_groups: GROUPS,
-            // Bases are made on threads of their own, which a simulated world has not.
-            base_epochs: u64::MAX,
+            base_epochs: self.base_epochs,
         };
         assemble(Assembly {
             settings,

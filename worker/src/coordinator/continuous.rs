@@ -1,0 +1,128 @@
+//! The `continuous` trigger: barriers by the clock, until the job is stopped or its sources end.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use penstock_checkpoint::collect::Collector;
+use penstock_checkpoint::decide::{Wish, may_commit};
+use penstock_checkpoint::gc::Retention;
+use penstock_checkpoint::ids::{
+    Epoch, Generation, MemberId, Micros, Nonce, OperatorUid, ShardId, SinkName, SourceName,
+    SplitId as LogSplit,
+};
+use penstock_checkpoint::log::JobLog;
+use penstock_checkpoint::record::{
+    Assignment as LogAssignment, Claim, ClaimKind, Commit, EpochRecord, Kind, Plan,
+    Position as LogPosition, Range, SinkBorn, SplitState, StopReason, Stopped,
+};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use crate::clock::Clock;
+use crate::error::{EngineError, ErrorKind, Result};
+use crate::fault;
+use crate::member::protocol::{BornMarker, FromMember, Shard, Snapshot, Start, ToMember};
+use crate::member::storage;
+use crate::message::{Barrier, BarrierKind, EventTime};
+use crate::planted::{Bug, planted};
+use crate::sources::{Position, SourceEnumerator, SplitId, SplitRange};
+use crate::task::Assignment;
+use super::*;
+
+impl Coordinator {
+    pub(super) async fn run_continuous(&mut self) -> Result<Outcome> {
+        for i in 0..self.sources.len() {
+            self.assign(i, None);
+        }
+        let mut looked = Instant::now();
+        let mut last = Instant::now();
+        loop {
+            self.wait_for_barrier(last).await?;
+            let stop = *self.stop.borrow() || self.failing.is_some();
+            let drained = self.sources_done && self.sources.iter().all(|s| s.enumerator.bounded());
+            if drained && !stop && self.adopt().await? {
+                // A split that appeared since is read before the input counts as ended.
+                continue;
+            }
+            if drained {
+                self.tell(ToMember::Drain);
+            }
+            let kind = if stop || drained {
+                BarrierKind::Stop
+            } else {
+                BarrierKind::Checkpoint
+            };
+            last = Instant::now();
+            let barrier = self.barrier(kind);
+            self.tell(ToMember::Inject(barrier));
+            let snapshot = self.snapshot(barrier.epoch).await?;
+            self.commit_snapshot(snapshot, barrier, last).await?;
+            if let Some(ended) = self.ended(stop, drained).await? {
+                return Ok(ended);
+            }
+            let every = self
+                .sources
+                .iter()
+                .map(|s| s.discover_every)
+                .min()
+                .unwrap_or(Duration::MAX);
+            if looked.elapsed() >= every {
+                looked = Instant::now();
+                self.adopt().await?;
+            }
+            self.closure_and_garbage().await?;
+        }
+    }
+
+    /// Waits for the interval, for an early barrier, for a stop; and until `Commit` may follow (rule 3).
+    pub(super) async fn wait_for_barrier(&mut self, last: Instant) -> Result<()> {
+        let due = last + self.settings.interval;
+        loop {
+            let allowed = self.may_commit();
+            let now = *self.stop.borrow()
+                || self.failing.is_some()
+                || self.wants_barrier
+                || self.sources_done;
+            if allowed && (now || Instant::now() >= due) {
+                self.wants_barrier = false;
+                return Ok(());
+            }
+            self.wait(if allowed { Some(due) } else { None }).await?;
+        }
+    }
+
+    pub(super) fn may_commit(&self) -> bool {
+        may_commit(self.log.fold(), self.done, K) || planted(Bug::NoWait)
+    }
+
+    /// Splits that appeared since: committed with the next epoch, assigned now. Whether there were any.
+    pub(super) async fn adopt(&mut self) -> Result<bool> {
+        let before: BTreeMap<usize, BTreeSet<SplitId>> = self
+            .splits
+            .iter()
+            .map(|(i, s)| (*i, s.keys().cloned().collect()))
+            .collect();
+        let found = self.discover(false).await?;
+        if found {
+            for i in 0..self.sources.len() {
+                self.assign(i, before.get(&i));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Assigns all splits of a source but those in `except`.
+    pub(super) fn assign(&mut self, source: usize, except: Option<&BTreeSet<SplitId>>) {
+        let splits = self.splits.get(&source).into_iter().flatten();
+        let splits: Vec<Assignment> = splits
+            .filter(|(id, s)| !s.done && except.is_none_or(|e| !e.contains(*id)))
+            .map(|(id, s)| assignment_of(id, s, None))
+            .collect();
+        if !splits.is_empty() || except.is_none() {
+            self.assigned += 1;
+            self.sources_done = false;
+            self.tell(ToMember::Assign { source, splits });
+        }
+    }
+}

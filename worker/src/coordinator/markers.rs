@@ -1,0 +1,190 @@
+//! Markers of exactly-once shards, as the log knows them: when a shard is born, and where its marker stands.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use penstock_checkpoint::collect::Collector;
+use penstock_checkpoint::decide::{Wish, may_commit};
+use penstock_checkpoint::gc::Retention;
+use penstock_checkpoint::ids::{
+    Epoch, Generation, MemberId, Micros, Nonce, OperatorUid, ShardId, SinkName, SourceName,
+    SplitId as LogSplit,
+};
+use penstock_checkpoint::log::JobLog;
+use penstock_checkpoint::record::{
+    Assignment as LogAssignment, Claim, ClaimKind, Commit, EpochRecord, Kind, Plan,
+    Position as LogPosition, Range, SinkBorn, SplitState, StopReason, Stopped,
+};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use crate::clock::Clock;
+use crate::error::{EngineError, ErrorKind, Result};
+use crate::fault;
+use crate::member::protocol::{BornMarker, FromMember, Shard, Snapshot, Start, ToMember};
+use crate::member::storage;
+use crate::message::{Barrier, BarrierKind, EventTime};
+use crate::planted::{Bug, planted};
+use crate::sources::{Position, SourceEnumerator, SplitId, SplitRange};
+use crate::task::Assignment;
+use super::*;
+
+impl Coordinator {
+    pub(super) fn born(&self) -> BTreeMap<Shard, BornMarker> {
+        let shards = self.log.fold().shards();
+        let sinks = self.settings.sinks.iter().enumerate();
+        sinks
+            .filter_map(|(i, (name, _))| Some((i, shards.get(&SinkName::new(name.clone()))?)))
+            .flat_map(|(i, of)| {
+                of.iter().map(move |(s, b)| {
+                    (
+                        (i, s.get()),
+                        BornMarker {
+                            partition: b.partition,
+                            nonce: b.nonce,
+                        },
+                    )
+                })
+            })
+            .collect()
+    }
+
+    /// New shards get their initial marker, and the log says so, before their first epoch commits.
+    pub(super) async fn bear_shards(&mut self, snapshot: &Snapshot) -> Result<()> {
+        let Some(pack) = &snapshot.pack else {
+            return Ok(());
+        };
+        for (sink, shards) in pack.outputs.clone() {
+            let index = self
+                .settings
+                .sinks
+                .iter()
+                .position(|(name, _)| *name == sink.as_str());
+            let Some(index) = index else { continue };
+            for shard in shards.keys() {
+                if self.log.fold().shard(&sink, *shard).is_some() {
+                    continue;
+                }
+                let mut epoch = self.log.fold().newest();
+                if planted(Bug::BornAhead) {
+                    epoch = self.log.fold().next_epoch();
+                }
+                let partition = self.partition(index, *shard);
+                let nonce = self.log.nonce();
+                if planted(Bug::BornFirst) {
+                    let born = SinkBorn {
+                        sink: sink.clone(),
+                        shard: *shard,
+                        partition,
+                        epoch,
+                        nonce,
+                    };
+                    let record = Kind::SinkBorn(born);
+                    let appended = self.log.append(self.generation, record).await;
+                    appended.map_err(storage)?;
+                    self.bear((index, shard.get()), partition, epoch, nonce)
+                        .await?;
+                    continue;
+                }
+                let nonce = self
+                    .bear((index, shard.get()), partition, epoch, nonce)
+                    .await?;
+                let born = SinkBorn {
+                    sink: sink.clone(),
+                    shard: *shard,
+                    partition,
+                    epoch,
+                    nonce,
+                };
+                self.log
+                    .append(self.generation, Kind::SinkBorn(born))
+                    .await
+                    .map_err(storage)?;
+                fault::point("born.logged");
+            }
+        }
+        Ok(())
+    }
+
+    /// The partition of the marker topic for a shard. Each sink has a range of its own: where its first shard was logged, else
+    /// its place in the order of the manifest, else, where that is taken, after every range that the log knows. Never reused.
+    pub(super) fn partition(&self, sink: usize, shard: ShardId) -> i32 {
+        let own = i32::from(shard.get());
+        let ranges = marker_ranges(self.log.fold());
+        let (name, width) = &self.settings.sinks[sink];
+        if let Some((_, base, _)) = ranges.iter().find(|(n, ..)| n == name) {
+            return base + own;
+        }
+        let place: i32 = self.settings.sinks[..sink]
+            .iter()
+            .map(|(_, w)| i32::from(*w))
+            .sum();
+        let end = place + i32::from(*width);
+        let free = ranges
+            .iter()
+            .all(|(_, base, last)| end <= *base || *last < place);
+        let after = ranges
+            .iter()
+            .map(|(_, _, last)| last + 1)
+            .max()
+            .unwrap_or(0);
+        let whole: i32 = self.settings.sinks.iter().map(|(_, w)| i32::from(*w)).sum();
+        own + if free {
+            place
+        } else {
+            after.max(whole) + place
+        }
+    }
+
+    /// Has the shard's marker written, or found; answers the nonce that it carries.
+    pub(super) async fn bear(
+        &mut self,
+        shard: Shard,
+        partition: i32,
+        epoch: Epoch,
+        nonce: Nonce,
+    ) -> Result<Nonce> {
+        self.tell(ToMember::Bear {
+            shard,
+            partition,
+            epoch,
+            nonce,
+        });
+        loop {
+            if let FromMember::Born { shard: s, nonce } = self.hear().await?
+                && s == shard
+            {
+                return Ok(nonce);
+            }
+        }
+    }
+}
+
+/// Per sink that has shards in the log: its name, the partition of its shard 0, and the last one that it may use.
+fn marker_ranges(fold: &penstock_checkpoint::Fold) -> Vec<(String, i32, i32)> {
+    let of = |(name, shards): (
+        &SinkName,
+        &BTreeMap<ShardId, penstock_checkpoint::fold::BornShard>,
+    )| {
+        let (shard, born) = shards.iter().next()?;
+        let base = born.partition - i32::from(shard.get());
+        let last = shards.values().map(|b| b.partition).max().unwrap_or(base);
+        Some((name.as_str().to_owned(), base, last))
+    };
+    fold.shards().iter().filter_map(of).collect()
+}
+
+/// Partitions that the marker topic needs for sinks of these many shards in all.
+pub fn marker_partitions(fold: &penstock_checkpoint::Fold, shards: i32) -> i32 {
+    let after = marker_ranges(fold)
+        .iter()
+        .map(|(_, _, last)| last + 1)
+        .max()
+        .unwrap_or(0);
+    if after > shards {
+        after.max(shards) + shards
+    } else {
+        shards
+    }
+}
