@@ -1,34 +1,18 @@
 //! The `continuous` trigger: barriers by the clock, until the job is stopped or its sources end.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 
-use penstock_checkpoint::collect::Collector;
-use penstock_checkpoint::decide::{Wish, may_commit};
-use penstock_checkpoint::gc::Retention;
-use penstock_checkpoint::ids::{
-    Epoch, Generation, MemberId, Micros, Nonce, OperatorUid, ShardId, SinkName, SourceName,
-    SplitId as LogSplit,
-};
-use penstock_checkpoint::log::JobLog;
-use penstock_checkpoint::record::{
-    Assignment as LogAssignment, Claim, ClaimKind, Commit, EpochRecord, Kind, Plan,
-    Position as LogPosition, Range, SinkBorn, SplitState, StopReason, Stopped,
-};
-use tokio::sync::{mpsc, watch};
+use penstock_checkpoint::decide::may_commit;
 use tokio::time::Instant;
 
-use crate::clock::Clock;
-use crate::error::{EngineError, ErrorKind, Result};
-use crate::fault;
-use crate::member::protocol::{BornMarker, FromMember, Shard, Snapshot, Start, ToMember};
-use crate::member::storage;
-use crate::message::{Barrier, BarrierKind, EventTime};
+use super::{Coordinator, K, Outcome, assignment_of};
+use crate::error::Result;
+use crate::member::protocol::ToMember;
+use crate::message::BarrierKind;
 use crate::planted::{Bug, planted};
-use crate::sources::{Position, SourceEnumerator, SplitId, SplitRange};
+use crate::sources::SplitId;
 use crate::task::Assignment;
-use super::*;
 
 impl Coordinator {
     pub(super) async fn run_continuous(&mut self) -> Result<Outcome> {

@@ -1,34 +1,19 @@
 //! One epoch: barrier, snapshot, commit, and what follows a commit: figures, closures, garbage.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use penstock_checkpoint::collect::Collector;
-use penstock_checkpoint::decide::{Wish, may_commit};
-use penstock_checkpoint::gc::Retention;
-use penstock_checkpoint::ids::{
-    Epoch, Generation, MemberId, Micros, Nonce, OperatorUid, ShardId, SinkName, SourceName,
-    SplitId as LogSplit,
-};
-use penstock_checkpoint::log::JobLog;
-use penstock_checkpoint::record::{
-    Assignment as LogAssignment, Claim, ClaimKind, Commit, EpochRecord, Kind, Plan,
-    Position as LogPosition, Range, SinkBorn, SplitState, StopReason, Stopped,
-};
-use tokio::sync::{mpsc, watch};
+use penstock_checkpoint::ids::{Epoch, Micros, OperatorUid, SourceName, SplitId as LogSplit};
+use penstock_checkpoint::record::{Commit, EpochRecord, Kind, Position as LogPosition, SplitState};
 use tokio::time::Instant;
 
-use crate::clock::Clock;
-use crate::error::{EngineError, ErrorKind, Result};
+use super::{Coordinator, ranges};
+use crate::error::{EngineError, Result};
 use crate::fault;
-use crate::member::protocol::{BornMarker, FromMember, Shard, Snapshot, Start, ToMember};
+use crate::member::protocol::{FromMember, Snapshot, ToMember};
 use crate::member::storage;
-use crate::message::{Barrier, BarrierKind, EventTime};
-use crate::planted::{Bug, planted};
-use crate::sources::{Position, SourceEnumerator, SplitId, SplitRange};
-use crate::task::Assignment;
-use super::*;
+use crate::message::{Barrier, BarrierKind};
+use crate::sources::{Position, SplitId};
 
 impl Coordinator {
     pub(super) fn barrier(&self, kind: BarrierKind) -> Barrier {

@@ -1,34 +1,16 @@
 //! Markers of exactly-once shards, as the log knows them: when a shard is born, and where its marker stands.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::BTreeMap;
 
-use penstock_checkpoint::collect::Collector;
-use penstock_checkpoint::decide::{Wish, may_commit};
-use penstock_checkpoint::gc::Retention;
-use penstock_checkpoint::ids::{
-    Epoch, Generation, MemberId, Micros, Nonce, OperatorUid, ShardId, SinkName, SourceName,
-    SplitId as LogSplit,
-};
-use penstock_checkpoint::log::JobLog;
-use penstock_checkpoint::record::{
-    Assignment as LogAssignment, Claim, ClaimKind, Commit, EpochRecord, Kind, Plan,
-    Position as LogPosition, Range, SinkBorn, SplitState, StopReason, Stopped,
-};
-use tokio::sync::{mpsc, watch};
-use tokio::time::Instant;
+use penstock_checkpoint::ids::{Epoch, Nonce, ShardId, SinkName};
+use penstock_checkpoint::record::{Kind, SinkBorn};
 
-use crate::clock::Clock;
-use crate::error::{EngineError, ErrorKind, Result};
+use super::Coordinator;
+use crate::error::Result;
 use crate::fault;
-use crate::member::protocol::{BornMarker, FromMember, Shard, Snapshot, Start, ToMember};
+use crate::member::protocol::{BornMarker, FromMember, Shard, Snapshot, ToMember};
 use crate::member::storage;
-use crate::message::{Barrier, BarrierKind, EventTime};
 use crate::planted::{Bug, planted};
-use crate::sources::{Position, SourceEnumerator, SplitId, SplitRange};
-use crate::task::Assignment;
-use super::*;
 
 impl Coordinator {
     pub(super) fn born(&self) -> BTreeMap<Shard, BornMarker> {

@@ -6,16 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use penstock_checkpoint::collect::Collector;
-use penstock_checkpoint::decide::{Wish, may_commit};
+use penstock_checkpoint::decide::Wish;
 use penstock_checkpoint::gc::Retention;
-use penstock_checkpoint::ids::{
-    Epoch, Generation, MemberId, Micros, Nonce, OperatorUid, ShardId, SinkName, SourceName,
-    SplitId as LogSplit,
-};
+use penstock_checkpoint::ids::{Epoch, Generation, MemberId, OperatorUid, SinkName, SourceName};
 use penstock_checkpoint::log::JobLog;
 use penstock_checkpoint::record::{
-    Assignment as LogAssignment, Claim, ClaimKind, Commit, EpochRecord, Kind, Plan,
-    Position as LogPosition, Range, SinkBorn, SplitState, StopReason, Stopped,
+    Assignment as LogAssignment, Claim, ClaimKind, EpochRecord, Kind, Position as LogPosition,
+    SplitState, StopReason, Stopped,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -23,9 +20,9 @@ use tokio::time::Instant;
 use crate::clock::Clock;
 use crate::error::{EngineError, ErrorKind, Result};
 use crate::fault;
-use crate::member::protocol::{BornMarker, FromMember, Shard, Snapshot, Start, ToMember};
+use crate::member::protocol::{FromMember, Start, ToMember};
 use crate::member::storage;
-use crate::message::{Barrier, BarrierKind, EventTime};
+use crate::message::EventTime;
 use crate::planted::{Bug, planted};
 use crate::sources::{Position, SourceEnumerator, SplitId, SplitRange};
 use crate::task::Assignment;
@@ -41,7 +38,6 @@ mod ranges;
 use bases::Bases;
 pub use markers::marker_partitions;
 use progress::{Phase, Progress};
-use ranges::{Bounds, Span};
 
 /// Commits ahead of publication (rule 3).
 pub(crate) const K: u64 = 4;

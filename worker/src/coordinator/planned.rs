@@ -1,34 +1,23 @@
 //! The planned triggers: each epoch's input is in the log before a row of it is read.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use penstock_checkpoint::collect::Collector;
-use penstock_checkpoint::decide::{Wish, may_commit};
-use penstock_checkpoint::gc::Retention;
-use penstock_checkpoint::ids::{
-    Epoch, Generation, MemberId, Micros, Nonce, OperatorUid, ShardId, SinkName, SourceName,
-    SplitId as LogSplit,
-};
-use penstock_checkpoint::log::JobLog;
+use penstock_checkpoint::ids::{Micros, SourceName, SplitId as LogSplit};
 use penstock_checkpoint::record::{
-    Assignment as LogAssignment, Claim, ClaimKind, Commit, EpochRecord, Kind, Plan,
-    Position as LogPosition, Range, SinkBorn, SplitState, StopReason, Stopped,
+    EpochRecord, Kind, Plan, Position as LogPosition, Range, SplitState, StopReason,
 };
-use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use crate::clock::Clock;
-use crate::error::{EngineError, ErrorKind, Result};
+use super::ranges::{Bounds, Span};
+use super::{Coordinator, Outcome, Trigger, assignment_of, log_position, ranges};
+use crate::error::Result;
 use crate::fault;
-use crate::member::protocol::{BornMarker, FromMember, Shard, Snapshot, Start, ToMember};
+use crate::member::protocol::ToMember;
 use crate::member::storage;
 use crate::message::{Barrier, BarrierKind, EventTime};
-use crate::planted::{Bug, planted};
-use crate::sources::{Position, SourceEnumerator, SplitId, SplitRange};
+use crate::sources::{Position, SplitId};
 use crate::task::Assignment;
-use super::*;
 
 impl Coordinator {
     pub(super) async fn run_planned(&mut self, mut replan: Option<Plan>) -> Result<Outcome> {

@@ -90,7 +90,11 @@ impl Now {
     pub fn percentiles(&self) -> Option<(usize, u64, u64)> {
         let mut sorted = self.durations.clone();
         sorted.sort_unstable();
-        let at = |share: usize| sorted.get((sorted.len() * share).div_ceil(100).max(1) - 1).copied();
+        let at = |share: usize| {
+            sorted
+                .get((sorted.len() * share).div_ceil(100).max(1) - 1)
+                .copied()
+        };
         Some((sorted.len(), at(50)?, at(99)?))
     }
 }

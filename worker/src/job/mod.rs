@@ -9,9 +9,7 @@ use penstock_checkpoint::gc::Retention;
 use penstock_checkpoint::ids::{Entropy, MemberId, Nonce, SystemEntropy};
 use penstock_checkpoint::log::{JobLog, LogError, Options as LogOptions};
 use penstock_checkpoint::record::Created;
-use penstock_checkpoint::store::{
-    CheckpointStore, LocalFolder, Objects, Remote, S3Options, Slow,
-};
+use penstock_checkpoint::store::{CheckpointStore, LocalFolder, Objects, Remote, S3Options, Slow};
 use penstock_crds::diagnostic::Diagnostic;
 use penstock_crds::job::{StorageKind, StreamingJob};
 use penstock_crds::manifest::Positions;
