@@ -76,8 +76,11 @@ impl Coordinator {
         }
     }
 
+    /// Rule 3, and the budget: what waits for publication is in memory.
     pub(super) fn may_commit(&self) -> bool {
-        may_commit(self.log.fold(), self.done, K) || planted(Bug::NoWait)
+        let waiting: u64 = self.unpublished.iter().map(|(_, bytes)| bytes).sum();
+        let room = waiting <= 2 * self.settings.epoch_bytes;
+        room && may_commit(self.log.fold(), self.done, K) || planted(Bug::NoWait)
     }
 
     /// Splits that appeared since: committed with the next epoch, assigned now. Whether there were any.

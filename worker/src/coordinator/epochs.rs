@@ -79,6 +79,10 @@ impl Coordinator {
         self.commit(Some((&snapshot, watermarks)), barrier.now_ms)
             .await?;
         let publish = self.log.fold().is_publishable(Epoch::new(barrier.epoch));
+        if publish && snapshot.rows_out > 0 {
+            self.unpublished
+                .push_back((Epoch::new(barrier.epoch), snapshot.bytes));
+        }
         self.tell(ToMember::Committed {
             epoch: Epoch::new(barrier.epoch),
             publish,

@@ -1,7 +1,7 @@
 //! The coordinator of a job: claims the log, restores, starts the members, and makes epochs. One loop per generation;
 //! every decision on the log is `penstock-checkpoint`'s, every decision on ranges is `ranges`'.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -93,6 +93,9 @@ pub struct Settings {
     pub key_groups: u16,
     /// A chain of changes that spans as many epochs gets a base.
     pub base_epochs: u64,
+    /// Bytes that an epoch should write at most: planned epochs are sized by it, and no commit comes while twice as much waits
+    /// for publication.
+    pub epoch_bytes: u64,
 }
 
 /// How a job ended.
@@ -131,6 +134,8 @@ pub struct Coordinator {
     collector: Collector,
     bases: Bases,
     planned_rows: u64,
+    /// Epochs that were given for publication, with their bytes.
+    unpublished: VecDeque<(Epoch, u64)>,
     /// This generation has fixed where a bounded run ends.
     end_fixed: bool,
     lag_at: Option<Instant>,
@@ -182,6 +187,7 @@ impl Coordinator {
             collector: Collector::new(),
             bases,
             planned_rows: FIRST_PLANNED_ROWS,
+            unpublished: VecDeque::new(),
             end_fixed: false,
             lag_at: None,
         }
@@ -464,6 +470,7 @@ impl Coordinator {
         match &message {
             FromMember::Done { through } => {
                 self.done = self.done.max(*through);
+                self.unpublished.retain(|(epoch, _)| *epoch > *through);
                 self.progress.published(self.done.get());
             }
             FromMember::WantsBarrier => self.wants_barrier = true,

@@ -253,11 +253,14 @@ impl Coordinator {
             let floor = self.floor.entry(i).or_insert(EventTime::MIN);
             *floor = (*floor).max(t);
         }
+        let bytes = snapshot.bytes;
         self.commit_snapshot(snapshot, barrier, began).await?;
-        // The next epoch should take about the interval; what was measured is in no decision but its size, which is logged.
+        // The next epoch should take about the interval, and write no more than its share of memory; what was measured is in no decision but its size, which is logged.
         let took = began.elapsed().as_secs_f64().max(0.001);
         if rows > 0 {
-            let fit = (rows as f64 * self.settings.interval.as_secs_f64() / took) as u64;
+            let by_time = self.settings.interval.as_secs_f64() / took;
+            let by_bytes = self.settings.epoch_bytes as f64 / bytes.max(1) as f64;
+            let fit = (rows as f64 * by_time.min(by_bytes)) as u64;
             self.planned_rows = fit
                 .clamp(self.planned_rows / 2, self.planned_rows.saturating_mul(4))
                 .clamp(10_000, 5_000_000);

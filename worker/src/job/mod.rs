@@ -353,6 +353,7 @@ async fn serve(
         sinks,
         key_groups,
         base_epochs: fault::base_epochs().unwrap_or(bases::EPOCHS),
+        epoch_bytes: memory as u64 / 16,
     };
     assemble(Assembly {
         settings,

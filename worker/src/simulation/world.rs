@@ -308,6 +308,7 @@ impl World {
             sinks,
             key_groups: GROUPS,
             base_epochs: self.base_epochs,
+            epoch_bytes: 1 << 20,
         };
         assemble(Assembly {
             settings,

@@ -105,6 +105,13 @@ impl StagedRecords {
         Ok(())
     }
 
+    /// Forgets all records and keeps their memory.
+    pub fn clear(&mut self) {
+        self.data.clear();
+        self.chunk_ends.clear();
+        self.rows = 0;
+    }
+
     /// Takes back what was written since `begin`.
     pub(super) fn abandon(&mut self, open: &Open) {
         self.data.truncate(open.start);

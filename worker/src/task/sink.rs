@@ -73,7 +73,7 @@ impl SinkStage {
         if let Some(direct) = &mut self.direct {
             for staged in self.shards.iter_mut().filter(|s| s.rows > 0) {
                 direct.send(staged)?;
-                *staged = StagedRecords::default();
+                staged.clear();
             }
         }
         Ok(())
@@ -95,10 +95,11 @@ impl SinkStage {
             .filter(|(_, s)| s.rows > 0);
         Ok(staged
             .map(|(i, s)| {
-                (
-                    u16::try_from(i).expect("fewer than 2^16 shards"),
-                    std::mem::take(s),
-                )
+                let mut whole = std::mem::take(s);
+                // The next epoch is about as large; what it does not touch costs nothing.
+                s.data.reserve(whole.data.len());
+                whole.data.shrink_to_fit();
+                (u16::try_from(i).expect("fewer than 2^16 shards"), whole)
             })
             .collect())
     }

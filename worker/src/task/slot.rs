@@ -207,8 +207,10 @@ impl Slot {
         }
         // The sources' clocks (idleness, rates) are the wall's: they never decide what a row means.
         let now = self.clock.now().get();
+        // Everything may wait for a sink that does not answer; memory may not grow meanwhile. The barrier still passes.
+        let full = self.in_epoch_bytes() > 2 * self.early_bytes;
         for i in 0..self.sources.len() {
-            busy |= self.sources[i].run(now, self.now_ms)? == Turn::Busy;
+            busy |= self.sources[i].run(full, now, self.now_ms)? == Turn::Busy;
             let letters = self.sources[i].take_letters();
             for letter in letters {
                 self.dead_letter(&letter)?;
@@ -250,10 +252,15 @@ impl Slot {
         Ok(false)
     }
 
+    /// Bytes that the running epoch has changed and staged.
+    fn in_epoch_bytes(&self) -> usize {
+        let staged: usize = self.stages.iter().map(SinkStage::staged_bytes).sum();
+        staged + self.state.dirty_bytes()
+    }
+
     fn ask_and_tell(&mut self) {
         if !self.asked {
-            let staged: usize = self.stages.iter().map(SinkStage::staged_bytes).sum();
-            if staged + self.state.dirty_bytes() > self.early_bytes {
+            if self.in_epoch_bytes() > self.early_bytes {
                 self.asked = true;
                 let _ = self.events.send(SlotEvent::WantsBarrier);
             }

@@ -296,7 +296,7 @@ impl SourceTask {
 
     /// `now_ms`: the wall's clock, for rates and idleness. `epoch_ms`: the epoch's, which is what `now()` answers, so that an
     /// epoch that runs again computes the same.
-    pub fn run(&mut self, now_ms: i64, epoch_ms: i64) -> Result<Turn> {
+    pub fn run(&mut self, full: bool, now_ms: i64, epoch_ms: i64) -> Result<Turn> {
         if self.passed.is_some() {
             return Ok(Turn::Starved);
         }
@@ -310,7 +310,7 @@ impl SourceTask {
         let mut busy = false;
         if reading && (self.barrier.is_none() || self.wait_for_ranges) {
             for _ in 0..TURN {
-                if !self.outputs.has_room() {
+                if !self.outputs.has_room() || (full && !self.planned_mode) {
                     if let Some(w) = &mut self.watermark {
                         w.pause();
                     }

@@ -89,8 +89,8 @@ impl KafkaSourceConfig {
     fn consumer(&self, group: &str, eof: bool) -> rdkafka::ClientConfig {
         crate::kafka::client_config(
             &[
-                ("queued.max.messages.kbytes", "65536"),
-                ("queued.min.messages", "100000"),
+                ("queued.max.messages.kbytes", "32768"),
+                ("queued.min.messages", "50000"),
                 ("fetch.wait.max.ms", "100"),
                 ("fetch.message.max.bytes", "4194304"),
                 ("fetch.queue.backoff.ms", "10"),
