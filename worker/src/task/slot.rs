@@ -259,11 +259,9 @@ impl Slot {
     }
 
     fn ask_and_tell(&mut self) {
-        if !self.asked {
-            if self.in_epoch_bytes() > self.early_bytes {
-                self.asked = true;
-                let _ = self.events.send(SlotEvent::WantsBarrier);
-            }
+        if !self.asked && self.in_epoch_bytes() > self.early_bytes {
+            self.asked = true;
+            let _ = self.events.send(SlotEvent::WantsBarrier);
         }
         if !self.said_done && !self.sources.is_empty() && self.sources.iter().all(SourceTask::done)
         {
