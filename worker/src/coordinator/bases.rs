@@ -75,9 +75,12 @@ impl Bases {
             .collect()
     }
 
+    /// A base of an instance to which nothing has been applied yet holds nothing: the next commit asks again.
     pub(super) fn made(&mut self, base: BaseRef) {
         self.making.remove(&base.key_group);
-        self.ready.push(base);
+        if base.epoch > Epoch::ZERO {
+            self.ready.push(base);
+        }
     }
 
     /// Nothing is lost but time: the chain stays as long as it is, and is looked at again some epochs later.
@@ -199,6 +202,8 @@ mod tests {
         assert_eq!(next, [2]);
         assert_eq!(bases.take(), [base(0, 299, 1)]);
         assert_eq!(bases.take(), []);
+        bases.made(base(1, 0, 1));
+        assert_eq!(bases.take(), [], "it stands before the first epoch");
         bases.failed(KeyGroup::new(1), state.epoch);
         assert_eq!(bases.begin(&state), [], "a failure is followed by a pause");
     }

@@ -167,12 +167,15 @@ pub fn line(now: &Now, now_ms: i64) -> String {
         )
     };
     let watermark = now.watermark.map_or_else(|| "none yet".to_owned(), time);
-    let age = (now_ms - now.epoch.committed_at_ms).max(0) as f64 / 1000.0;
+    let epoch = match now.epoch.committed_at_ms {
+        0 => "none committed yet".to_owned(),
+        at => format!("{} ({:.1} s ago)", now.epoch.number, (now_ms - at).max(0) as f64 / 1000.0),
+    };
     let lag = now
         .lag
         .map_or_else(|| "unknown".to_owned(), |l| l.to_string());
     format!(
-        "{:.0} rows/s in, {:.0} out | lag {lag} | watermark {watermark} | epoch {} ({age:.1} s ago) | late {}, dead letters {}",
-        rates.rows_in, rates.rows_out, now.epoch.number, now.late, now.dead_letters
+        "{:.0} rows/s in, {:.0} out | lag {lag} | watermark {watermark} | epoch {epoch} | late {}, dead letters {}",
+        rates.rows_in, rates.rows_out, now.late, now.dead_letters
     )
 }

@@ -339,6 +339,7 @@ async fn serve(
                 .expect("eight of sixteen bytes"),
         ),
         budget: Budget::new(memory),
+        stateful: plan.graph.nodes.iter().any(|n| n.fingerprint.is_some()),
         planted: Planted::default(),
     })?;
     let spec = &job.spec.checkpoint;

@@ -32,6 +32,9 @@ impl Member {
         let target = state.epoch.get();
         let groups: Vec<u16> = (0..self.key_groups).collect();
         let ancestors = start.ancestors.clone();
+        if state.chains.is_empty() {
+            self.state.nothing_to_restore();
+        }
         let opened = self.state.open_groups(&groups, &|epoch, sum| {
             let stands = ancestors
                 .iter()

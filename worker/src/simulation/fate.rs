@@ -127,7 +127,7 @@ impl Fate {
             objects: Arc::new(store::Memory::new()),
             archive: Arc::new(store::Memory::new()),
             closure_every: rng.random_range(4..60),
-            base_epochs: rng.random_range(2..40),
+            base_epochs: rng.random_range(1..40),
             broker: Arc::new(Mutex::new(broker)),
             wire: Arc::new(Mutex::new(wire)),
             source: MemorySource::new(decode),

@@ -13,7 +13,7 @@ use crate::planted::{Bug, planted};
 use crate::sinks::rows::{RowEncoder, RowPlan};
 use crate::sinks::staged::records;
 use crate::sinks::{
-    DirectSender, Guarantee, Marker, Record, ShardPublisher, Sink, SinkEncoder, StagedRecords,
+    DirectSender, Guarantee, Marker, ShardPublisher, Sink, SinkEncoder, StagedRecords,
 };
 
 /// Records of a chunk: few, so that epochs have several.
@@ -49,10 +49,6 @@ impl Sink for BrokerSink {
             whole: Vec::new(),
             open: vec![0; usize::from(self.rows.shards)],
         }))
-    }
-
-    fn stage_record(&self, record: &Record, out: &mut StagedRecords) {
-        out.push(record).expect("records of a simulation are small");
     }
 
     fn publisher(&self, shard: u16, partition: i32) -> Result<Box<dyn ShardPublisher>> {

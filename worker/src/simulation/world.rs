@@ -292,6 +292,7 @@ impl World {
             schema_fingerprint: state_fingerprint(plan),
             nonce: seed,
             budget: Budget::new(64 << 20),
+            stateful: true,
             planted: self.bugs.state,
         };
         let state =

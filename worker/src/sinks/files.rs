@@ -15,7 +15,7 @@ use object_store::{ObjectStore as _, ObjectStoreExt, PutMode, PutOptions, PutPay
 use penstock_crds::sink::FilesSink as Spec;
 
 use super::rows::RowPlan;
-use super::staged::records;
+use super::staged::{records, stage};
 use super::{
     DirectSender, Guarantee, Marker, Record, ShardPublisher, Sink, SinkEncoder, StagedRecords,
 };
@@ -112,9 +112,7 @@ impl Sink for FilesSink {
             key: None,
             ..record.clone()
         };
-        if let Err(error) = out.push(&line) {
-            tracing::warn!(sink = %self.config.rows.name, %error, "a record was not staged");
-        }
+        stage(&line, -1, out);
     }
 
     fn publisher(&self, shard: u16, _partition: i32) -> Result<Box<dyn ShardPublisher>> {

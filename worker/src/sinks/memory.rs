@@ -92,12 +92,6 @@ impl Sink for MemorySink {
         Ok(Box::new(self.rows.encoder()))
     }
 
-    fn stage_record(&self, record: &Record, out: &mut StagedRecords) {
-        if let Err(error) = out.push(record) {
-            tracing::warn!(sink = %self.rows.name, %error, "a record was not staged");
-        }
-    }
-
     fn publisher(&self, shard: u16, _partition: i32) -> Result<Box<dyn ShardPublisher>> {
         Ok(Box::new(Publisher {
             sink: self.clone(),

@@ -101,7 +101,9 @@ pub trait Sink: Send + Sync {
     async fn prepare(&self) -> Result<()>;
     fn encoder(&self) -> Result<Box<dyn SinkEncoder>>;
     /// Encodes a record made outside SQL (a dead letter) into a shard's stage.
-    fn stage_record(&self, record: &Record, out: &mut StagedRecords);
+    fn stage_record(&self, record: &Record, out: &mut StagedRecords) {
+        staged::stage(record, -1, out);
+    }
     fn publisher(&self, shard: u16, partition: i32) -> Result<Box<dyn ShardPublisher>>;
     fn direct(&self) -> Result<Box<dyn DirectSender>>;
 }

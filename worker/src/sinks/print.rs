@@ -9,9 +9,7 @@ use parking_lot::Mutex;
 
 use super::rows::RowPlan;
 use super::staged::records;
-use super::{
-    DirectSender, Guarantee, Marker, Record, ShardPublisher, Sink, SinkEncoder, StagedRecords,
-};
+use super::{DirectSender, Guarantee, Marker, ShardPublisher, Sink, SinkEncoder, StagedRecords};
 use crate::error::{EngineError, Result};
 
 /// Where lines go.
@@ -71,13 +69,6 @@ impl Sink for PrintSink {
 
     fn encoder(&self) -> Result<Box<dyn SinkEncoder>> {
         Ok(Box::new(self.rows.encoder()))
-    }
-
-    fn stage_record(&self, record: &Record, out: &mut StagedRecords) {
-        // A record that cannot be staged is beyond 2 GiB, which no source reads.
-        if let Err(error) = out.push(record) {
-            tracing::warn!(sink = %self.rows.name, %error, "a record was not staged");
-        }
     }
 
     /// Prints after the commit; there is no marker to read, so after a crash rows come again.

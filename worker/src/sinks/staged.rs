@@ -4,7 +4,8 @@
 use super::{Record, StagedRecords};
 use crate::error::{EngineError, Result};
 
-/// Bytes at which a chunk is closed. One chunk is one transaction: well below what a broker takes within its timeout.
+/// A chunk ends before it would grow beyond so many bytes; a larger record is a chunk of its own. One chunk is one
+/// transaction: well below what a broker takes within its timeout.
 pub const CHUNK_BYTES: usize = 8 << 20;
 const NONE: u32 = u32::MAX;
 /// Length, timestamp, partition, key length, value length, number of headers.
@@ -87,20 +88,15 @@ impl StagedRecords {
         head[20..24].copy_from_slice(&open.value.to_le_bytes());
         head[24..26].copy_from_slice(&headers.to_le_bytes());
         self.rows += 1;
-        // The last end is always the data's: the open chunk grows until the next record would find it full.
+        // The last end is always the data's: the open chunk grows until the next record would not fit.
+        let end = self.data.len();
         let chunk_start = match self.chunk_ends.as_slice() {
-            [] => 0,
-            [_] => 0,
             [.., before, _] => *before,
+            _ => 0,
         };
-        let last = self.chunk_ends.last().copied();
-        match last {
-            Some(last) if last - chunk_start < CHUNK_BYTES => {
-                if let Some(end) = self.chunk_ends.last_mut() {
-                    *end = self.data.len();
-                }
-            }
-            _ => self.chunk_ends.push(self.data.len()),
+        match self.chunk_ends.last_mut() {
+            Some(last) if end - chunk_start <= CHUNK_BYTES => *last = end,
+            _ => self.chunk_ends.push(end),
         }
         Ok(())
     }
@@ -117,17 +113,17 @@ impl StagedRecords {
         self.data.truncate(open.start);
     }
 
-    /// Appends a record made outside SQL.
-    pub fn push(&mut self, record: &Record) -> Result<()> {
+    /// Appends a record made outside SQL. `partition`: -1 leaves it to the publisher.
+    pub fn push(&mut self, record: &Record, partition: i32) -> Result<()> {
         let mut open = self.begin();
-        let written = self.write(record, &mut open);
+        let written = self.write(record, partition, &mut open);
         if written.is_err() {
             self.abandon(&open);
         }
         written
     }
 
-    fn write(&mut self, record: &Record, open: &mut Open) -> Result<()> {
+    fn write(&mut self, record: &Record, partition: i32, open: &mut Open) -> Result<()> {
         if let Some(key) = &record.key {
             self.data.extend_from_slice(key);
             self.key_written(open)?;
@@ -148,7 +144,7 @@ impl StagedRecords {
             self.data.extend_from_slice(value);
         }
         let timestamp = record.timestamp_ms.unwrap_or(i64::MIN);
-        self.end(open, timestamp, -1, headers.len() as u16)
+        self.end(open, timestamp, partition, headers.len() as u16)
     }
 
     /// The chunks, in order.
@@ -157,6 +153,13 @@ impl StagedRecords {
         starts
             .zip(&self.chunk_ends)
             .map(|(from, to)| &self.data[from..*to])
+    }
+}
+
+/// Appends a record made outside SQL. One that cannot be staged is beyond 2 GiB, which no source reads: it is left out.
+pub(super) fn stage(record: &Record, partition: i32, out: &mut StagedRecords) {
+    if let Err(error) = out.push(record, partition) {
+        tracing::warn!(%error, "a record was not staged");
     }
 }
 
@@ -223,6 +226,17 @@ fn split(mut bytes: &[u8]) -> Option<(StagedRecord<'_>, &[u8])> {
 }
 
 impl<'a> StagedRecord<'a> {
+    /// A record that was never staged: without headers, at the time of its sending.
+    pub(super) fn plain(partition: i32, key: &'a [u8], value: &'a [u8]) -> Self {
+        Self {
+            timestamp_ms: None,
+            partition: Some(partition),
+            key: Some(key),
+            value: Some(value),
+            headers: (0, &[]),
+        }
+    }
+
     /// Names and values.
     pub fn headers(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> {
         let (count, mut rest) = self.headers;
@@ -261,7 +275,7 @@ mod tests {
             let mut staged = StagedRecords::default();
             for (key, value, headers, timestamp_ms) in &given {
                 let record = Record { key: key.clone(), value: value.clone(), headers: headers.clone(), timestamp_ms: *timestamp_ms };
-                staged.push(&record).unwrap();
+                staged.push(&record, -1).unwrap();
             }
             prop_assert_eq!(staged.rows as usize, given.len());
             prop_assert_eq!(staged.chunk_ends.last().copied().unwrap_or(0), staged.data.len());
@@ -290,12 +304,13 @@ mod tests {
             timestamp_ms: None,
         };
         for _ in 0..8 {
-            staged.push(&record).unwrap();
+            staged.push(&record, -1).unwrap();
         }
         let rows: Vec<usize> = staged
             .chunks()
             .map(|chunk| records(chunk).count())
             .collect();
-        assert_eq!(rows, [3, 3, 2]);
+        // Three heads of records are more than what a third leaves.
+        assert_eq!(rows, [2, 2, 2, 2]);
     }
 }

@@ -61,6 +61,7 @@ fn options(dir: Option<PathBuf>, budget: u64) -> StateOptions {
         schema_fingerprint: "measure".into(),
         nonce: 1,
         budget: Budget::new((budget << 20) as usize),
+        stateful: true,
         planted: Planted::default(),
     }
 }

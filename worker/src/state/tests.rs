@@ -89,6 +89,7 @@ fn options(dir: Option<&Path>, nonce: u64) -> StateOptions {
         schema_fingerprint: "schema".into(),
         nonce,
         budget: Budget::new(64 << 20),
+        stateful: true,
         planted: Planted::default(),
     }
 }

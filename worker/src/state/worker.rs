@@ -36,6 +36,8 @@ pub struct StateOptions {
     /// Random, drawn for this start of the process: names files of bases.
     pub nonce: u64,
     pub budget: Arc<Budget>,
+    /// Whether any operator keeps state.
+    pub stateful: bool,
     #[doc(hidden)]
     pub planted: Planted,
 }
@@ -133,6 +135,13 @@ impl StateWorker {
             #[cfg(test)]
             volume: None,
         })
+    }
+
+    /// To be said before a key group is opened, when the history holds no state: a job without any needs no instances.
+    pub fn nothing_to_restore(&mut self) {
+        if !self.options.stateful {
+            self.shared = None;
+        }
     }
 
     /// Opens a key group and answers the epoch it stands at; `None`: it is empty. What is there is kept only if it is of

@@ -7,9 +7,8 @@ use rdkafka::error::KafkaError;
 use rdkafka::producer::{BaseProducer, Producer};
 use tokio::time::Instant;
 
-use super::encoder::first;
 use super::ffi::{RowProducer, Topic};
-use super::publisher::{drain, put};
+use super::publisher::{drain, not_taken, wait};
 use super::{CODE, KafkaSinkConfig};
 use crate::error::{EngineError, Result};
 use crate::kafka::{self, Logged};
@@ -62,13 +61,9 @@ impl KafkaDirect {
 impl DirectSender for KafkaDirect {
     fn send(&mut self, records: &StagedRecords) -> Result<()> {
         let deadline = Instant::now() + CALL;
-        let mut left = &records.data[..];
-        while !left.is_empty() {
-            let record = first(&mut left).ok_or_else(|| {
-                EngineError::fail(CODE, &self.object, "staged records are not whole")
-            })?;
-            put(self.rows(), Topic(0), &record, deadline).map_err(|e| self.error(e))?;
-        }
+        let rows = self.rows();
+        rows.put_copies(Topic(0), &records.data, || wait(rows, deadline))
+            .map_err(|refused| not_taken(&self.object, refused))?;
         self.undelivered()
     }
 

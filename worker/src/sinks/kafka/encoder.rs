@@ -1,5 +1,4 @@
-//! Rows to staged records: value, key, partition, shard. The layout is `StagedRecords`'; putting them out is the
-//! publisher's.
+//! Rows to staged records: value, key, partition, shard. Putting them out is the publisher's.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -13,13 +12,7 @@ use crate::error::{EngineError, Result};
 use crate::formats::Encoder;
 use crate::keys;
 use crate::message::{Batch, RowKind};
-use crate::sinks::{Record, SinkEncoder, StagedRecords};
-
-/// A chunk ends before it would grow beyond this; a record larger than this is a chunk of its own.
-const CHUNK: usize = 8 << 20;
-/// Length, timestamp, partition, key length, value length, number of headers.
-const FIXED: usize = 4 + 8 + 4 + 4 + 4 + 2;
-const NULL: u32 = u32::MAX;
+use crate::sinks::{SinkEncoder, StagedRecords};
 
 /// Writes a record's key thus: a single STRING or BINARY column in mode Append is its raw bytes (null: no key); everything
 /// else is a JSON object of the key columns. In the modes Update and Complete a row that adds is its value, `-D` is the key
@@ -107,15 +100,16 @@ impl SinkEncoder for KafkaEncoder {
                 EngineError::fail(super::CODE, config.object(), "a shard has no stage")
             })?;
             let to = partition(&config, key, partitions);
-            let start = open(stage, i64::MIN, to, key, 0);
-            if keyed && kind == RowKind::Delete {
-                close(stage, start, key, None);
-            } else {
-                let before = stage.data.len();
-                self.value.encode(row, &mut stage.data)?;
-                let length = stage.data.len() - before;
-                close(stage, start, key, Some(length));
+            let mut open = stage.begin();
+            if let Some(key) = key {
+                stage.data.extend_from_slice(key);
+                stage.key_written(&mut open)?;
             }
+            if !(keyed && kind == RowKind::Delete) {
+                self.value.encode(row, &mut stage.data)?;
+                stage.value_written(&mut open)?;
+            }
+            stage.end(&open, i64::MIN, to, 0)?;
         }
         Ok(())
     }
@@ -183,119 +177,4 @@ pub(super) fn murmur2(data: &[u8]) -> u32 {
     h ^= h >> 13;
     h = h.wrapping_mul(M);
     h ^ (h >> 15)
-}
-
-/// Begins a record without headers, up to and with its key; the value is appended by the caller, then [`close`].
-fn open(
-    out: &mut StagedRecords,
-    timestamp: i64,
-    partition: i32,
-    key: Option<&[u8]>,
-    headers: u16,
-) -> usize {
-    let start = out.data.len();
-    let data = &mut out.data;
-    data.extend_from_slice(&[0; 4]);
-    data.extend_from_slice(&timestamp.to_le_bytes());
-    data.extend_from_slice(&partition.to_le_bytes());
-    data.extend_from_slice(&key.map_or(NULL, |k| k.len() as u32).to_le_bytes());
-    data.extend_from_slice(&NULL.to_le_bytes());
-    data.extend_from_slice(&headers.to_le_bytes());
-    data.extend_from_slice(key.unwrap_or_default());
-    start
-}
-
-/// Ends the record that begins at `start`, whose value of `value` bytes is there, and gives it to a chunk.
-fn close(out: &mut StagedRecords, start: usize, key: Option<&[u8]>, value: Option<usize>) {
-    debug_assert!(out.data.len() >= start + FIXED + key.map_or(0, <[u8]>::len));
-    let length = (out.data.len() - start - 4) as u32;
-    out.data[start..start + 4].copy_from_slice(&length.to_le_bytes());
-    if let Some(value) = value {
-        out.data[start + 20..start + 24].copy_from_slice(&(value as u32).to_le_bytes());
-    }
-    out.rows += 1;
-    let end = out.data.len();
-    // The last chunk is open until it is full: its end always is the end of the data.
-    let begin = match out.chunk_ends[..] {
-        [.., begin, _] => begin,
-        _ => 0,
-    };
-    match out.chunk_ends.last_mut() {
-        Some(last) if end - begin <= CHUNK => *last = end,
-        _ => out.chunk_ends.push(end),
-    }
-}
-
-/// Stages a record made outside SQL.
-pub(super) fn stage(record: &Record, partition: i32, out: &mut StagedRecords) {
-    let Record {
-        key,
-        value,
-        headers,
-        timestamp_ms,
-    } = record;
-    let key = key.as_deref();
-    let timestamp = timestamp_ms.unwrap_or(i64::MIN);
-    let start = open(out, timestamp, partition, key, headers.len() as u16);
-    out.data
-        .extend_from_slice(value.as_deref().unwrap_or_default());
-    for (name, value) in headers {
-        out.data
-            .extend_from_slice(&(name.len() as u16).to_le_bytes());
-        out.data.extend_from_slice(name.as_bytes());
-        out.data
-            .extend_from_slice(&(value.len() as u32).to_le_bytes());
-        out.data.extend_from_slice(value);
-    }
-    close(out, start, key, value.as_ref().map(bytes::Bytes::len));
-}
-
-/// A staged record, borrowed from its bytes.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Staged<'a> {
-    pub(super) timestamp_ms: Option<i64>,
-    pub(super) partition: i32,
-    pub(super) key: Option<&'a [u8]>,
-    pub(super) value: Option<&'a [u8]>,
-    pub(super) headers: u16,
-    /// The headers as they lie; see [`header`].
-    pub(super) header_bytes: &'a [u8],
-}
-
-/// Takes the first record off `data`; `None`: the bytes are not whole.
-pub(super) fn first<'a>(data: &mut &'a [u8]) -> Option<Staged<'a>> {
-    let length = u32::from_le_bytes(take(data, 4)?.try_into().ok()?) as usize;
-    let mut record = take(data, length)?;
-    let timestamp = i64::from_le_bytes(take(&mut record, 8)?.try_into().ok()?);
-    let partition = i32::from_le_bytes(take(&mut record, 4)?.try_into().ok()?);
-    let key = u32::from_le_bytes(take(&mut record, 4)?.try_into().ok()?);
-    let value = u32::from_le_bytes(take(&mut record, 4)?.try_into().ok()?);
-    let headers = u16::from_le_bytes(take(&mut record, 2)?.try_into().ok()?);
-    let mut part = |length: u32| match length {
-        NULL => Some(None),
-        length => take(&mut record, length as usize).map(Some),
-    };
-    let (key, value) = (part(key)?, part(value)?);
-    Some(Staged {
-        timestamp_ms: (timestamp != i64::MIN).then_some(timestamp),
-        partition,
-        key,
-        value,
-        headers,
-        header_bytes: record,
-    })
-}
-
-/// Takes the first header off `data`.
-pub(super) fn header<'a>(data: &mut &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
-    let length = u16::from_le_bytes(take(data, 2)?.try_into().ok()?);
-    let name = take(data, usize::from(length))?;
-    let length = u32::from_le_bytes(take(data, 4)?.try_into().ok()?);
-    Some((name, take(data, length as usize)?))
-}
-
-fn take<'a>(data: &mut &'a [u8], n: usize) -> Option<&'a [u8]> {
-    let (head, rest) = data.split_at_checked(n)?;
-    *data = rest;
-    Some(head)
 }

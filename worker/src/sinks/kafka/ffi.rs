@@ -1,22 +1,42 @@
-//! The native call that puts a record into a producer's queue. `unsafe` is here alone, because rdkafka's own `send`
-//! allocates a topic name and looks it up for every record.
+//! The native calls that put records into a producer's queue. `unsafe` is here alone, because rdkafka's own `send` allocates
+//! a topic name and looks it up for every record, takes the clock twice and copies the value.
 #![allow(unsafe_code)]
 
 use std::ffi::{CString, c_int};
 use std::ptr;
 use std::time::Duration;
 
+use bytes::Bytes;
+use parking_lot::Mutex;
 use rdkafka::producer::{BaseProducer, Producer};
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka_sys as sys;
 
-use super::encoder::{Staged, header};
+use crate::error::EngineError;
 use crate::kafka::Logged;
+use crate::sinks::staged::{StagedRecord, records};
 
-/// A producer with handles of the topics it writes to. Dropped: handles first, then the producer.
+/// A producer with handles of the topics it writes to. Dropped: handles first, then the producer, then what it borrowed.
 pub(super) struct RowProducer {
     topics: Vec<*mut sys::rd_kafka_topic_t>,
     pub(super) producer: BaseProducer<Logged>,
+    /// Chunks whose values may be in the queue.
+    borrowed: Mutex<Vec<Bytes>>,
+}
+
+/// The client's partitioner chooses (`RD_KAFKA_PARTITION_UA`).
+const UNASSIGNED: i32 = -1;
+/// Records given to the client in one call.
+const BATCH: usize = 1024;
+
+/// A record that the client did not take, and all behind it.
+#[derive(Debug)]
+pub(super) enum Refused {
+    /// Its queue is full, and who asked does not wait.
+    Full,
+    Client(RDKafkaErrorCode),
+    /// The bytes are no records.
+    Broken(EngineError),
 }
 
 // SAFETY: librdkafka's handles may be used from any thread, and by many at once.
@@ -34,6 +54,7 @@ impl RowProducer {
         let mut made = Self {
             topics: Vec::new(),
             producer,
+            borrowed: Mutex::default(),
         };
         for name in names {
             let name = CString::new(*name).ok()?;
@@ -53,19 +74,122 @@ impl RowProducer {
     /// acknowledgement. It also ends the linger time of what is queued.
     pub(super) fn flushed(&self, wait: Duration) -> bool {
         let wait = c_int::try_from(wait.as_millis()).unwrap_or(c_int::MAX);
+        let borrowed = std::mem::take(&mut *self.borrowed.lock());
         // SAFETY: the producer is alive.
         let code = unsafe { sys::rd_kafka_flush(self.producer.client().native_ptr(), wait) };
-        code == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR
+        let all = code == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR;
+        if !all {
+            self.borrowed.lock().extend(borrowed);
+        }
+        all
     }
 
-    /// Copies the record into the queue; never waits. `QueueFull`: poll, then again.
-    pub(super) fn put(&self, topic: Topic, record: &Staged<'_>) -> Result<(), RDKafkaErrorCode> {
+    /// Queues the records of a chunk in order; their values are borrowed until [`Self::flushed`] says yes. `full` is asked
+    /// whether to try again when the queue is full.
+    pub(super) fn put_chunk(
+        &self,
+        topic: Topic,
+        chunk: &Bytes,
+        full: impl Fn() -> bool,
+    ) -> Result<(), Refused> {
+        self.borrowed.lock().push(chunk.clone());
+        self.put_all(topic, chunk, 0, &full)
+    }
+
+    /// Queues copies of the records in `data`, as [`Self::put_chunk`].
+    pub(super) fn put_copies(
+        &self,
+        topic: Topic,
+        data: &[u8],
+        full: impl Fn() -> bool,
+    ) -> Result<(), Refused> {
+        self.put_all(topic, data, sys::RD_KAFKA_MSG_F_COPY as c_int, &full)
+    }
+
+    /// Without `RD_KAFKA_MSG_F_COPY` in `flags` the caller keeps `data` alive until all is acknowledged or given up.
+    fn put_all(
+        &self,
+        topic: Topic,
+        data: &[u8],
+        flags: c_int,
+        full: &impl Fn() -> bool,
+    ) -> Result<(), Refused> {
+        let mut batch = Vec::with_capacity(BATCH);
+        for record in records(data) {
+            let record = record.map_err(Refused::Broken)?;
+            if record.has_headers() || record.timestamp_ms.is_some() {
+                self.put_batch(topic, &mut batch, flags, full)?;
+                self.put(topic, &record, full)?;
+                continue;
+            }
+            batch.push(native(&record));
+            if batch.len() == BATCH {
+                self.put_batch(topic, &mut batch, flags, full)?;
+            }
+        }
+        self.put_batch(topic, &mut batch, flags, full)
+    }
+
+    /// Queues the messages and empties `batch`.
+    fn put_batch(
+        &self,
+        topic: Topic,
+        batch: &mut Vec<sys::rd_kafka_message_t>,
+        flags: c_int,
+        full: &impl Fn() -> bool,
+    ) -> Result<(), Refused> {
+        let mut left = &mut batch[..];
+        while !left.is_empty() {
+            // SAFETY: the topic is the producer's; `left` holds that many messages, whose bytes are alive; keys are copied
+            // by the call, values too unless `put_all`'s caller keeps them.
+            unsafe {
+                sys::rd_kafka_produce_batch(
+                    self.topics[topic.0],
+                    UNASSIGNED,
+                    flags | sys::RD_KAFKA_MSG_F_PARTITION as c_int,
+                    left.as_mut_ptr(),
+                    left.len() as c_int,
+                )
+            };
+            let none = sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR;
+            let Some(first) = left.iter().position(|m| m.err != none) else {
+                break;
+            };
+            // After the first for which the queue was full none was taken.
+            match RDKafkaErrorCode::from(left[first].err) {
+                RDKafkaErrorCode::QueueFull if full() => {}
+                RDKafkaErrorCode::QueueFull => return Err(Refused::Full),
+                code => return Err(Refused::Client(code)),
+            }
+            left = &mut left[first..];
+        }
+        batch.clear();
+        Ok(())
+    }
+
+    /// Queues a copy of one record, which may have headers and a time.
+    pub(super) fn put(
+        &self,
+        topic: Topic,
+        record: &StagedRecord<'_>,
+        full: &impl Fn() -> bool,
+    ) -> Result<(), Refused> {
+        loop {
+            match self.put_one(topic, record) {
+                Ok(()) => return Ok(()),
+                Err(RDKafkaErrorCode::QueueFull) if full() => {}
+                Err(RDKafkaErrorCode::QueueFull) => return Err(Refused::Full),
+                Err(code) => return Err(Refused::Client(code)),
+            }
+        }
+    }
+
+    fn put_one(&self, topic: Topic, record: &StagedRecord<'_>) -> Result<(), RDKafkaErrorCode> {
         use sys::rd_kafka_vtype_t as T;
         let rk = self.producer.client().native_ptr();
-        let part = |bytes: Option<&[u8]>| bytes.map_or((ptr::null(), 0), |b| (b.as_ptr(), b.len()));
         let (value, value_len) = part(record.value);
         let (key, key_len) = part(record.key);
-        let headers = native_headers(record)?;
+        let headers = native_headers(record);
         // SAFETY: every tag is followed by what librdkafka reads for it: pointer and size_t for value and key, an int32,
         // an int64, an int, pointers. All borrowed bytes are copied by the call.
         let code = unsafe {
@@ -74,7 +198,7 @@ impl RowProducer {
                 T::RD_KAFKA_VTYPE_RKT as c_int,
                 self.topics[topic.0],
                 T::RD_KAFKA_VTYPE_PARTITION as c_int,
-                record.partition,
+                record.partition.unwrap_or(UNASSIGNED),
                 T::RD_KAFKA_VTYPE_MSGFLAGS as c_int,
                 sys::RD_KAFKA_MSG_F_COPY as c_int,
                 T::RD_KAFKA_VTYPE_VALUE as c_int,
@@ -101,19 +225,36 @@ impl RowProducer {
     }
 }
 
-fn native_headers(record: &Staged<'_>) -> Result<*mut sys::rd_kafka_headers_t, RDKafkaErrorCode> {
-    if record.headers == 0 {
-        return Ok(ptr::null_mut());
+/// Pointer and length; a null pointer: there is none.
+fn part(bytes: Option<&[u8]>) -> (*const u8, usize) {
+    bytes.map_or((ptr::null(), 0), |b| (b.as_ptr(), b.len()))
+}
+
+fn native(record: &StagedRecord<'_>) -> sys::rd_kafka_message_t {
+    let (value, value_len) = part(record.value);
+    let (key, key_len) = part(record.key);
+    sys::rd_kafka_message_t {
+        err: sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR,
+        rkt: ptr::null_mut(),
+        partition: record.partition.unwrap_or(UNASSIGNED),
+        payload: value.cast_mut().cast(),
+        len: value_len,
+        key: key.cast_mut().cast(),
+        key_len,
+        offset: 0,
+        _private: ptr::null_mut(),
     }
-    // SAFETY: names and values are copied; the list is ours until a record takes it.
+}
+
+/// Null without headers.
+fn native_headers(record: &StagedRecord<'_>) -> *mut sys::rd_kafka_headers_t {
+    if !record.has_headers() {
+        return ptr::null_mut();
+    }
+    // SAFETY: names and values are copied; the list is the caller's until a record takes it.
     unsafe {
-        let list = sys::rd_kafka_headers_new(usize::from(record.headers));
-        let mut bytes = record.header_bytes;
-        for _ in 0..record.headers {
-            let Some((name, value)) = header(&mut bytes) else {
-                sys::rd_kafka_headers_destroy(list);
-                return Err(RDKafkaErrorCode::InvalidArgument);
-            };
+        let list = sys::rd_kafka_headers_new(4);
+        for (name, value) in record.headers() {
             sys::rd_kafka_header_add(
                 list,
                 name.as_ptr().cast(),
@@ -122,7 +263,7 @@ fn native_headers(record: &Staged<'_>) -> Result<*mut sys::rd_kafka_headers_t, R
                 value.len() as isize,
             );
         }
-        Ok(list)
+        list
     }
 }
 

@@ -24,7 +24,9 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 pub use crate::kafka::client_properties;
 
-use super::{DirectSender, Guarantee, Record, ShardPublisher, Sink, SinkEncoder, StagedRecords};
+use super::{
+    DirectSender, Guarantee, Record, ShardPublisher, Sink, SinkEncoder, StagedRecords, staged,
+};
 use crate::error::{EngineError, Result};
 use crate::formats::Encoder;
 use crate::kafka::{self, Logged};
@@ -200,11 +202,8 @@ impl Sink for KafkaSink {
 
     fn stage_record(&self, record: &Record, out: &mut StagedRecords) {
         let partitions = self.partitions.load(Ordering::Relaxed);
-        encoder::stage(
-            record,
-            encoder::partition(&self.config, record.key.as_deref(), partitions),
-            out,
-        );
+        let to = encoder::partition(&self.config, record.key.as_deref(), partitions);
+        staged::stage(record, to, out);
     }
 
     fn publisher(&self, shard: u16, partition: i32) -> Result<Box<dyn ShardPublisher>> {

@@ -14,11 +14,11 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, Producer};
 use tokio::time::Instant;
 
-use super::encoder::{Staged, first};
-use super::ffi::{RowProducer, Topic};
+use super::ffi::{Refused, RowProducer, Topic};
 use super::{CODE, KafkaSinkConfig, marker};
-use crate::error::{EngineError, ErrorKind, Result};
+use crate::error::{EngineError, Result};
 use crate::kafka::{self, Logged};
+use crate::sinks::staged::StagedRecord;
 use crate::sinks::{Marker, ShardPublisher};
 
 const CALL: Duration = Duration::from_secs(30);
@@ -150,34 +150,18 @@ impl Shard {
         }
     }
 
-    fn transact(&self, rows: &RowProducer, records: &[u8], marker: Marker) -> Result<()> {
+    fn transact(&self, rows: &RowProducer, records: &Bytes, marker: Marker) -> Result<()> {
         let deadline = Instant::now() + CALL;
         let producer = &rows.producer;
         producer
             .begin_transaction()
             .map_err(|e| self.error("begin_transaction", e))?;
-        let mut left = records;
-        while !left.is_empty() {
-            let record = first(&mut left).ok_or_else(|| {
-                EngineError::new(
-                    ErrorKind::Fail,
-                    CODE,
-                    &self.object,
-                    "staged records are not whole",
-                )
-            })?;
-            self.put(rows, ROWS, &record, deadline)?;
-        }
+        rows.put_chunk(ROWS, records, || wait(rows, deadline))
+            .map_err(|refused| not_taken(&self.object, refused))?;
         let value = marker::value(marker);
-        let record = Staged {
-            timestamp_ms: None,
-            partition: self.partition,
-            key: Some(&self.key),
-            value: Some(&value),
-            headers: 0,
-            header_bytes: &[],
-        };
-        self.put(rows, MARKERS, &record, deadline)?;
+        let record = StagedRecord::plain(self.partition, &self.key, &value);
+        rows.put(MARKERS, &record, &|| wait(rows, deadline))
+            .map_err(|refused| not_taken(&self.object, refused))?;
         drain(rows, deadline).map_err(|e| self.error("producing", e))?;
         if let Some(e) = producer.context().undelivered.lock().take() {
             return Err(self.error("producing", e));
@@ -185,35 +169,28 @@ impl Shard {
         again(deadline, |left| producer.commit_transaction(left))
             .map_err(|e| self.error("commit_transaction", e))
     }
-
-    fn put(
-        &self,
-        rows: &RowProducer,
-        to: Topic,
-        record: &Staged<'_>,
-        deadline: Instant,
-    ) -> Result<()> {
-        put(rows, to, record, deadline).map_err(|e| self.error("producing", e))
-    }
 }
 
-/// Puts a record, waiting while the client's queue is full.
-pub(super) fn put(
-    rows: &RowProducer,
-    to: Topic,
-    record: &Staged<'_>,
-    deadline: Instant,
-) -> Result<(), KafkaError> {
-    loop {
-        match rows.put(to, record) {
-            Ok(()) => return Ok(()),
-            Err(RDKafkaErrorCode::QueueFull) if Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(1));
-                rows.producer.poll(Duration::ZERO);
-            }
-            Err(code) => return Err(KafkaError::MessageProduction(code)),
-        }
-    }
+/// Waits a little for room in the client's queue; false: no more.
+pub(super) fn wait(rows: &RowProducer, deadline: Instant) -> bool {
+    std::thread::sleep(Duration::from_millis(1));
+    rows.producer.poll(Duration::ZERO);
+    Instant::now() < deadline
+}
+
+/// What it means that the client did not take a record.
+pub(super) fn not_taken(object: &str, refused: Refused) -> EngineError {
+    let code = match refused {
+        Refused::Broken(error) => return error,
+        Refused::Full => RDKafkaErrorCode::QueueFull,
+        Refused::Client(code) => code,
+    };
+    kafka::error(
+        CODE,
+        object,
+        "producing",
+        KafkaError::MessageProduction(code),
+    )
 }
 
 /// Waits until everything is acknowledged or given up.

@@ -14,10 +14,11 @@ use rdkafka::message::{Headers, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::time::Instant;
 
-use super::encoder::{first, murmur2};
+use super::encoder::murmur2;
 use super::*;
 use crate::message::{Batch, Lane, RowKind};
-use crate::sinks::Marker;
+use crate::sinks::staged::records;
+use crate::sinks::{Marker, Record};
 
 /// `{"c":v,...}` of text and numbers.
 #[derive(Default)]
@@ -211,10 +212,10 @@ fn staged_records_read_back_and_keys_follow_the_mode() {
         .unwrap()
         .encode(&rows(0..2), 0, &mut out)
         .unwrap();
-    let record = first(&mut &out[0].data[..]).unwrap();
+    let record = records(&out[0].data).next().unwrap().unwrap();
     assert_eq!(record.key, Some(&b"key-0"[..]));
     assert_eq!(record.value, Some(&br#"{"k":"key-0","n":0}"#[..]));
-    assert_eq!((record.partition, record.timestamp_ms), (-1, None));
+    assert_eq!((record.partition, record.timestamp_ms), (None, None));
     assert_eq!(
         (out[0].rows, &out[0].chunk_ends[..]),
         (2, &[out[0].data.len()][..])
@@ -239,12 +240,10 @@ fn staged_records_read_back_and_keys_follow_the_mode() {
         .unwrap()
         .encode(&batch, 0, &mut out)
         .unwrap();
-    let mut left = &out[0].data[..];
-    let mut seen = Vec::new();
-    while !left.is_empty() {
-        let record = first(&mut left).unwrap();
-        seen.push((record.key.unwrap().to_vec(), record.value.is_some()));
-    }
+    let seen: Vec<(Vec<u8>, bool)> = records(&out[0].data)
+        .map(Result::unwrap)
+        .map(|record| (record.key.unwrap().to_vec(), record.value.is_some()))
+        .collect();
     let key = |n| format!("{{\"k\":\"key-{n}\"}}").into_bytes();
     assert_eq!(seen, [(key(0), true), (key(2), true), (key(3), false)]);
 }
@@ -264,9 +263,11 @@ fn chunks_are_cut_before_they_grow_beyond_their_bound() {
     }
     assert_eq!(out.chunk_ends.len(), 3);
     assert_eq!(out.chunk_ends.last(), Some(&out.data.len()));
-    let one = first(&mut &out.data[out.chunk_ends[0]..]).unwrap();
-    assert_eq!((one.timestamp_ms, one.headers, one.key), (Some(5), 1, None));
-    assert!(first(&mut &out.data[..100]).is_none());
+    let one = out.chunks().nth(1).and_then(|c| records(c).next());
+    let one = one.unwrap().unwrap();
+    assert_eq!((one.timestamp_ms, one.key), (Some(5), None));
+    assert_eq!(one.headers().collect::<Vec<_>>(), [("a", &b"b"[..])]);
+    assert!(records(&out.data[..100]).next().unwrap().is_err());
 }
 
 #[tokio::test]

@@ -92,7 +92,7 @@ impl KafkaSourceConfig {
                 ("queued.max.messages.kbytes", "32768"),
                 ("queued.min.messages", "50000"),
                 ("fetch.wait.max.ms", "100"),
-                ("fetch.message.max.bytes", "4194304"),
+                ("fetch.message.max.bytes", "1048576"),
                 ("fetch.queue.backoff.ms", "10"),
                 ("fetch.error.backoff.ms", "100"),
                 ("check.crcs", "true"),
