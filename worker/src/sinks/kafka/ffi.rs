@@ -1,11 +1,13 @@
-//! The native call that puts a record into a producer's queue. `unsafe` is here alone, because rdkafka's own `send`
+//! The native calls that put records into a producer's queue and take their reports. `unsafe` is here alone, because rdkafka's own `send`
 //! allocates a topic name and looks it up for every record.
 #![allow(unsafe_code)]
 
-use std::ffi::{CString, c_int};
+use std::ffi::{CStr, CString, c_int, c_void};
 use std::ptr;
 use std::time::Duration;
 
+use rdkafka::client::ClientContext;
+use rdkafka::error::KafkaError;
 use rdkafka::producer::{BaseProducer, Producer};
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka_sys as sys;
@@ -16,6 +18,7 @@ use crate::kafka::Logged;
 /// A producer with handles of the topics it writes to. Dropped: handles first, then the producer.
 pub(super) struct RowProducer {
     topics: Vec<*mut sys::rd_kafka_topic_t>,
+    queue: *mut sys::rd_kafka_queue_t,
     pub(super) producer: BaseProducer<Logged>,
 }
 
@@ -31,8 +34,11 @@ pub(super) struct Topic(pub(super) usize);
 impl RowProducer {
     /// `None`: a name that no topic can have.
     pub(super) fn new(producer: BaseProducer<Logged>, names: &[&str]) -> Option<Self> {
+        // SAFETY: the producer is alive and outlives the reference, which is given back in `drop`.
+        let queue = unsafe { sys::rd_kafka_queue_get_main(producer.client().native_ptr()) };
         let mut made = Self {
             topics: Vec::new(),
+            queue,
             producer,
         };
         for name in names {
@@ -58,8 +64,46 @@ impl RowProducer {
         code == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR
     }
 
-    /// Copies the record into the queue; never waits. `QueueFull`: poll, then again.
-    pub(super) fn put(&self, topic: Topic, record: &Staged<'_>) -> Result<(), RDKafkaErrorCode> {
+    /// Takes the delivery reports that are there: the mark that the record was put with, and what became of it. Never waits.
+    pub(super) fn reports(&self, mut each: impl FnMut(usize, Result<(), RDKafkaErrorCode>)) {
+        loop {
+            // SAFETY: the queue is ours until `drop`; an event is owned until it is destroyed, and its messages with it.
+            unsafe {
+                let event = sys::rd_kafka_queue_poll(self.queue, 0);
+                if event.is_null() {
+                    return;
+                }
+                match sys::rd_kafka_event_type(event) {
+                    sys::RD_KAFKA_EVENT_DR => loop {
+                        let message = sys::rd_kafka_event_message_next(event);
+                        if message.is_null() {
+                            break;
+                        }
+                        let code = (*message).err;
+                        let ok = code == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR;
+                        let became = if ok { Ok(()) } else { Err(code.into()) };
+                        each((*message)._private as usize, became);
+                    },
+                    sys::RD_KAFKA_EVENT_ERROR => {
+                        let code: RDKafkaErrorCode = sys::rd_kafka_event_error(event).into();
+                        let reason = CStr::from_ptr(sys::rd_kafka_event_error_string(event));
+                        let context = self.producer.context();
+                        context.error(KafkaError::Global(code), &reason.to_string_lossy());
+                    }
+                    _ => {}
+                }
+                sys::rd_kafka_event_destroy(event);
+            }
+        }
+    }
+
+    /// Copies the record into the queue; never waits. `QueueFull`: poll, then again. `mark` comes back in its report.
+    pub(super) fn put(
+        &self,
+        topic: Topic,
+        record: &Staged<'_>,
+        mark: usize,
+    ) -> Result<(), RDKafkaErrorCode> {
         use sys::rd_kafka_vtype_t as T;
         let rk = self.producer.client().native_ptr();
         let part = |bytes: Option<&[u8]>| bytes.map_or((ptr::null(), 0), |b| (b.as_ptr(), b.len()));
@@ -87,6 +131,8 @@ impl RowProducer {
                 record.timestamp_ms.unwrap_or(0),
                 T::RD_KAFKA_VTYPE_HEADERS as c_int,
                 headers,
+                T::RD_KAFKA_VTYPE_OPAQUE as c_int,
+                mark as *mut c_void,
                 T::RD_KAFKA_VTYPE_END as c_int,
             )
         };
@@ -128,6 +174,8 @@ fn native_headers(record: &Staged<'_>) -> Result<*mut sys::rd_kafka_headers_t, R
 
 impl Drop for RowProducer {
     fn drop(&mut self) {
+        // SAFETY: got in `new`, given back once.
+        unsafe { sys::rd_kafka_queue_destroy(self.queue) };
         for topic in self.topics.drain(..) {
             // SAFETY: made in `new`, given back once.
             unsafe { sys::rd_kafka_topic_destroy(topic) };

@@ -205,7 +205,7 @@ pub(super) fn put(
     deadline: Instant,
 ) -> Result<(), KafkaError> {
     loop {
-        match rows.put(to, record) {
+        match rows.put(to, record, 0) {
             Ok(()) => return Ok(()),
             Err(RDKafkaErrorCode::QueueFull) if Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(1));
