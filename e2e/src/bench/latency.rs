@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::percentile;
 use crate::bed::Server;
 use crate::engine::{Engine, Launch};
-use crate::kafka::{self, Appended, From, Prompt, Reader, Seen};
+use crate::kafka::{self, Appended, From, Pace, Prompt, Reader, Seen};
 use crate::suite::Work;
 
 #[derive(Args, Clone)]
@@ -141,6 +141,8 @@ pub struct Samples {
     sorted: Vec<i64>,
     /// Rows that came out only as part of a later one's count.
     folded: usize,
+    /// How late the sender was with a row at most: what it makes up for comes as a burst, on a machine that is busy elsewhere.
+    behind: Duration,
     /// Number, appended, arrived.
     rows: Vec<(usize, i64, i64)>,
 }
@@ -156,19 +158,28 @@ fn probe(
 ) -> Result<Samples> {
     let count = rate * (WARM_UP_SECONDS + seconds);
     let times = Times(Arc::new((0..count).map(|_| AtomicI64::new(0)).collect()));
-    let mut reader = Reader::new(brokers, output, From::End)?;
+    // Where the append time counts, a prompt reader would only keep the broker busy.
+    let pace = match arrival {
+        Arrival::Appended => Pace::Leisurely,
+        Arrival::Read => Pace::Prompt,
+    };
+    let mut reader = Reader::with_pace(brokers, output, From::End, pace)?;
     let producer = Prompt::new(brokers, input, times.clone())?;
     let began = Instant::now();
-    let sender = std::thread::spawn(move || -> Result<()> {
+    let sender = std::thread::spawn(move || -> Result<Duration> {
+        let mut behind = Duration::ZERO;
         for number in 0..count {
             let due = began + Duration::from_secs_f64(number as f64 / rate as f64);
             if let Some(early) = due.checked_duration_since(Instant::now()) {
                 std::thread::sleep(early);
+            } else if number >= rate * WARM_UP_SECONDS {
+                behind = behind.max(due.elapsed());
             }
             let row = format!("{{\"id\":{number},\"k\":{}}}", number % KEYS);
             producer.send(number, (number % 4) as i32, row.as_bytes())?;
         }
-        producer.flush()
+        producer.flush()?;
+        Ok(behind)
     });
 
     let mut arrivals = Arrivals::new(count);
@@ -194,7 +205,7 @@ fn probe(
             }
         }
     }
-    sender
+    let behind = sender
         .join()
         .map_err(|_| anyhow::anyhow!("the sender panicked"))??;
     let rows: Vec<(usize, i64, i64)> = (rate * WARM_UP_SECONDS..count)
@@ -209,6 +220,7 @@ fn probe(
     Ok(Samples {
         sorted,
         folded: arrivals.folded,
+        behind,
         rows,
     })
 }
@@ -220,12 +232,13 @@ impl Samples {
             n => format!(", {n} shown by a later row of their key"),
         };
         format!(
-            "p50 {} ms, p99 {} ms, p99.9 {} ms, max {} ms over {} rows{folded}",
+            "p50 {} ms, p99 {} ms, p99.9 {} ms, max {} ms over {} rows{folded}, the sender at most {} ms late",
             percentile(&self.sorted, 0.5),
             percentile(&self.sorted, 0.99),
             percentile(&self.sorted, 0.999),
             percentile(&self.sorted, 1.0),
-            self.sorted.len()
+            self.sorted.len(),
+            self.behind.as_millis()
         )
     }
 
