@@ -32,7 +32,7 @@ pub struct Sink {
     /// ExactlyOnce or AtLeastOnce (rows leave at once, milliseconds of latency). Absent: the most that the sink can give.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub delivery: Option<Delivery>,
-    /// Append (default): final rows. Update: changed rows once per epoch. Complete: the whole result per epoch.
+    /// Append (default): final rows. Update: changed rows, once per epoch, or with delivery AtLeastOnce as soon as the input has run dry. Complete: the whole result per epoch.
     #[serde(default)]
     pub output_mode: OutputMode,
     /// Key of the result, for Update and Complete where the plan cannot infer it. Default none.

@@ -201,14 +201,32 @@ pub enum From {
     End,
 }
 
+/// How a reader asks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Pace {
+    /// Has each record as soon as it may be read.
+    Prompt,
+    /// Asks four times a second, and costs the broker little.
+    Leisurely,
+}
+
 impl Reader {
     pub fn new(brokers: &str, topic: &str, from: From) -> Result<Self> {
+        Self::with_pace(brokers, topic, from, Pace::Prompt)
+    }
+
+    pub fn with_pace(brokers: &str, topic: &str, from: From, pace: Pace) -> Result<Self> {
+        let (wait, bytes) = match pace {
+            Pace::Prompt => ("5", "1"),
+            Pace::Leisurely => ("250", "1000000"),
+        };
         let consumer: BaseConsumer = config(brokers)
             .set("group.id", "penstock-e2e-reader")
             .set("enable.auto.commit", "false")
             .set("isolation.level", "read_committed")
             .set("enable.partition.eof", "true")
-            .set("fetch.wait.max.ms", "5")
+            .set("fetch.wait.max.ms", wait)
+            .set("fetch.min.bytes", bytes)
             .set("fetch.message.max.bytes", "8388608")
             .set("queued.min.messages", "200000")
             .create()?;
@@ -307,7 +325,8 @@ impl<A: Appended> ProducerContext for Acks<A> {
     }
 }
 
-/// Sends each record at once and learns when it was appended: for measuring latency, not for loading.
+/// Sends each record within a millisecond and learns when it was appended: for measuring latency, not for loading. Without that
+/// millisecond every record is a request of its own, and the broker is what is measured.
 pub struct Prompt<A: Appended> {
     producer: ThreadedProducer<Acks<A>>,
     topic: String,
@@ -315,10 +334,15 @@ pub struct Prompt<A: Appended> {
 
 impl<A: Appended> Prompt<A> {
     pub fn new(brokers: &str, topic: &str, acks: A) -> Result<Self> {
-        let producer = config(brokers)
-            .set("linger.ms", "0")
+        let producer: ThreadedProducer<Acks<A>> = config(brokers)
+            .set("linger.ms", "1")
             .set("acks", "all")
             .create_with_context(Acks(acks))?;
+        // Connected before the first record is due.
+        producer
+            .client()
+            .fetch_metadata(Some(topic), PATIENCE)
+            .with_context(|| format!("topic {topic} cannot be asked for"))?;
         Ok(Self {
             producer,
             topic: topic.to_owned(),

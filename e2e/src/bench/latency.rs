@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::percentile;
 use crate::bed::Server;
 use crate::engine::{Engine, Launch};
-use crate::kafka::{self, Appended, From, Prompt, Reader, Seen};
+use crate::kafka::{self, Appended, From, Pace, Prompt, Reader, Seen};
 use crate::suite::Work;
 
 #[derive(Args, Clone)]
@@ -37,9 +37,18 @@ pub struct Options {
         default_value = "stateless,keyed,exactly-once"
     )]
     cases: Vec<String>,
+    /// `checkpoint.interval` of the jobs
+    #[arg(long, default_value = "100ms")]
+    interval: String,
+    /// Write the times of each row (number, appended to the input, arrived; ms since 1970) to <FILE>-<case>.csv: for who looks
+    /// for the cause of a tail
+    #[arg(long)]
+    samples: Option<PathBuf>,
 }
 
 const WARM_UP_SECONDS: usize = 5;
+/// Distinct values of `k`. The partitions divide it, so that a key's rows stand in one partition, in order.
+const KEYS: usize = 1_000;
 
 /// Milliseconds since 1970 at which each row was appended to the input; 0 is not yet known.
 #[derive(Clone)]
@@ -60,85 +69,188 @@ enum Arrival {
     Read,
 }
 
-/// What a probe measured, in milliseconds, sorted.
-pub struct Samples(Vec<i64>);
+/// Which input rows an output row stands for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shows {
+    /// The one with its `id`.
+    Itself,
+    /// Those of its key `k` that its count `n` counts and no output before it did; its `id` is the last one's.
+    Counted,
+}
 
-/// Sends numbered rows `{"id": n, "k": n % 1000}` at a steady rate and reads them back from the output topic by their `id`.
+/// When each input row arrived; what is not possible is refused.
+struct Arrivals {
+    /// By number; 0: not yet.
+    at: Vec<i64>,
+    missing: usize,
+    /// Per key the rows that were counted.
+    counted: Vec<usize>,
+    /// Rows that came out only as part of a later one's count.
+    folded: usize,
+}
+
+impl Arrivals {
+    fn new(count: usize) -> Self {
+        Self {
+            at: vec![0; count],
+            missing: count,
+            counted: vec![0; KEYS],
+            folded: 0,
+        }
+    }
+
+    fn take(&mut self, row: &Value, shows: Shows, at: i64) -> Result<()> {
+        let number = |name: &str| {
+            let number = row[name]
+                .as_u64()
+                .with_context(|| format!("no {name} in {row}"))?;
+            Ok::<_, anyhow::Error>(usize::try_from(number)?)
+        };
+        let id = number("id")?;
+        match shows {
+            Shows::Itself => self.arrive(id, at),
+            Shows::Counted => {
+                let (k, n) = (number("k")?, number("n")?);
+                ensure!(
+                    k < KEYS && n > self.counted[k] && id == (n - 1) * KEYS + k,
+                    "{row} is not the state of key {k} after its row {n}, or comes after {} were counted",
+                    self.counted.get(k).copied().unwrap_or_default()
+                );
+                let from = std::mem::replace(&mut self.counted[k], n);
+                self.folded += n - from - 1;
+                (from..n).try_for_each(|i| self.arrive(i * KEYS + k, at))
+            }
+        }
+    }
+
+    fn arrive(&mut self, number: usize, at: i64) -> Result<()> {
+        let slot = self
+            .at
+            .get_mut(number)
+            .with_context(|| format!("row {number} was never sent"))?;
+        ensure!(*slot == 0, "row {number} came twice");
+        *slot = at;
+        self.missing -= 1;
+        Ok(())
+    }
+}
+
+/// What a probe measured.
+pub struct Samples {
+    /// Milliseconds, sorted.
+    sorted: Vec<i64>,
+    /// Rows that came out only as part of a later one's count.
+    folded: usize,
+    /// How late the sender was with a row at most: what it makes up for comes as a burst, on a machine that is busy elsewhere.
+    behind: Duration,
+    /// Number, appended, arrived.
+    rows: Vec<(usize, i64, i64)>,
+}
+
+/// Sends numbered rows `{"id": n, "k": n % 1000}` at a steady rate and reads back what shows them. Fails when a row is missing.
 fn probe(
     brokers: &str,
     input: &str,
     output: &str,
     rate: usize,
     seconds: usize,
-    arrival: Arrival,
+    (shows, arrival): (Shows, Arrival),
 ) -> Result<Samples> {
     let count = rate * (WARM_UP_SECONDS + seconds);
     let times = Times(Arc::new((0..count).map(|_| AtomicI64::new(0)).collect()));
-    let mut reader = Reader::new(brokers, output, From::End)?;
+    // Where the append time counts, a prompt reader would only keep the broker busy.
+    let pace = match arrival {
+        Arrival::Appended => Pace::Leisurely,
+        Arrival::Read => Pace::Prompt,
+    };
+    let mut reader = Reader::with_pace(brokers, output, From::End, pace)?;
     let producer = Prompt::new(brokers, input, times.clone())?;
     let began = Instant::now();
-    let sender = std::thread::spawn(move || -> Result<()> {
+    let sender = std::thread::spawn(move || -> Result<Duration> {
+        let mut behind = Duration::ZERO;
         for number in 0..count {
             let due = began + Duration::from_secs_f64(number as f64 / rate as f64);
             if let Some(early) = due.checked_duration_since(Instant::now()) {
                 std::thread::sleep(early);
+            } else if number >= rate * WARM_UP_SECONDS {
+                behind = behind.max(due.elapsed());
             }
-            let row = format!("{{\"id\":{number},\"k\":{}}}", number % 1_000);
+            let row = format!("{{\"id\":{number},\"k\":{}}}", number % KEYS);
             producer.send(number, (number % 4) as i32, row.as_bytes())?;
         }
-        producer.flush()
+        producer.flush()?;
+        Ok(behind)
     });
 
-    let mut arrived = vec![0i64; count];
-    let mut missing = count;
+    let mut arrivals = Arrivals::new(count);
     let mut heard = Instant::now();
-    while missing > 0 {
+    while arrivals.missing > 0 {
         match reader.next(Duration::from_millis(100))? {
             Seen::Record(record) => {
                 heard = Instant::now();
                 let now = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis())?;
                 let row: Value = serde_json::from_slice(&record.value.unwrap_or_default())?;
-                let number =
-                    usize::try_from(row["id"].as_u64().context("an output row without id")?)?;
-                ensure!(
-                    number < count && arrived[number] == 0,
-                    "row {number} came twice, or was never sent"
-                );
-                arrived[number] = match arrival {
+                let at = match arrival {
                     Arrival::Appended => record.timestamp.context("no append time")?,
                     Arrival::Read => now,
                 };
-                missing -= 1;
+                arrivals.take(&row, shows, at)?;
             }
             Seen::End | Seen::Quiet => {
                 if heard.elapsed() > Duration::from_secs(20)
                     && began.elapsed() > Duration::from_secs(30)
                 {
-                    bail!("{missing} of {count} rows did not come out");
+                    bail!("{} of {count} rows did not come out", arrivals.missing);
                 }
             }
         }
     }
-    sender
+    let behind = sender
         .join()
         .map_err(|_| anyhow::anyhow!("the sender panicked"))??;
-    let mut samples: Vec<i64> = (rate * WARM_UP_SECONDS..count)
-        .map(|number| arrived[number] - times.0[number].load(Ordering::Acquire))
+    let rows: Vec<(usize, i64, i64)> = (rate * WARM_UP_SECONDS..count)
+        .map(|n| (n, times.0[n].load(Ordering::Acquire), arrivals.at[n]))
         .collect();
-    samples.sort_unstable();
-    Ok(Samples(samples))
+    ensure!(
+        rows.iter().all(|(_, sent, _)| *sent > 0),
+        "the broker did not say when it took some rows"
+    );
+    let mut sorted: Vec<i64> = rows.iter().map(|(_, sent, at)| at - sent).collect();
+    sorted.sort_unstable();
+    Ok(Samples {
+        sorted,
+        folded: arrivals.folded,
+        behind,
+        rows,
+    })
 }
 
 impl Samples {
     fn line(&self) -> String {
+        let folded = match self.folded {
+            0 => String::new(),
+            n => format!(", {n} shown by a later row of their key"),
+        };
         format!(
-            "p50 {} ms, p99 {} ms, p99.9 {} ms, max {} ms over {} rows",
-            percentile(&self.0, 0.5),
-            percentile(&self.0, 0.99),
-            percentile(&self.0, 0.999),
-            percentile(&self.0, 1.0),
-            self.0.len()
+            "p50 {} ms, p99 {} ms, p99.9 {} ms, max {} ms over {} rows{folded}, the sender at most {} ms late",
+            percentile(&self.sorted, 0.5),
+            percentile(&self.sorted, 0.99),
+            percentile(&self.sorted, 0.999),
+            percentile(&self.sorted, 1.0),
+            self.sorted.len(),
+            self.behind.as_millis()
         )
+    }
+
+    fn write(&self, file: &Path) -> Result<()> {
+        let lines = self
+            .rows
+            .iter()
+            .map(|(n, sent, at)| format!("{n},{sent},{at}\n"));
+        let text: String = std::iter::once("number,appended,arrived\n".to_owned())
+            .chain(lines)
+            .collect();
+        std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
     }
 }
 
@@ -156,7 +268,7 @@ pub fn baseline(brokers: &str, rate: usize, seconds: usize) -> Result<String> {
         "latency-baseline",
         rate,
         seconds,
-        Arrival::Read,
+        (Shows::Itself, Arrival::Read),
     )?;
     Ok(samples.line())
 }
@@ -165,6 +277,9 @@ struct Case {
     name: &'static str,
     sql: &'static str,
     delivery: &'static str,
+    /// Further fields of the sink.
+    sink: &'static str,
+    shows: Shows,
     arrival: Arrival,
     aim_p99: i64,
 }
@@ -174,14 +289,18 @@ const CASES: [Case; 3] = [
         name: "stateless",
         sql: "INSERT INTO out SELECT id, k FROM rows_in",
         delivery: "AtLeastOnce",
+        sink: "",
+        shows: Shows::Itself,
         arrival: Arrival::Appended,
         aim_p99: 5,
     },
-    // The first row of each id: every row meets keyed state behind an exchange and leaves at once.
+    // Every row changes its key's result behind an exchange, and the result says up to which row it counts.
     Case {
         name: "keyed",
-        sql: "INSERT INTO out SELECT id, k FROM (SELECT id, k, ROW_NUMBER() OVER (PARTITION BY id ORDER BY at ASC) AS rn FROM rows_in) WHERE rn = 1",
+        sql: "INSERT INTO out SELECT k, COUNT(*) AS n, MAX(id) AS id FROM rows_in GROUP BY k",
         delivery: "AtLeastOnce",
+        sink: "\n      outputMode: Update",
+        shows: Shows::Counted,
         arrival: Arrival::Appended,
         aim_p99: 8,
     },
@@ -189,6 +308,8 @@ const CASES: [Case; 3] = [
         name: "exactly-once",
         sql: "INSERT INTO out SELECT id, k FROM rows_in",
         delivery: "ExactlyOnce",
+        sink: "",
+        shows: Shows::Itself,
         arrival: Arrival::Read,
         aim_p99: 150,
     },
@@ -208,7 +329,14 @@ pub fn run(options: &Options) -> Result<String> {
         .filter(|case| options.cases.iter().any(|name| name == case.name))
     {
         let samples = measure(options, case, &brokers, &work.folder)?;
-        let p99 = percentile(&samples.0, 0.99);
+        if let Some(file) = &options.samples {
+            samples.write(&PathBuf::from(format!(
+                "{}-{}.csv",
+                file.display(),
+                case.name
+            )))?;
+        }
+        let p99 = percentile(&samples.sorted, 0.99);
         println!(
             "latency: {} ({}): {}; aim p99 ≤ {} ms",
             case.name,
@@ -243,7 +371,10 @@ fn measure(options: &Options, case: &Case, brokers: &str, folder: &Path) -> Resu
     )?;
     let manifest = folder.join(format!("{}.yaml", case.name));
     let name = case.name;
-    std::fs::write(&manifest, job(case, brokers, &input, &output, folder))?;
+    std::fs::write(
+        &manifest,
+        job(case, brokers, (&input, &output), folder, &options.interval),
+    )?;
     let mut engine = Engine::start(&Launch {
         program: options.penstock.clone(),
         manifest,
@@ -261,18 +392,25 @@ fn measure(options: &Options, case: &Case, brokers: &str, folder: &Path) -> Resu
         &output,
         options.rate,
         options.seconds,
-        case.arrival,
+        (case.shows, case.arrival),
     )?;
     engine.interrupt(Duration::from_secs(60))?;
     Ok(samples)
 }
 
-fn job(case: &Case, brokers: &str, input: &str, output: &str, folder: &Path) -> String {
+fn job(
+    case: &Case,
+    brokers: &str,
+    (input, output): (&str, &str),
+    folder: &Path,
+    interval: &str,
+) -> String {
     let (
         Case {
             name,
             sql,
             delivery,
+            sink,
             ..
         },
         folder,
@@ -297,8 +435,8 @@ spec:
     - name: out
       kafka: {{bootstrapServers: '{brokers}', topic: {output}}}
       format: {{json: {{}}}}
-      delivery: {delivery}
-  checkpoint: {{interval: 100ms, storage: {{local: {{path: '{folder}/{name}-checkpoint'}}}}}}
+      delivery: {delivery}{sink}
+  checkpoint: {{interval: {interval}, storage: {{local: {{path: '{folder}/{name}-checkpoint'}}}}}}
   state: {{ttl: 1h}}
   workers: {{slots: 2}}
 "
@@ -315,10 +453,31 @@ mod tests {
             crate::manifest::assert_valid(&job(
                 case,
                 "127.0.0.1:9092",
-                "in",
-                "out",
+                ("in", "out"),
                 Path::new("/tmp/latency"),
+                "100ms",
             ));
         }
+    }
+
+    fn row(k: usize, n: usize, id: usize) -> Value {
+        serde_json::json!({"k": k, "n": n, "id": id})
+    }
+
+    #[test]
+    fn a_count_shows_every_row_up_to_it_and_no_row_twice() {
+        let mut arrivals = Arrivals::new(3 * KEYS);
+        let mut take = |row: &Value, at| arrivals.take(row, Shows::Counted, at);
+        take(&row(7, 1, 7), 10).unwrap();
+        take(&row(7, 3, 2 * KEYS + 7), 12).unwrap();
+        assert!(take(&row(7, 3, 2 * KEYS + 7), 13).is_err(), "again");
+        assert!(
+            take(&row(8, 2, 8), 13).is_err(),
+            "the newest row is missing"
+        );
+        assert!(take(&row(8, 4, 3 * KEYS + 8), 13).is_err(), "never sent");
+        assert_eq!(arrivals.at[7], 10);
+        assert_eq!((arrivals.at[KEYS + 7], arrivals.at[2 * KEYS + 7]), (12, 12));
+        assert_eq!(arrivals.folded, 1);
     }
 }

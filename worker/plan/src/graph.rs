@@ -6,6 +6,8 @@
 //!   their node's input by those names, unqualified.
 //! - Hidden columns start with `$` ([`hidden`]) and come last. They ride along from the source to the first judge of late
 //!   rows or to the operator that breaks ties by origin; sinks never see them.
+//! - Changing results leave by *emissions*: at every barrier, and where [`crate::emission`] says so whenever the input has run
+//!   dry. Each tells what changed since the last one.
 //! - Event time inside the engine is microseconds since the epoch, UTC; columns keep their declared Arrow type.
 
 use std::sync::Arc;
@@ -124,7 +126,7 @@ pub enum WindowBy {
 pub enum Emit {
     /// Once, when the watermark passes the window's end: append.
     OnClose,
-    /// At every barrier the windows that changed, and at the close: upsert by keys and window.
+    /// At every emission the windows that changed, and at the close: upsert by keys and window.
     OnUpdate,
 }
 
@@ -164,9 +166,9 @@ pub struct SortKey {
 pub enum Keep {
     /// `ORDER BY <event time> ASC`: emitted once, when the watermark has passed the row: append.
     FirstByTime,
-    /// `ORDER BY <event time> DESC`: upsert, changed keys at every barrier.
+    /// `ORDER BY <event time> DESC`: upsert, changed keys at every emission.
     LastByTime,
-    /// Any other order (Top-1): upsert, changed keys at every barrier. Per window: append, at the window's close.
+    /// Any other order (Top-1): upsert, changed keys at every emission. Per window: append, at the window's close.
     Best,
 }
 
@@ -212,7 +214,7 @@ pub enum Op {
         aggregates: Vec<Aggregate>,
         emit: Emit,
     },
-    /// Aggregation without a window. Output: keys, aggregates. Emits changed groups at every barrier. No aggregates:
+    /// Aggregation without a window. Output: keys, aggregates. Emits changed groups at every emission. No aggregates:
     /// `SELECT DISTINCT`, which on append input emits at once and is append.
     Aggregate {
         keys: Vec<usize>,

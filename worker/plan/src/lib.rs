@@ -10,7 +10,7 @@
 //!
 //! ```text
 //! 5  planner (the whole way)
-//! 4  finish (stages, uids, fingerprints), verdict, explain
+//! 4  finish (stages, uids, fingerprints), verdict, explain, emission (when changes leave)
 //! 3  lower (logical plan to nodes), prune (passes over nodes)
 //! 2  catalog (tables, types, names), window (TUMBLE, HOP), ir (nodes)
 //! 1  parse, dialect, refuse, rewrite, functions, expression
@@ -22,6 +22,7 @@
 mod catalog;
 mod codes;
 mod dialect;
+pub mod emission;
 mod explain;
 mod expression;
 mod fault;

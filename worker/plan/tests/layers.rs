@@ -8,7 +8,7 @@ fn layer(module: &str) -> Option<u8> {
         "parse" | "dialect" | "refuse" | "rewrite" | "functions" | "expression" => 1,
         "catalog" | "window" | "ir" => 2,
         "lower" | "prune" => 3,
-        "finish" | "verdict" | "explain" => 4,
+        "finish" | "verdict" | "explain" | "emission" => 4,
         "planner" => 5,
         _ => return None,
     })

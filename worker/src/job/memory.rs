@@ -77,6 +77,8 @@ pub struct MemoryJob {
     sinks: Vec<(String, MemorySink)>,
     crash: Crash,
     crashes: u32,
+    /// Sinks publish at once, and sources are read so many rows at a time.
+    poll_rows: Option<usize>,
 }
 
 impl MemoryJob {
@@ -121,9 +123,16 @@ impl MemoryJob {
             clock: Arc::default(),
             crash: Crash::default(),
             crashes: 0,
+            poll_rows: None,
             job,
             plan,
         }
+    }
+
+    /// Rows leave at once, changes as soon as the input has run dry, and sources are read so many rows at a time.
+    pub fn at_once(mut self, poll_rows: usize) -> Self {
+        self.poll_rows = Some(poll_rows);
+        self
     }
 
     /// Where the job's log lies.
@@ -239,6 +248,7 @@ impl MemoryJob {
             memory: MEMORY,
             slots: self.slots,
             threads: SlotThreads::Shared,
+            at_once: self.poll_rows.is_some(),
             trigger: Trigger::AvailableNow { drain },
         };
         let (_never, stop) = watch::channel(false);
@@ -259,10 +269,19 @@ impl MemoryJob {
             sinks: Vec::new(),
         };
         for (name, sink) in &self.sinks {
-            let sink: SinkRef = Arc::new(sink.clone());
-            connected
+            // Of whole results the last epoch's counts, which only staged records know.
+            let whole = self
+                .plan
                 .sinks
-                .push((name.clone(), sink, Guarantee::ExactlyOnce));
+                .get(name)
+                .is_none_or(|p| p.mode == OutputMode::Complete);
+            let guarantee = if self.poll_rows.is_some() && !whole {
+                Guarantee::AtLeastOnce
+            } else {
+                Guarantee::ExactlyOnce
+            };
+            let sink: SinkRef = Arc::new(sink.clone());
+            connected.sinks.push((name.clone(), sink, guarantee));
         }
         for spec in &self.job.spec.sources {
             let (Some(scan), Some(source)) = (
@@ -280,7 +299,7 @@ impl MemoryJob {
             rules.rows_per_second = 0;
             connected.sources.push(SourceParts {
                 rules: Arc::new(rules),
-                source: Arc::new(source.clone()),
+                source: Arc::new(source.polled(self.poll_rows)),
                 columns: scan_columns(scan)?,
             });
         }
@@ -295,6 +314,8 @@ struct ListSource {
     /// Columns that a list has no value for.
     unknown: Arc<[usize]>,
     last: Arc<Mutex<Option<Arc<LastRow>>>>,
+    /// Rows of one poll at most.
+    poll_rows: usize,
 }
 
 impl ListSource {
@@ -315,6 +336,14 @@ impl ListSource {
             list,
             unknown,
             last: Arc::default(),
+            poll_rows: usize::MAX,
+        }
+    }
+
+    fn polled(&self, rows: Option<usize>) -> Self {
+        Self {
+            poll_rows: rows.unwrap_or(usize::MAX),
+            ..self.clone()
         }
     }
 }
@@ -325,6 +354,7 @@ impl Source for ListSource {
             reader: self.list.reader()?,
             unknown: self.unknown.clone(),
             last: self.last.lock().clone(),
+            poll_rows: self.poll_rows,
         }))
     }
 
@@ -337,6 +367,7 @@ struct ListReader {
     reader: Box<dyn SourceReader>,
     unknown: Arc<[usize]>,
     last: Option<Arc<LastRow>>,
+    poll_rows: usize,
 }
 
 impl ListReader {
@@ -362,9 +393,12 @@ impl SourceReader for ListReader {
             }
             return Ok(Polled::Empty);
         }
-        let polled = self
-            .reader
-            .poll(allowed.unwrap_or(max_rows).min(max_rows))?;
+        let polled = self.reader.poll(
+            allowed
+                .unwrap_or(max_rows)
+                .min(max_rows)
+                .min(self.poll_rows),
+        )?;
         let Polled::Rows(mut batch) = polled else {
             return Ok(polled);
         };

@@ -276,6 +276,7 @@ async fn generation(
         memory: options.memory,
         slots: usize::try_from(job.spec.workers.slots).unwrap_or(1).max(1),
         threads: SlotThreads::Own,
+        at_once: !trigger(job).planned(),
         trigger: trigger(job),
     };
     serve(job, plan, setup, stop.clone(), progress.clone()).await
@@ -301,6 +302,7 @@ struct Setup {
     memory: usize,
     slots: usize,
     threads: SlotThreads,
+    at_once: bool,
     trigger: Trigger,
 }
 
@@ -320,6 +322,7 @@ async fn serve(
         memory,
         slots,
         threads,
+        at_once,
         trigger,
     } = setup;
     let key_groups = log.fold().key_groups();
@@ -365,6 +368,7 @@ async fn serve(
         clock,
         slots,
         threads,
+        at_once,
         early_bytes: memory / 4 / slots,
         nonces: Box::new(|| Nonce::from_bytes(SystemEntropy.bytes16())),
         stop,
@@ -383,6 +387,9 @@ pub(crate) struct Assembly {
     pub clock: Arc<dyn Clock>,
     pub slots: usize,
     pub threads: SlotThreads,
+    /// Changes of sinks that publish at once may leave within an epoch. Not in planned ones: what leaves within an epoch depends
+    /// on how its input arrived, and a planned epoch that runs again gives the same rows.
+    pub at_once: bool,
     /// Bytes of state and staged outputs at which a slot asks for an early barrier.
     pub early_bytes: usize,
     pub nonces: Box<dyn FnMut() -> Nonce + Send + Sync>,
@@ -401,6 +408,7 @@ pub(crate) async fn assemble(assembly: Assembly) -> Result<Outcome> {
         clock,
         slots,
         threads,
+        at_once,
         early_bytes,
         nonces,
         stop,
@@ -414,6 +422,7 @@ pub(crate) async fn assemble(assembly: Assembly) -> Result<Outcome> {
         sinks: connected.sinks.clone(),
         clock: clock.clone(),
         early_bytes,
+        at_once,
         threads,
     };
     let (to_member, member_inbox) = mpsc::unbounded_channel();

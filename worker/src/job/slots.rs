@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use penstock_checkpoint::ids::OperatorUid;
+use penstock_plan::emission;
 use penstock_plan::graph::{Distribution, Edge, Node, NodeId, Op, Phase, StreamGraph};
 use tokio::sync::{Notify, mpsc};
 
@@ -20,7 +21,7 @@ use crate::sinks::{Guarantee, SinkRef};
 use crate::sources::Source;
 use crate::state::{SlotState, StateWorker};
 use crate::task::{
-    HashBy, OperatorTask, Route, Scan, ScanColumns, SinkStage, SinkTask, Slot, SlotEvent,
+    HashBy, Inputs, OperatorTask, Route, Scan, ScanColumns, SinkStage, SinkTask, Slot, SlotEvent,
     SourceRules, SourceTask, SplitNames,
 };
 
@@ -53,6 +54,8 @@ pub struct GraphSlots {
     pub sinks: Vec<(String, SinkRef, Guarantee)>,
     pub clock: Arc<dyn Clock>,
     pub early_bytes: usize,
+    /// Changes of sinks that publish at once leave within an epoch.
+    pub at_once: bool,
     pub threads: SlotThreads,
 }
 
@@ -211,13 +214,18 @@ impl GraphSlots {
             let at = start.restore.state.watermarks.get(&OperatorUid::new(uid));
             at.map_or(EventTime::MIN, |t| EventTime::from_micros(t.get()))
         };
+        let at_once = emission::at_once(&self.graph, |sink| {
+            let found = self.sinks.iter().find(|(name, _, _)| name == sink);
+            self.at_once && found.is_some_and(|(_, _, g)| *g == Guarantee::AtLeastOnce)
+        });
         let mut sources = Vec::new();
         let mut operators = Vec::new();
         let mut sinks = Vec::new();
-        for node in &self.graph.nodes {
+        for (node, at_once) in self.graph.nodes.iter().zip(at_once) {
             let uid = node.uid.0.clone();
             let routes = wires.routes.remove(&node.id).unwrap_or_default();
             let (inlets, ports) = wires.inlets.remove(&node.id).unwrap_or_default();
+            let inputs = Inputs::new(inlets, &ports, restored(&uid));
             match &node.op {
                 Op::Source { name, .. } => {
                     let parts = self.source(name)?;
@@ -235,24 +243,17 @@ impl GraphSlots {
                 Op::Sink { name, mode, key } => {
                     let stage = self.sink(name)?;
                     sinks.push(SinkTask::new(
-                        uid.clone(),
+                        uid,
                         stage,
-                        inlets,
+                        inputs,
                         *mode,
                         key.clone(),
-                        restored(&uid),
+                        at_once,
                     ));
                 }
                 _ => {
-                    let operator = self.operator(node)?;
-                    operators.push(OperatorTask::new(
-                        uid.clone(),
-                        operator,
-                        inlets,
-                        &ports,
-                        routes,
-                        restored(&uid),
-                    ));
+                    let operator = self.operator(node, at_once)?;
+                    operators.push(OperatorTask::new(uid, operator, inputs, routes, at_once));
                 }
             }
         }
@@ -278,6 +279,7 @@ impl GraphSlots {
             epoch: start.first_epoch.get(),
             late_counts: vec![0; self.sources.len().max(1)],
             late_letters: Vec::new(),
+            owed: None,
             asked: false,
             assigned: 0,
             said_done: false,
@@ -315,7 +317,7 @@ impl GraphSlots {
             .collect()
     }
 
-    fn operator(&self, node: &Node) -> Result<Box<dyn operators::Operator>> {
+    fn operator(&self, node: &Node, at_once: bool) -> Result<Box<dyn operators::Operator>> {
         let inputs: Vec<&Edge> = {
             let mut inputs: Vec<&Edge> = self
                 .graph
@@ -349,7 +351,11 @@ impl GraphSlots {
                 .find(|b| partial && b.to == e.from)?;
             Some(self.graph.nodes[before.from.0].schema.clone())
         });
-        operators::build(node, &schemas, late, &kinds, operators::Switches::default())
+        let switches = operators::Switches {
+            at_once,
+            ..operators::Switches::default()
+        };
+        operators::build(node, &schemas, late, &kinds, switches)
     }
 
     fn source(&self, name: &str) -> Result<&SourceParts> {

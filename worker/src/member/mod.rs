@@ -19,7 +19,7 @@ use crate::fault;
 use crate::message::Barrier;
 use crate::planted::{Bug, planted};
 use crate::process;
-use crate::sinks::{Guarantee, SinkRef, StagedRecords};
+use crate::sinks::{DirectSender, Guarantee, SinkRef, StagedRecords};
 use crate::state::{Commit, FrozenLayer, StateWorker};
 use crate::task::{Assignment, SlotCommand, SlotEvent, SlotReport};
 
@@ -446,6 +446,7 @@ impl Member {
         }
         let (late, direct) = self.stage_late(&mut reports, barrier.epoch);
         rows_out += late;
+        let mut owing: Vec<Box<dyn DirectSender>> = Vec::new();
         for (sink, shard, staged) in direct {
             if self.sinks[sink].2 == Guarantee::ExactlyOnce {
                 outputs
@@ -455,7 +456,8 @@ impl Member {
             } else {
                 let mut sender = self.sinks[sink].1.direct()?;
                 sender.send(&staged)?;
-                sender.flush()?;
+                sender.seal()?;
+                owing.push(sender);
             }
         }
         let id = PackId {
@@ -485,13 +487,11 @@ impl Member {
             .map(|s| SinkName::new(s.0.clone()))
             .collect();
         process::spawn(async move {
-            let written = upload(
-                &store,
-                PackWriter::new(id, member),
-                &layers,
-                &outputs,
-                &names,
-            )
+            let written = async {
+                settle(owing).await?;
+                let writer = PackWriter::new(id, member);
+                upload(&store, writer, &layers, &outputs, &names).await
+            }
             .await;
             let _ = uploads.send(written.map(|(pack, bytes)| {
                 snapshot.pack = pack;
@@ -534,6 +534,16 @@ impl Member {
                 .collect(),
         )
     }
+}
+
+/// Waits until everything that was sent at once has been acknowledged.
+async fn settle(mut owing: Vec<Box<dyn DirectSender>>) -> Result<()> {
+    for sender in &mut owing {
+        while !sender.settled()? {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+    }
+    Ok(())
 }
 
 /// Writes a pack; answers what a commit says of it, and its size in bytes.

@@ -1,5 +1,5 @@
 //! Aggregation without a window, and deduplication by the last or best row, which is the same with another accumulator.
-//! Takes retractions; emits the groups that changed at every barrier. State table `groups` (key -> accumulators).
+//! Takes retractions; emits the groups that changed at every barrier, or as soon as the input has run dry. State table `groups` (key -> accumulators).
 //!
 //! `SELECT DISTINCT` on an append edge is the exception: a key is emitted when it is first seen, and only that is kept.
 
@@ -22,10 +22,10 @@ use crate::state::TableId;
 /// When rows leave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Leaves {
-    /// Changed groups at the barrier.
-    AtBarrier,
-    /// New keys at once; append only.
-    AtOnce,
+    /// Changed groups, several changes of one as one.
+    Changed,
+    /// New keys with their first row; append only.
+    New,
 }
 
 /// The parts of a node that the operator is made of. The shape counts rows.
@@ -39,7 +39,7 @@ pub struct Plan {
     pub output: SchemaRef,
 }
 
-/// What consumers have of groups that changed in this epoch.
+/// What consumers have of groups that changed since the last emission.
 struct Before {
     groups: Vec<u32>,
     existed: Vec<bool>,
@@ -140,6 +140,7 @@ impl GroupAggregate {
                 return Ok(Progress::More);
             }
         }
+        hot.table.told();
         if std::mem::take(&mut self.barrier) {
             hot.persist(&self.plan.shape, &self.place, cx.state, cx.now_ms)?;
             // State knows which values have expired, a hot table does not: with a TTL it lives for one epoch.
@@ -171,7 +172,7 @@ impl Operator for GroupAggregate {
             cx.state,
             cx.now_ms,
         )?;
-        if self.plan.leaves == Leaves::AtOnce {
+        if self.plan.leaves == Leaves::New {
             Self::emit_new(&self.plan, hot, &groups, cx)?;
             return Ok(Progress::Idle);
         }
@@ -185,7 +186,14 @@ impl Operator for GroupAggregate {
             });
         }
         self.plan.shape.update(&mut hot.table, &batch, &groups)?;
+        if self.switches.at_once && hot.table.untold().len() >= self.switches.partial_groups {
+            return self.pump(cx);
+        }
         Ok(Progress::Idle)
+    }
+
+    fn on_dry(&mut self, cx: &mut Context<'_>) -> Result<Progress> {
+        self.pump(cx)
     }
 
     fn on_watermark(&mut self, _t: EventTime, _cx: &mut Context<'_>) -> Result<Progress> {

@@ -103,7 +103,8 @@ pub fn build(
                 )?));
             }
             let retract = retract && *phase == Phase::Single;
-            let shape = Shape::of_aggregates(types, aggregates, rows, retract, retract);
+            let shape = Shape::of_aggregates(types, aggregates, rows, retract, retract)
+                .told_at_once(switches.at_once && *emit == Emit::OnUpdate);
             let plan = window_aggregate::Plan {
                 uid,
                 shape,
@@ -130,13 +131,14 @@ pub fn build(
         } => {
             let rows = input(0)?;
             let leaves = if aggregates.is_empty() && !retract {
-                Leaves::AtOnce
+                Leaves::New
             } else {
-                Leaves::AtBarrier
+                Leaves::Changed
             };
             let plan = aggregate::Plan {
                 uid,
-                shape: Shape::of_aggregates(types(rows, keys), aggregates, rows, retract, true),
+                shape: Shape::of_aggregates(types(rows, keys), aggregates, rows, retract, true)
+                    .told_at_once(switches.at_once),
                 keys: keys.clone(),
                 columns: Columns::KeysAndWindow,
                 leaves,
@@ -265,10 +267,10 @@ fn deduplication(
     }
     let plan = aggregate::Plan {
         uid,
-        shape: Shape::of_best(types, order, d.retract, true),
+        shape: Shape::of_best(types, order, d.retract, true).told_at_once(switches.at_once),
         keys,
         columns: Columns::Row,
-        leaves: Leaves::AtBarrier,
+        leaves: Leaves::Changed,
         ttl_ms: d.ttl_ms,
         output,
     };

@@ -271,6 +271,11 @@ impl Operator for FirstByTime {
         Ok(Progress::Idle)
     }
 
+    fn on_dry(&mut self, _cx: &mut Context<'_>) -> Result<Progress> {
+        // A first row waits for the watermark.
+        Ok(Progress::Idle)
+    }
+
     fn on_watermark(&mut self, t: EventTime, cx: &mut Context<'_>) -> Result<Progress> {
         self.open(cx)?;
         self.watermark = self.watermark.max(t.micros());

@@ -23,6 +23,8 @@ pub struct Shape {
     specs: Vec<Made>,
     /// Net number of rows per group is kept: with retractions, and where a group's birth and end matter.
     counts_rows: bool,
+    /// Changes are told more often than they are written: tables keep apart what was not told yet.
+    at_once: bool,
 }
 
 enum Made {
@@ -46,6 +48,7 @@ impl Shape {
             key_types,
             specs,
             counts_rows,
+            at_once: false,
         }
     }
 
@@ -59,7 +62,13 @@ impl Shape {
             key_types,
             specs: vec![Made::Best { order, retract }],
             counts_rows,
+            at_once: false,
         }
+    }
+
+    /// Consumers may be told of changes before they are written.
+    pub fn told_at_once(self, at_once: bool) -> Self {
+        Self { at_once, ..self }
     }
 
     pub fn table(&self, tagged: bool) -> Result<Table> {
@@ -67,8 +76,8 @@ impl Shape {
             index: GroupIndex::new(&self.key_types, tagged)?,
             accumulators: self.make()?,
             rows: Vec::new(),
-            dirty: Vec::new(),
-            changed: Vec::new(),
+            changed: Marks::default(),
+            untold: self.at_once.then(Marks::default),
         })
     }
 
@@ -220,43 +229,85 @@ impl Shape {
     }
 }
 
+/// Groups, each once, in the order in which they were marked.
+#[derive(Default)]
+struct Marks {
+    set: Vec<bool>,
+    list: Vec<u32>,
+}
+
+impl Marks {
+    /// Those of `groups` that were not marked yet. `total`: groups there are.
+    fn mark(&mut self, groups: &[u32], total: usize) -> Vec<u32> {
+        if self.set.len() < total {
+            self.set.resize(total, false);
+        }
+        let before = self.list.len();
+        for g in groups {
+            if !self.set[*g as usize] {
+                self.set[*g as usize] = true;
+                self.list.push(*g);
+            }
+        }
+        self.list[before..].to_vec()
+    }
+
+    fn clear(&mut self) {
+        for g in self.list.drain(..) {
+            self.set[g as usize] = false;
+        }
+    }
+
+    fn memory_bytes(&self) -> usize {
+        self.set.capacity() + self.list.capacity() * 4
+    }
+}
+
 /// Groups in memory.
 pub struct Table {
     pub index: GroupIndex,
     accumulators: Vec<Box<dyn Accumulator>>,
     rows: Vec<i64>,
-    dirty: Vec<bool>,
-    changed: Vec<u32>,
+    /// Since the last barrier: to be written.
+    changed: Marks,
+    /// Changed since consumers were told last, where that is not at the barrier alone.
+    untold: Option<Marks>,
 }
 
 impl Table {
     fn grow(&mut self) {
         let groups = self.index.len();
-        if self.dirty.len() == groups {
+        if self.rows.len() == groups {
             return;
         }
         for a in &mut self.accumulators {
             a.grow(groups);
         }
         self.rows.resize(groups, 0);
-        self.dirty.resize(groups, false);
     }
 
-    /// Marks groups as changed since the last barrier; answers those that were not yet.
+    /// Marks groups as changed; answers those of which consumers still have the state before the call: not marked since the
+    /// last barrier, or since [`Self::told`] where changes leave at once.
     pub fn mark(&mut self, groups: &[u32]) -> Vec<u32> {
         self.grow();
-        let before = self.changed.len();
-        for g in groups {
-            if !self.dirty[*g as usize] {
-                self.dirty[*g as usize] = true;
-                self.changed.push(*g);
-            }
+        let total = self.index.len();
+        let fresh = self.changed.mark(groups, total);
+        match &mut self.untold {
+            Some(untold) => untold.mark(groups, total),
+            None => fresh,
         }
-        self.changed[before..].to_vec()
     }
 
-    pub fn changed(&self) -> &[u32] {
-        &self.changed
+    /// Groups whose changes consumers have not been told of.
+    pub fn untold(&self) -> &[u32] {
+        &self.untold.as_ref().unwrap_or(&self.changed).list
+    }
+
+    /// Consumers have been told of all changes.
+    pub fn told(&mut self) {
+        if let Some(untold) = &mut self.untold {
+            untold.clear();
+        }
     }
 
     /// Net rows of a group; of tables that count them.
@@ -294,8 +345,8 @@ impl Table {
     pub fn memory_bytes(&self) -> usize {
         self.index.memory_bytes()
             + self.rows.capacity() * 8
-            + self.dirty.capacity()
-            + self.changed.capacity() * 4
+            + self.changed.memory_bytes()
+            + self.untold.as_ref().map_or(0, Marks::memory_bytes)
             + self
                 .accumulators
                 .iter()
@@ -371,12 +422,12 @@ impl Hot {
         if self.complete && crate::planted::switch::REWRITES.get() {
             self.rewrite(place, state);
         }
-        let changed = std::mem::take(&mut self.table.changed);
+        let changed = std::mem::take(&mut self.table.changed.list);
         let mut value = Vec::new();
         for part in changed.chunks(4096) {
             let keys = StateKeys::new(&self.table.index, part, place, state)?;
             for (g, (group, key)) in part.iter().zip(keys.pairs()) {
-                self.table.dirty[*g as usize] = false;
+                self.table.changed.set[*g as usize] = false;
                 let slot = usize::from(group - first);
                 if shape.counts_rows && self.table.rows[*g as usize] == 0 {
                     if self.persisted[slot] {
@@ -402,12 +453,13 @@ impl Hot {
                 state.delete_prefix(place.table, group, &place.prefix);
             }
         }
-        self.table.changed = (0..self.table.index.len() as u32).collect();
+        let all: Vec<u32> = (0..self.table.index.len() as u32).collect();
+        self.table.changed.mark(&all, all.len());
     }
 
     /// Forgets what is in memory; nothing may be unwritten.
     pub fn evict(&mut self, shape: &Shape) -> Result<()> {
-        debug_assert!(self.table.changed.is_empty());
+        debug_assert!(self.table.changed.list.is_empty() && self.table.untold().is_empty());
         self.complete = !self.persisted.contains(&true);
         self.table = shape.table(false)?;
         Ok(())

@@ -162,6 +162,11 @@ impl Operator for Materialize {
         Ok(Progress::Idle)
     }
 
+    fn on_dry(&mut self, _cx: &mut Context<'_>) -> Result<Progress> {
+        // The whole result is told once per epoch.
+        Ok(Progress::Idle)
+    }
+
     fn on_watermark(&mut self, _t: EventTime, _cx: &mut Context<'_>) -> Result<Progress> {
         Ok(Progress::Idle)
     }

@@ -37,10 +37,12 @@ use crate::state::SlotState;
 pub struct Switches {
     /// Hot tables above so many bytes are dropped after a barrier and read back from state when they are needed.
     pub hot_bytes: usize,
-    /// A partial operator hands on what it has when it holds so many groups.
+    /// An operator that hands on groups before the barrier does so when it holds so many.
     pub partial_groups: usize,
     /// Rows per emitted batch, about.
     pub emit_rows: usize,
+    /// What changed leaves when the input has run dry, not only at the barrier.
+    pub at_once: bool,
 }
 
 impl Default for Switches {
@@ -49,6 +51,7 @@ impl Default for Switches {
             hot_bytes: 256 << 20,
             partial_groups: 1 << 17,
             emit_rows: 4096,
+            at_once: false,
         }
     }
 }
@@ -82,11 +85,14 @@ pub trait Output {
 
 /// One operator of one subtask.
 ///
-/// Order of calls: any mix of `process` and `on_watermark`, then `on_barrier`; after `More` only `resume` until `Idle`.
+/// Order of calls: any mix of `process`, `on_dry` and `on_watermark`, then `on_barrier`; after `More` only `resume` until `Idle`.
 /// The task forwards a watermark or barrier to the consumers after `Idle`; an operator never does it itself.
 pub trait Operator: Send {
     /// Takes a batch of input `port`.
     fn process(&mut self, port: usize, batch: Batch, cx: &mut Context<'_>) -> Result<Progress>;
+    /// No batch waits in any input: emit what changed since the last emission. Asked of operators whose [`Switches`] say
+    /// `at_once` only; kinds stay right whenever and however often it is asked.
+    fn on_dry(&mut self, cx: &mut Context<'_>) -> Result<Progress>;
     /// The minimum over all inputs rose to `t`.
     fn on_watermark(&mut self, t: EventTime, cx: &mut Context<'_>) -> Result<Progress>;
     /// The epoch ends here: emit what is emitted per epoch, write every change of state to `cx.state`. The task freezes

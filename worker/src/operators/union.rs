@@ -21,6 +21,9 @@ impl Operator for Union {
         cx.output.emit(Batch { rows, ..batch });
         Ok(Progress::Idle)
     }
+    fn on_dry(&mut self, _cx: &mut Context<'_>) -> Result<Progress> {
+        Ok(Progress::Idle)
+    }
     fn on_watermark(&mut self, _t: EventTime, _cx: &mut Context<'_>) -> Result<Progress> {
         Ok(Progress::Idle)
     }

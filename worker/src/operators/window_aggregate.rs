@@ -45,6 +45,18 @@ pub enum Columns {
     Row,
 }
 
+/// What is done when the queue of windows has been worked off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Behind {
+    /// Its windows closed; each was forgotten.
+    #[default]
+    Close,
+    /// Consumers were told of what changed in open windows.
+    Dry,
+    /// As `Dry`, and everything is written.
+    Barrier,
+}
+
 /// The parts of a node that the operator is made of.
 pub struct Plan {
     pub uid: String,
@@ -80,8 +92,8 @@ pub struct WindowAggregate {
     opened: bool,
     queue: VecDeque<Span>,
     closing: Option<Closing>,
-    /// A barrier waits for the queue: persist after it.
-    barrier: bool,
+    /// What waits behind the queue.
+    behind: Behind,
     codec: RowCodec,
     /// Partial groups that came after their last window: their rows cannot be told apart any more.
     late_partials: u64,
@@ -107,7 +119,7 @@ impl WindowAggregate {
             opened: false,
             queue: VecDeque::new(),
             closing: None,
-            barrier: false,
+            behind: Behind::Close,
             late_partials: 0,
         })
     }
@@ -300,7 +312,7 @@ impl WindowAggregate {
                     self.closing = Some(closing);
                     return Ok(Progress::More);
                 }
-                if !self.barrier {
+                if self.behind == Behind::Close {
                     self.forget(closing.window, cx)?;
                 }
                 continue;
@@ -310,11 +322,13 @@ impl WindowAggregate {
             };
             self.closing = Some(self.begin(window)?);
         }
-        if self.barrier {
-            self.barrier = false;
-            self.persist(cx)?;
-        } else {
-            self.find_next_close();
+        match std::mem::take(&mut self.behind) {
+            Behind::Close => self.find_next_close(),
+            Behind::Dry => self.told(),
+            Behind::Barrier => {
+                self.told();
+                self.persist(cx)?;
+            }
         }
         Ok(Progress::Idle)
     }
@@ -397,11 +411,15 @@ impl WindowAggregate {
         Ok(())
     }
 
-    /// Windows with changes since the last barrier that are still open.
+    fn told(&mut self) {
+        self.panes.values_mut().for_each(|hot| hot.table.told());
+    }
+
+    /// Open windows with changes that consumers have not been told of.
     fn touched(&self) -> BTreeSet<Span> {
         self.panes
             .iter()
-            .filter(|(_, hot)| !hot.table.changed().is_empty())
+            .filter(|(_, hot)| !hot.table.untold().is_empty())
             .flat_map(|(pane, _)| self.plan.windows.windows_of(*pane))
             .filter(|w| w.end > self.closed_to)
             .collect()
@@ -418,6 +436,16 @@ impl Operator for WindowAggregate {
             (Lane::Main, Input::Rows) | (Lane::Late, _) => self.take_rows(batch, cx)?,
         }
         Ok(Progress::Idle)
+    }
+
+    fn on_dry(&mut self, cx: &mut Context<'_>) -> Result<Progress> {
+        if self.plan.emit == Emit::OnClose {
+            return Ok(Progress::Idle);
+        }
+        self.open(cx)?;
+        self.behind = Behind::Dry;
+        self.queue.extend(self.touched());
+        self.pump(cx)
     }
 
     fn on_watermark(&mut self, t: EventTime, cx: &mut Context<'_>) -> Result<Progress> {
@@ -440,7 +468,7 @@ impl Operator for WindowAggregate {
 
     fn on_barrier(&mut self, _barrier: &Barrier, cx: &mut Context<'_>) -> Result<Progress> {
         self.open(cx)?;
-        self.barrier = true;
+        self.behind = Behind::Barrier;
         if self.plan.emit == Emit::OnUpdate {
             self.queue.extend(self.touched());
         }

@@ -93,6 +93,9 @@ impl Operator for WindowAssign {
         });
         Ok(Progress::Idle)
     }
+    fn on_dry(&mut self, _cx: &mut Context<'_>) -> Result<Progress> {
+        Ok(Progress::Idle)
+    }
     fn on_watermark(&mut self, t: EventTime, _cx: &mut Context<'_>) -> Result<Progress> {
         self.watermark = self.watermark.max(t.micros());
         Ok(Progress::Idle)

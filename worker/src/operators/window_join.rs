@@ -408,6 +408,11 @@ impl Operator for WindowJoin {
         Ok(Progress::Idle)
     }
 
+    fn on_dry(&mut self, _cx: &mut Context<'_>) -> Result<Progress> {
+        // Pairs are told at their window's close.
+        Ok(Progress::Idle)
+    }
+
     fn on_watermark(&mut self, t: EventTime, cx: &mut Context<'_>) -> Result<Progress> {
         self.open(cx)?;
         if t.micros() <= self.closed_to {

@@ -135,6 +135,10 @@ impl Operator for WindowPartial {
         Ok(Progress::Idle)
     }
 
+    fn on_dry(&mut self, cx: &mut Context<'_>) -> Result<Progress> {
+        self.flush(cx)
+    }
+
     fn on_watermark(&mut self, t: EventTime, cx: &mut Context<'_>) -> Result<Progress> {
         self.watermark = self.watermark.max(t.micros());
         if self.watermark < self.next_close {

@@ -320,6 +320,7 @@ impl World {
             clock: Arc::new(self.clock),
             slots: self.slots,
             threads: SlotThreads::Shared,
+            at_once: true,
             early_bytes: 16 << 20,
             nonces: Box::new(move || Nonce::from_bytes(nonces.bytes16())),
             stop,

@@ -80,7 +80,7 @@ pub(crate) async fn check(subject: Subject) {
     sink.prepare().await.unwrap();
     keys_stay_in_their_shard(sink.as_ref());
     if sink.guarantee() == Guarantee::AtLeastOnce {
-        rows_sent_directly_are_out_after_a_flush(&subject).await;
+        rows_sent_directly_are_out_when_their_epoch_has_settled(&subject).await;
         return;
     }
     assert!(read(&subject).await.is_empty());
@@ -204,12 +204,15 @@ async fn records_made_outside_sql_are_published(subject: &Subject, expected: &mu
     assert_eq!(&read(subject).await, expected);
 }
 
-async fn rows_sent_directly_are_out_after_a_flush(subject: &Subject) {
+async fn rows_sent_directly_are_out_when_their_epoch_has_settled(subject: &Subject) {
     let staged = stage(subject.sink.as_ref(), 0, 100);
     let mut direct = subject.sink.direct().unwrap();
     for staged in &staged {
         direct.send(staged).unwrap();
     }
-    direct.flush().unwrap();
+    direct.seal().unwrap();
+    while !direct.settled().unwrap() {
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
     assert_eq!(read(subject).await, sorted(lines(0, 100)));
 }

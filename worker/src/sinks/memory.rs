@@ -161,7 +161,11 @@ impl DirectSender for MemorySink {
         copy(&records.data, 0, &mut self.target.lock().records)
     }
 
-    fn flush(&mut self) -> Result<()> {
+    fn seal(&mut self) -> Result<()> {
         Ok(())
+    }
+
+    fn settled(&mut self) -> Result<bool> {
+        Ok(true)
     }
 }

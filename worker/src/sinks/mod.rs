@@ -87,8 +87,11 @@ pub trait ShardPublisher: Send {
 pub trait DirectSender: Send {
     /// Queues a chunk of staged records. Blocks only when the client's queue is full (backpressure).
     fn send(&mut self, records: &StagedRecords) -> Result<()>;
-    /// Everything sent so far is acknowledged (at a barrier). Bounded by the sink's own deadline.
-    fn flush(&mut self) -> Result<()>;
+    /// The epoch ends here: what was sent since the last seal is owed to it. Never waits. The epoch before has settled.
+    fn seal(&mut self) -> Result<()>;
+    /// Whether everything that the sealed epoch is owed has been acknowledged. Never waits; an error when something was given
+    /// up, or the sink's own deadline has passed. True where nothing is sealed.
+    fn settled(&mut self) -> Result<bool>;
 }
 
 /// One sink of the job.

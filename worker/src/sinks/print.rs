@@ -102,7 +102,11 @@ impl DirectSender for PrintSink {
         self.print(&records.data)
     }
 
-    fn flush(&mut self) -> Result<()> {
+    fn seal(&mut self) -> Result<()> {
         self.flush_out()
+    }
+
+    fn settled(&mut self) -> Result<bool> {
+        Ok(true)
     }
 }

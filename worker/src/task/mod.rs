@@ -4,6 +4,7 @@
 mod align;
 mod columns;
 mod failing;
+mod inputs;
 mod late;
 mod operator;
 mod route;
@@ -14,6 +15,7 @@ mod watermark;
 
 pub use columns::{Scan, ScanColumns};
 pub use failing::FailAbove;
+pub use inputs::Inputs;
 pub use late::SplitNames;
 pub use operator::OperatorTask;
 pub use route::{HashBy, Route};

@@ -2,11 +2,11 @@
 
 use crate::error::Result;
 use crate::message::{Barrier, BarrierKind, Batch, EventTime, Message};
-use crate::network::Inlet;
 use crate::operators::{Context, Operator, Output, Progress};
 use crate::state::SlotState;
 
-use super::align::{Align, Step};
+use super::align::Step;
+use super::inputs::{Given, Inputs};
 use super::late::LateRows;
 use super::route::Route;
 
@@ -34,13 +34,12 @@ enum Mark {
 pub struct OperatorTask {
     pub uid: String,
     operator: Box<dyn Operator>,
-    inlets: Vec<Box<dyn Inlet>>,
-    align: Align,
+    inputs: Inputs,
     outputs: Outputs,
     /// The operator said `More`; after `Idle` this mark goes on.
     resuming: Option<Option<Mark>>,
-    steps: std::collections::VecDeque<Step>,
-    turn: usize,
+    /// Changes leave when the input has run dry.
+    at_once: bool,
     /// Passed this barrier; takes nothing before the slot has frozen its state.
     passed: Option<Barrier>,
     ended: bool,
@@ -110,29 +109,21 @@ impl Output for Outputs {
 }
 
 impl OperatorTask {
-    /// `ports[i]` is the port that `inlets[i]` feeds.
+    /// `at_once`: what changed leaves when the input has run dry, and not only at the barrier.
     pub fn new(
         uid: String,
         operator: Box<dyn Operator>,
-        inlets: Vec<Box<dyn Inlet>>,
-        ports: &[usize],
+        inputs: Inputs,
         routes: Vec<Route>,
-        watermark: EventTime,
+        at_once: bool,
     ) -> Self {
-        let mut steps = std::collections::VecDeque::new();
-        if watermark > EventTime::MIN {
-            // The restored watermark, so that the operator judges lateness as it did.
-            steps.push_back(Step::Watermark(watermark));
-        }
         Self {
             uid,
             operator,
-            inlets,
-            align: Align::new(ports, watermark),
+            inputs,
             outputs: Outputs::new(routes),
             resuming: None,
-            steps,
-            turn: 0,
+            at_once,
             passed: None,
             ended: false,
             rows_in: 0,
@@ -141,7 +132,7 @@ impl OperatorTask {
     }
 
     pub fn watermark(&self) -> EventTime {
-        self.align.watermark()
+        self.inputs.watermark()
     }
 
     pub fn passed(&self) -> Option<Barrier> {
@@ -191,10 +182,22 @@ impl OperatorTask {
                 self.outputs.check()?;
                 continue;
             }
-            let Some(step) = self.next_step() else {
-                return Ok(if n == 0 { Turn::Starved } else { Turn::Busy });
-            };
-            self.step(step, state, now_ms)?;
+            match self.inputs.take() {
+                Given::Step(step) => self.step(step, state, now_ms)?,
+                Given::Dry if self.at_once => {
+                    let mut cx = Context {
+                        output: &mut self.outputs,
+                        state,
+                        now_ms,
+                    };
+                    if self.operator.on_dry(&mut cx)? == Progress::More {
+                        self.resuming = Some(None);
+                    }
+                }
+                Given::Dry | Given::Nothing => {
+                    return Ok(if n == 0 { Turn::Starved } else { Turn::Busy });
+                }
+            }
             self.rows_out = self.outputs.rows;
             self.outputs.check()?;
         }
@@ -250,32 +253,5 @@ impl OperatorTask {
             }
             None => {}
         }
-    }
-
-    /// The next step, channels in turn so that none starves another.
-    fn next_step(&mut self) -> Option<Step> {
-        if let Some(step) = self.steps.pop_front() {
-            return Some(step);
-        }
-        if let Some(step) = self.align.next() {
-            return Some(step);
-        }
-        let channels = self.inlets.len();
-        for _ in 0..channels {
-            let c = self.turn % channels;
-            self.turn += 1;
-            while self.align.open(c) {
-                let Some(message) = self.inlets[c].receive() else {
-                    break;
-                };
-                if let Some(step) = self.align.take(c, message) {
-                    return Some(step);
-                }
-            }
-            if let Some(step) = self.align.next() {
-                return Some(step);
-            }
-        }
-        None
     }
 }

@@ -11,10 +11,10 @@ use penstock_plan::graph::OutputMode;
 
 use crate::error::{EngineError, Result};
 use crate::message::{Barrier, BarrierKind, Batch, RowKind};
-use crate::network::Inlet;
 use crate::sinks::{DirectSender, Record, SinkEncoder, SinkRef, StagedRecords};
 
-use super::align::{Align, Step};
+use super::align::Step;
+use super::inputs::{Given, Inputs};
 use super::operator::Turn;
 
 /// What one slot has staged for one sink in the running epoch. Shared by the sink's task and by dead letters.
@@ -83,10 +83,15 @@ impl SinkStage {
         self.shards.iter().map(|s| s.data.len()).sum()
     }
 
-    /// Ends the epoch: everything sent is acknowledged, everything staged is handed over, by shard.
+    /// Whether everything that was sent in the epoch that `finish` ended has been acknowledged.
+    pub fn settled(&mut self) -> Result<bool> {
+        self.direct.as_mut().map_or(Ok(true), |d| d.settled())
+    }
+
+    /// Ends the epoch: everything staged is handed over, by shard; what was sent is owed to it until it has `settled`.
     pub fn finish(&mut self) -> Result<Vec<(u16, StagedRecords)>> {
         if let Some(direct) = &mut self.direct {
-            direct.flush()?;
+            direct.seal()?;
         }
         let staged = self
             .shards
@@ -110,10 +115,10 @@ pub struct SinkTask {
     pub uid: String,
     /// Index of its [`SinkStage`].
     pub stage: usize,
-    inlets: Vec<Box<dyn Inlet>>,
-    align: Align,
+    inputs: Inputs,
     fold: Option<ChangeFold>,
-    turn: usize,
+    /// Folded changes leave when the input has run dry.
+    at_once: bool,
     passed: Option<Barrier>,
 }
 
@@ -121,15 +126,15 @@ pub struct SinkTask {
 const TURN: usize = 16;
 
 impl SinkTask {
+    /// `at_once`: changes are folded until the input has run dry, not until the barrier.
     pub fn new(
         uid: String,
         stage: usize,
-        inlets: Vec<Box<dyn Inlet>>,
+        inputs: Inputs,
         mode: OutputMode,
         key: Option<Vec<usize>>,
-        watermark: crate::message::EventTime,
+        at_once: bool,
     ) -> Self {
-        let ports = vec![0; inlets.len()];
         let fold = match (mode, key) {
             (OutputMode::Update, Some(key)) => Some(ChangeFold {
                 key,
@@ -140,16 +145,15 @@ impl SinkTask {
         Self {
             uid,
             stage,
-            inlets,
-            align: Align::new(&ports, watermark),
+            inputs,
             fold,
-            turn: 0,
+            at_once,
             passed: None,
         }
     }
 
     pub fn watermark(&self) -> crate::message::EventTime {
-        self.align.watermark()
+        self.inputs.watermark()
     }
 
     pub fn passed(&self) -> Option<Barrier> {
@@ -166,58 +170,38 @@ impl SinkTask {
             if self.passed.is_some() {
                 return Ok(Turn::Starved);
             }
-            let Some(step) = self.next_step() else {
-                return Ok(if n == 0 { Turn::Starved } else { Turn::Busy });
-            };
-            match step {
-                Step::Batch(_, batch) => match &mut self.fold {
+            match self.inputs.take() {
+                Given::Step(Step::Batch(_, batch)) => match &mut self.fold {
                     Some(fold) => fold.pending.push(batch),
                     None => stage.encode(&batch)?,
                 },
-                Step::Barrier(b) if b.kind == BarrierKind::Begin => {}
-                Step::Barrier(barrier) => {
-                    if let Some(batch) = self
-                        .fold
-                        .as_mut()
-                        .map(ChangeFold::take)
-                        .transpose()?
-                        .flatten()
-                    {
-                        stage.encode(&batch)?;
-                    }
+                Given::Step(Step::Barrier(b)) if b.kind == BarrierKind::Begin => {}
+                Given::Step(Step::Barrier(barrier)) => {
+                    self.unfold(stage)?;
                     self.passed = Some(barrier);
                 }
-                Step::Watermark(_) | Step::Idle | Step::End => {}
+                Given::Step(Step::Watermark(_) | Step::Idle | Step::End) => {}
+                Given::Dry if self.at_once => self.unfold(stage)?,
+                Given::Dry | Given::Nothing => {
+                    return Ok(if n == 0 { Turn::Starved } else { Turn::Busy });
+                }
             }
         }
         Ok(Turn::Busy)
     }
 
-    fn next_step(&mut self) -> Option<Step> {
-        if let Some(step) = self.align.next() {
-            return Some(step);
+    /// Sends on what was folded.
+    fn unfold(&mut self, stage: &mut SinkStage) -> Result<()> {
+        if let Some(fold) = &mut self.fold
+            && let Some(batch) = fold.take()?
+        {
+            stage.encode(&batch)?;
         }
-        let channels = self.inlets.len();
-        for _ in 0..channels {
-            let c = self.turn % channels;
-            self.turn += 1;
-            while self.align.open(c) {
-                let Some(message) = self.inlets[c].receive() else {
-                    break;
-                };
-                if let Some(step) = self.align.take(c, message) {
-                    return Some(step);
-                }
-            }
-            if let Some(step) = self.align.next() {
-                return Some(step);
-            }
-        }
-        None
+        Ok(())
     }
 }
 
-/// Folds an epoch's changes to the last one per key: `+U` the row, or `-D`.
+/// Folds changes to the last one per key: `+U` the row, or `-D`.
 struct ChangeFold {
     key: Vec<usize>,
     pending: Vec<Batch>,

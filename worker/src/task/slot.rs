@@ -24,6 +24,8 @@ use super::source::{
 
 /// How long a slot without work sleeps before it looks at its clocks (idle splits, rate limits).
 const LOOK: Duration = Duration::from_millis(20);
+/// The same while an ended epoch waits for acknowledgements.
+const LOOK_SETTLED: Duration = Duration::from_millis(1);
 
 /// What the member tells a slot.
 #[derive(Debug)]
@@ -116,6 +118,8 @@ pub struct Slot {
     pub epoch: u64,
     pub late_counts: Vec<u64>,
     pub late_letters: Vec<DeadLetter>,
+    /// Of the epoch that ended last, while what it sent is not acknowledged. The next one runs meanwhile.
+    pub owed: Option<Box<SlotReport>>,
     pub asked: bool,
     /// Assignments taken in so far.
     pub assigned: u64,
@@ -133,6 +137,11 @@ impl Slot {
             match self.step() {
                 Ok(Step::Busy) => tokio::task::yield_now().await,
                 Ok(Step::Idle) => {
+                    let look = if self.owed.is_some() {
+                        LOOK_SETTLED
+                    } else {
+                        LOOK
+                    };
                     tokio::select! {
                         biased;
                         () = self.notify.notified() => {}
@@ -140,7 +149,7 @@ impl Slot {
                             Some(command) => if self.command_or_report(command) { return },
                             None => return,
                         },
-                        () = tokio::time::sleep(LOOK) => self.trace_waiting(),
+                        () = tokio::time::sleep(look) => self.trace_waiting(),
                     }
                 }
                 Ok(Step::Halt) => return,
@@ -282,8 +291,28 @@ impl Slot {
         }
     }
 
-    /// When every task has passed the barrier: freeze, hand over, go on.
+    /// Tells the member of the ended epoch once what it sent is acknowledged; whether none waits any more.
+    fn hand_over(&mut self) -> Result<bool> {
+        if self.owed.is_none() {
+            return Ok(true);
+        }
+        for stage in &mut self.stages {
+            if !stage.settled()? {
+                return Ok(false);
+            }
+        }
+        if let Some(report) = self.owed.take() {
+            let _ = self.events.send(SlotEvent::Passed(report));
+        }
+        Ok(true)
+    }
+
+    /// When every task has passed the barrier: freeze, hand over, go on. The slot never waits for acknowledgements: rows of
+    /// the next epoch would wait with it.
     fn end_epoch(&mut self) -> Result<bool> {
+        if !self.hand_over()? {
+            return Ok(false);
+        }
         let passed = self
             .sources
             .iter()
@@ -317,7 +346,8 @@ impl Slot {
             counts: self.counts(),
             late: std::mem::take(&mut self.late_letters),
         };
-        let _ = self.events.send(SlotEvent::Passed(Box::new(report)));
+        self.owed = Some(Box::new(report));
+        self.hand_over()?;
         self.asked = false;
         self.epoch = barrier.epoch + 1;
         self.sources.iter_mut().for_each(SourceTask::go_on);

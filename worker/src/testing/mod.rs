@@ -95,7 +95,23 @@ pub fn load(path: &Path) -> Result<TestFile, Unusable> {
 
 /// Runs a case with so many slots, and ends the engine once after so many rows. Not to be called from within a runtime.
 pub fn run(test: &TestFile, case: &Case, slots: usize, crash_after_row: Option<u64>) -> Verdict {
-    let mut job = MemoryJob::new(test.job.clone(), test.plan.clone(), slots, None);
+    let job = MemoryJob::new(test.job.clone(), test.plan.clone(), slots, None);
+    run_on(job, test, case, crash_after_row)
+}
+
+/// As [`run`], with sinks that publish at once, changes that leave as soon as the input has run dry, and sources that are
+/// read so many rows at a time. What remains of the changes is the same.
+pub fn run_at_once(test: &TestFile, case: &Case, slots: usize, poll_rows: usize) -> Verdict {
+    let job = MemoryJob::new(test.job.clone(), test.plan.clone(), slots, None);
+    run_on(job.at_once(poll_rows), test, case, None)
+}
+
+fn run_on(
+    mut job: MemoryJob,
+    test: &TestFile,
+    case: &Case,
+    crash_after_row: Option<u64>,
+) -> Verdict {
     if let Some((source, offset)) = crash_after_row.and_then(|n| case.row(n)) {
         job.crash_after(source, offset);
     }

@@ -68,6 +68,34 @@ fn sql_means_the_same_with_any_number_of_slots_and_any_crash() {
 }
 
 #[test]
+fn changes_that_leave_at_once_come_to_the_same() {
+    let mut files = Vec::new();
+    test_files(&repository("worker/tests/sql"), &mut files);
+    let mut wrong = Vec::new();
+    for file in &files {
+        let test = testing::load(file).unwrap_or_else(|e| panic!("{}: {e:?}", file.display()));
+        for case in &test.cases {
+            for (slots, poll_rows) in [(1, 1), (1, 3), (2, 1), (2, 2), (4, 1), (4, 5)] {
+                let verdict = testing::run_at_once(&test, case, slots, poll_rows);
+                if !verdict.passed() {
+                    wrong.push(format!(
+                        "{}: {}, {slots} slots, {poll_rows} rows a poll: {verdict:#?}",
+                        file.display(),
+                        case.name
+                    ));
+                }
+            }
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "{} runs:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
+}
+
+#[test]
 fn examples_pass_with_any_number_of_slots_and_any_crash() {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(repository("examples")).expect("the examples are there") {

@@ -95,8 +95,29 @@ impl Subtask {
         }
     }
 
+    /// Takes a batch; the input may have run dry after it.
     pub fn process(&mut self, port: usize, batch: Batch) {
+        self.feed(port, batch);
+        if self.sink.rng.random_bool(0.3) {
+            self.dry();
+        }
+    }
+
+    /// Takes a batch that others wait behind.
+    pub fn feed(&mut self, port: usize, batch: Batch) {
         self.call(|o, cx| o.process(port, batch, cx).unwrap());
+    }
+
+    /// Whether changes leave when the input has run dry.
+    pub fn at_once(&self) -> bool {
+        self.switches.at_once
+    }
+
+    /// The input has run dry, if that is said to such an operator at all.
+    pub fn dry(&mut self) {
+        if self.at_once() {
+            self.call(|o, cx| o.on_dry(cx).unwrap());
+        }
     }
 
     pub fn watermark(&mut self, t: i64) {
@@ -327,5 +348,6 @@ pub fn random_switches(rng: &mut ChaCha8Rng) -> Switches {
         hot_bytes: if rng.random_bool(0.5) { 0 } else { 1 << 20 },
         partial_groups: rng.random_range(1..40),
         emit_rows: rng.random_range(1..20),
+        at_once: rng.random_bool(0.5),
     }
 }

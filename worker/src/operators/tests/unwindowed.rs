@@ -11,9 +11,10 @@ use penstock_plan::graph::{
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use super::super::Switches;
 use super::super::calc::Calc;
 use super::harness::*;
-use crate::message::RowKind;
+use crate::message::{Batch, RowKind};
 
 fn tasks(n: &Node, kind: &EdgeKind, slots: usize, rng: &mut ChaCha8Rng) -> Vec<Subtask> {
     let switches = random_switches(rng);
@@ -26,7 +27,8 @@ fn tasks(n: &Node, kind: &EdgeKind, slots: usize, rng: &mut ChaCha8Rng) -> Vec<S
         .collect()
 }
 
-/// Drives epochs of random changes; after each, `check` sees the rows alive and the settled output.
+/// Drives epochs of random changes; after each, and where changes leave at once whenever the input has run dry, `check` sees
+/// the rows alive and the settled output.
 fn epochs(n: &Node, retract: bool, seed: u64, check: impl Fn(&BTreeSet<Row>) -> Vec<String>) {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let slots = [1, 2, 4][seed as usize % 3];
@@ -67,6 +69,14 @@ fn epochs(n: &Node, retract: bool, seed: u64, check: impl Fn(&BTreeSet<Row>) -> 
             for (slot, part) in route(&batch(&rows, kinds), &[0], slots) {
                 tasks[slot].process(0, part);
             }
+            if tasks[0].at_once() && rng.random_bool(0.5) {
+                for task in &mut tasks {
+                    task.dry();
+                    settle(&std::mem::take(&mut task.sink.batches), &mut settled);
+                }
+                let shown = rows_of(&settled);
+                assert_eq!(shown, sorted(check(&alive)), "seed {seed} in {epoch}");
+            }
         }
         let restart = rng.random_bool(0.4);
         for task in &mut tasks {
@@ -76,15 +86,15 @@ fn epochs(n: &Node, retract: bool, seed: u64, check: impl Fn(&BTreeSet<Row>) -> 
                 task.restart();
             }
         }
-        let rows = settled
-            .iter()
-            .flat_map(|(row, n)| std::iter::repeat_n(row.clone(), *n as usize));
-        assert_eq!(
-            sorted(rows),
-            sorted(check(&alive)),
-            "seed {seed} epoch {epoch}"
-        );
+        let shown = rows_of(&settled);
+        assert_eq!(shown, sorted(check(&alive)), "seed {seed} epoch {epoch}");
     }
+}
+
+/// The rows of a settled changelog.
+fn rows_of(settled: &BTreeMap<String, i64>) -> Vec<String> {
+    let repeated = |(row, n): (&String, &i64)| std::iter::repeat_n(row.clone(), *n as usize);
+    sorted(settled.iter().flat_map(repeated))
 }
 
 fn by_key(rows: &BTreeSet<Row>) -> BTreeMap<Option<i64>, Vec<Row>> {
@@ -133,6 +143,77 @@ fn an_aggregate_settles_to_the_model_after_every_epoch() {
                 })
                 .collect()
         });
+    }
+}
+
+#[test]
+fn many_changed_keys_leave_before_the_input_has_run_dry() {
+    let n = aggregate_node(simple_aggregates());
+    let mut task = Subtask::new(
+        &n,
+        &[input_schema()],
+        None,
+        &[EdgeKind::Append],
+        Switches {
+            partial_groups: 10,
+            at_once: true,
+            ..Switches::default()
+        },
+        0..GROUPS,
+        1,
+    );
+    let rows: Vec<Row> = (0..10)
+        .map(|k| Row {
+            k: Some(k),
+            t: 0,
+            v: Some(1),
+            offset: k,
+        })
+        .collect();
+    task.feed(0, batch(&rows[..9], None));
+    assert!(task.sink.batches.is_empty());
+    task.feed(0, batch(&rows[9..], None));
+    let told: usize = task.sink.batches.iter().map(Batch::num_rows).sum();
+    assert_eq!(told, 10);
+    // Told once: neither the dry input nor the barrier says it again.
+    task.dry();
+    task.barrier();
+    let told: usize = task.sink.batches.iter().map(Batch::num_rows).sum();
+    assert_eq!(told, 10);
+}
+
+#[test]
+fn changes_wait_for_the_barrier_unless_they_leave_at_once() {
+    let n = aggregate_node(simple_aggregates());
+    let row = |v| Row {
+        k: Some(1),
+        t: 0,
+        v: Some(v),
+        offset: v,
+    };
+    for at_once in [false, true] {
+        let switches = Switches {
+            at_once,
+            ..Switches::default()
+        };
+        let append = [EdgeKind::Append];
+        let mut task = Subtask::new(&n, &[input_schema()], None, &append, switches, 0..GROUPS, 1);
+        let mut kinds = Vec::new();
+        for v in 1..=3 {
+            task.feed(0, batch(&[row(v)], None));
+            task.dry();
+        }
+        task.barrier();
+        for b in &task.sink.batches {
+            kinds.extend((0..b.num_rows()).map(|i| b.kind(i)));
+        }
+        use RowKind::*;
+        let expected = if at_once {
+            vec![Insert, UpdateBefore, UpdateAfter, UpdateBefore, UpdateAfter]
+        } else {
+            vec![Insert]
+        };
+        assert_eq!(kinds, expected);
     }
 }
 

@@ -350,6 +350,50 @@ fn early_emission_settles_to_the_same_rows() {
     }
 }
 
+#[test]
+fn open_windows_are_told_as_soon_as_the_input_has_run_dry() {
+    for seed in 0..200 {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let steps = script(&mut rng);
+        let w = WINDOWS[seed as usize % 4];
+        let n = window_node(Phase::Single, w, &simple_aggregates(), Emit::OnUpdate);
+        let slots = [1, 2, 4][seed as usize % 3];
+        let mut tasks = single(&n, slots, &mut rng);
+        let at_once = tasks[0].at_once();
+        let mut settled = BTreeMap::new();
+        for (i, step) in steps.iter().enumerate() {
+            match step {
+                Step::Rows(rows) => {
+                    for (slot, part) in route(&batch(rows, None), &[0], slots) {
+                        tasks[slot].process(0, part);
+                    }
+                }
+                Step::Watermark(t) => tasks.iter_mut().for_each(|o| o.watermark(*t)),
+                Step::Barrier { restart } => {
+                    for o in &mut tasks {
+                        o.barrier();
+                        if *restart {
+                            o.restart();
+                        }
+                    }
+                }
+            }
+            let dry = at_once && rng.random_bool(0.5);
+            for o in &mut tasks {
+                if dry {
+                    o.dry();
+                }
+                settle(&std::mem::take(&mut o.sink.batches), &mut settled);
+            }
+            if dry || matches!(step, Step::Barrier { .. }) {
+                let (rows, _) = expected(&steps[..=i], w, false);
+                let told: Vec<String> = settled.keys().cloned().collect();
+                assert_eq!(sorted(told), rows, "seed {seed} step {i}");
+            }
+        }
+    }
+}
+
 fn dedup_node(phase: Phase, w: Window) -> penstock_plan::graph::Node {
     let op = Op::Deduplicate {
         phase,

@@ -234,7 +234,7 @@ impl WindowAggregate {
         }
     }
 
-    /// Merges all panes' states of the keys that changed in any of them since the last barrier.
+    /// Merges all panes' states of the keys that changed in any of them since consumers were told.
     fn merge_changed(
         &mut self,
         closing: &Closing,
@@ -243,9 +243,9 @@ impl WindowAggregate {
     ) -> Result<()> {
         for (pane, _) in &closing.buckets {
             let table = &self.panes[pane].table;
-            let columns = table.index.columns(table.changed())?;
+            let columns = table.index.columns(table.untold())?;
             let hashes: Vec<u64> = table
-                .changed()
+                .untold()
                 .iter()
                 .map(|g| table.index.hash(*g))
                 .collect();

@@ -1,13 +1,15 @@
-//! The native calls that put records into a producer's queue. `unsafe` is here alone, because rdkafka's own `send` allocates
-//! a topic name and looks it up for every record, takes the clock twice and copies the value.
+//! The native calls that put records into a producer's queue and take their reports. `unsafe` is here alone, because rdkafka's
+//! own `send` allocates a topic name and looks it up for every record, takes the clock twice and copies the value.
 #![allow(unsafe_code)]
 
-use std::ffi::{CString, c_int};
+use std::ffi::{CStr, CString, c_int, c_void};
 use std::ptr;
 use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use rdkafka::client::ClientContext;
+use rdkafka::error::KafkaError;
 use rdkafka::producer::{BaseProducer, Producer};
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka_sys as sys;
@@ -19,6 +21,7 @@ use crate::sinks::staged::{StagedRecord, records};
 /// A producer with handles of the topics it writes to. Dropped: handles first, then the producer, then what it borrowed.
 pub(super) struct RowProducer {
     topics: Vec<*mut sys::rd_kafka_topic_t>,
+    queue: *mut sys::rd_kafka_queue_t,
     pub(super) producer: BaseProducer<Logged>,
     /// Chunks whose values may be in the queue.
     borrowed: Mutex<Vec<Bytes>>,
@@ -28,6 +31,14 @@ pub(super) struct RowProducer {
 const UNASSIGNED: i32 = -1;
 /// Records given to the client in one call.
 const BATCH: usize = 1024;
+
+/// Where records go, the client's flags, and what comes back in their reports.
+#[derive(Clone, Copy)]
+struct How {
+    topic: Topic,
+    flags: c_int,
+    mark: usize,
+}
 
 /// A record that the client did not take, and all behind it.
 #[derive(Debug)]
@@ -51,8 +62,11 @@ pub(super) struct Topic(pub(super) usize);
 impl RowProducer {
     /// `None`: a name that no topic can have.
     pub(super) fn new(producer: BaseProducer<Logged>, names: &[&str]) -> Option<Self> {
+        // SAFETY: the producer is alive and outlives the reference, which is given back in `drop`.
+        let queue = unsafe { sys::rd_kafka_queue_get_main(producer.client().native_ptr()) };
         let mut made = Self {
             topics: Vec::new(),
+            queue,
             producer,
             borrowed: Mutex::default(),
         };
@@ -84,59 +98,114 @@ impl RowProducer {
         all
     }
 
+    /// Takes the delivery reports that are there: the mark that the record was put with, and what became of it. Never waits.
+    pub(super) fn reports(&self, mut each: impl FnMut(usize, Result<(), RDKafkaErrorCode>)) {
+        loop {
+            // SAFETY: the queue is ours until `drop`; an event is owned until it is destroyed, and its messages with it.
+            unsafe {
+                let event = sys::rd_kafka_queue_poll(self.queue, 0);
+                if event.is_null() {
+                    return;
+                }
+                match sys::rd_kafka_event_type(event) {
+                    sys::RD_KAFKA_EVENT_DR => loop {
+                        let message = sys::rd_kafka_event_message_next(event);
+                        if message.is_null() {
+                            break;
+                        }
+                        let code = (*message).err;
+                        let ok = code == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR;
+                        let became = if ok { Ok(()) } else { Err(code.into()) };
+                        each((*message)._private as usize, became);
+                    },
+                    sys::RD_KAFKA_EVENT_ERROR => {
+                        let code: RDKafkaErrorCode = sys::rd_kafka_event_error(event).into();
+                        let reason = CStr::from_ptr(sys::rd_kafka_event_error_string(event));
+                        let context = self.producer.context();
+                        context.error(KafkaError::Global(code), &reason.to_string_lossy());
+                    }
+                    _ => {}
+                }
+                sys::rd_kafka_event_destroy(event);
+            }
+        }
+    }
+
     /// Queues the records of a chunk in order; their values are borrowed until [`Self::flushed`] says yes. `full` is asked
     /// whether to try again when the queue is full.
     pub(super) fn put_chunk(
         &self,
         topic: Topic,
         chunk: &Bytes,
-        full: impl Fn() -> bool,
+        mut full: impl FnMut() -> bool,
     ) -> Result<(), Refused> {
         self.borrowed.lock().push(chunk.clone());
-        self.put_all(topic, chunk, 0, &full)
+        let how = How {
+            topic,
+            flags: 0,
+            mark: 0,
+        };
+        self.put_all(how, chunk, &mut full)
     }
 
-    /// Queues copies of the records in `data`, as [`Self::put_chunk`].
+    /// Queues copies of the records in `data`, as [`Self::put_chunk`]. `mark` comes back in their reports.
     pub(super) fn put_copies(
         &self,
         topic: Topic,
         data: &[u8],
-        full: impl Fn() -> bool,
+        mark: usize,
+        mut full: impl FnMut() -> bool,
     ) -> Result<(), Refused> {
-        self.put_all(topic, data, sys::RD_KAFKA_MSG_F_COPY as c_int, &full)
+        let flags = sys::RD_KAFKA_MSG_F_COPY as c_int;
+        self.put_all(How { topic, flags, mark }, data, &mut full)
     }
 
-    /// Without `RD_KAFKA_MSG_F_COPY` in `flags` the caller keeps `data` alive until all is acknowledged or given up.
-    fn put_all(
+    /// Queues a copy of one record.
+    pub(super) fn put(
         &self,
         topic: Topic,
+        record: &StagedRecord<'_>,
+        mut full: impl FnMut() -> bool,
+    ) -> Result<(), Refused> {
+        let flags = sys::RD_KAFKA_MSG_F_COPY as c_int;
+        let how = How {
+            topic,
+            flags,
+            mark: 0,
+        };
+        self.put_one(how, record, &mut full)
+    }
+
+    /// Without `RD_KAFKA_MSG_F_COPY` the caller keeps `data` alive until all is acknowledged or given up.
+    fn put_all(
+        &self,
+        how: How,
         data: &[u8],
-        flags: c_int,
-        full: &impl Fn() -> bool,
+        full: &mut impl FnMut() -> bool,
     ) -> Result<(), Refused> {
         let mut batch = Vec::with_capacity(BATCH);
         for record in records(data) {
             let record = record.map_err(Refused::Broken)?;
+            // What a batch cannot carry.
             if record.has_headers() || record.timestamp_ms.is_some() {
-                self.put_batch(topic, &mut batch, flags, full)?;
-                self.put(topic, &record, full)?;
+                self.put_batch(how, &mut batch, full)?;
+                self.put_one(how, &record, full)?;
                 continue;
             }
-            batch.push(native(&record));
+            batch.push(native(&record, how.mark));
             if batch.len() == BATCH {
-                self.put_batch(topic, &mut batch, flags, full)?;
+                self.put_batch(how, &mut batch, full)?;
             }
         }
-        self.put_batch(topic, &mut batch, flags, full)
+        self.put_batch(how, &mut batch, full)
     }
 
     /// Queues the messages and empties `batch`.
     fn put_batch(
         &self,
-        topic: Topic,
+        how: How,
         batch: &mut Vec<sys::rd_kafka_message_t>,
-        flags: c_int,
-        full: &impl Fn() -> bool,
+        full: &mut impl FnMut() -> bool,
     ) -> Result<(), Refused> {
         let mut left = &mut batch[..];
         while !left.is_empty() {
@@ -144,9 +213,9 @@ impl RowProducer {
             // by the call, values too unless `put_all`'s caller keeps them.
             unsafe {
                 sys::rd_kafka_produce_batch(
-                    self.topics[topic.0],
+                    self.topics[how.topic.0],
                     UNASSIGNED,
-                    flags | sys::RD_KAFKA_MSG_F_PARTITION as c_int,
+                    how.flags | sys::RD_KAFKA_MSG_F_PARTITION as c_int,
                     left.as_mut_ptr(),
                     left.len() as c_int,
                 )
@@ -167,15 +236,15 @@ impl RowProducer {
         Ok(())
     }
 
-    /// Queues a copy of one record, which may have headers and a time.
-    pub(super) fn put(
+    /// Queues one record, which may have headers and a time.
+    fn put_one(
         &self,
-        topic: Topic,
+        how: How,
         record: &StagedRecord<'_>,
-        full: &impl Fn() -> bool,
+        full: &mut impl FnMut() -> bool,
     ) -> Result<(), Refused> {
         loop {
-            match self.put_one(topic, record) {
+            match self.produce(how, record) {
                 Ok(()) => return Ok(()),
                 Err(RDKafkaErrorCode::QueueFull) if full() => {}
                 Err(RDKafkaErrorCode::QueueFull) => return Err(Refused::Full),
@@ -184,23 +253,23 @@ impl RowProducer {
         }
     }
 
-    fn put_one(&self, topic: Topic, record: &StagedRecord<'_>) -> Result<(), RDKafkaErrorCode> {
+    fn produce(&self, how: How, record: &StagedRecord<'_>) -> Result<(), RDKafkaErrorCode> {
         use sys::rd_kafka_vtype_t as T;
         let rk = self.producer.client().native_ptr();
         let (value, value_len) = part(record.value);
         let (key, key_len) = part(record.key);
         let headers = native_headers(record);
         // SAFETY: every tag is followed by what librdkafka reads for it: pointer and size_t for value and key, an int32,
-        // an int64, an int, pointers. All borrowed bytes are copied by the call.
+        // an int64, an int, pointers. Bytes are copied by the call, or kept by `put_all`'s caller.
         let code = unsafe {
             sys::rd_kafka_producev(
                 rk,
                 T::RD_KAFKA_VTYPE_RKT as c_int,
-                self.topics[topic.0],
+                self.topics[how.topic.0],
                 T::RD_KAFKA_VTYPE_PARTITION as c_int,
                 record.partition.unwrap_or(UNASSIGNED),
                 T::RD_KAFKA_VTYPE_MSGFLAGS as c_int,
-                sys::RD_KAFKA_MSG_F_COPY as c_int,
+                how.flags,
                 T::RD_KAFKA_VTYPE_VALUE as c_int,
                 value,
                 value_len,
@@ -211,6 +280,8 @@ impl RowProducer {
                 record.timestamp_ms.unwrap_or(0),
                 T::RD_KAFKA_VTYPE_HEADERS as c_int,
                 headers,
+                T::RD_KAFKA_VTYPE_OPAQUE as c_int,
+                how.mark as *mut c_void,
                 T::RD_KAFKA_VTYPE_END as c_int,
             )
         };
@@ -230,7 +301,7 @@ fn part(bytes: Option<&[u8]>) -> (*const u8, usize) {
     bytes.map_or((ptr::null(), 0), |b| (b.as_ptr(), b.len()))
 }
 
-fn native(record: &StagedRecord<'_>) -> sys::rd_kafka_message_t {
+fn native(record: &StagedRecord<'_>, mark: usize) -> sys::rd_kafka_message_t {
     let (value, value_len) = part(record.value);
     let (key, key_len) = part(record.key);
     sys::rd_kafka_message_t {
@@ -242,7 +313,7 @@ fn native(record: &StagedRecord<'_>) -> sys::rd_kafka_message_t {
         key: key.cast_mut().cast(),
         key_len,
         offset: 0,
-        _private: ptr::null_mut(),
+        _private: mark as *mut c_void,
     }
 }
 
@@ -269,6 +340,8 @@ fn native_headers(record: &StagedRecord<'_>) -> *mut sys::rd_kafka_headers_t {
 
 impl Drop for RowProducer {
     fn drop(&mut self) {
+        // SAFETY: got in `new`, given back once.
+        unsafe { sys::rd_kafka_queue_destroy(self.queue) };
         for topic in self.topics.drain(..) {
             // SAFETY: made in `new`, given back once.
             unsafe { sys::rd_kafka_topic_destroy(topic) };

@@ -160,7 +160,7 @@ impl Shard {
             .map_err(|refused| not_taken(&self.object, refused))?;
         let value = marker::value(marker);
         let record = StagedRecord::plain(self.partition, &self.key, &value);
-        rows.put(MARKERS, &record, &|| wait(rows, deadline))
+        rows.put(MARKERS, &record, || wait(rows, deadline))
             .map_err(|refused| not_taken(&self.object, refused))?;
         drain(rows, deadline).map_err(|e| self.error("producing", e))?;
         if let Some(e) = producer.context().undelivered.lock().take() {

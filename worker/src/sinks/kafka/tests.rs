@@ -408,7 +408,10 @@ async fn at_least_once_sends_rows_headers_and_null_values_at_once() {
         &mut out,
     );
     direct.send(&out).unwrap();
-    direct.flush().unwrap();
+    direct.seal().unwrap();
+    while !direct.settled().unwrap() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
     let mut seen = committed(&broker, &topic, 3);
     seen.sort_by_key(|r| r.1.is_none());
     assert_eq!(
