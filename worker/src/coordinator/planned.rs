@@ -206,7 +206,7 @@ impl Coordinator {
                 .iter()
                 .map(|(i, t)| (name(i), Micros::new(t.micros())))
                 .collect(),
-            now: Micros::from_millis(self.clock.now().get()),
+            now: Micros::from_millis(self.now_ms()),
         }
     }
 
