@@ -31,6 +31,7 @@ use crate::task::Assignment;
 pub mod bases;
 mod continuous;
 mod epochs;
+mod loss;
 mod markers;
 mod planned;
 pub mod progress;
@@ -97,6 +98,8 @@ pub struct Settings {
     /// Bytes that an epoch should write at most: planned epochs are sized by it, and no commit comes while twice as much waits
     /// for publication.
     pub epoch_bytes: u64,
+    /// Sources whose lost input a person gives up.
+    pub accept_loss: Vec<String>,
 }
 
 /// How a job ended.
@@ -358,40 +361,6 @@ impl Coordinator {
             }
         }
         Ok(found)
-    }
-
-    async fn check_starts(&mut self, i: usize) -> Result<()> {
-        let source = &mut self.sources[i];
-        let splits = self.splits.entry(i).or_default();
-        let ids: Vec<SplitId> = splits
-            .iter()
-            .filter(|(_, s)| !s.done)
-            .map(|(id, _)| id.clone())
-            .collect();
-        if ids.is_empty() {
-            return Ok(());
-        }
-        let starts = source.enumerator.starts(&ids).await?;
-        for id in ids {
-            let at = ranges::position(&splits[&id]);
-            let object = format!("source {}, {}", source.name, id.0);
-            match starts.get(&id) {
-                Some(start) if *start > at => {
-                    let text = format!(
-                        "DataLossRisk: the job is at {}, the oldest that is still there is {}: rows were deleted before they were read",
-                        at.0, start.0
-                    );
-                    return Err(EngineError::fail("PR0207", object, text));
-                }
-                Some(_) => {}
-                None => {
-                    let text =
-                        "DataLossRisk: it is not there any more, and it was not read to its end";
-                    return Err(EngineError::fail("PR0207", object, text));
-                }
-            }
-        }
-        Ok(())
     }
 
     // ---- ends --------------------------------------------------------------------------------------------------------

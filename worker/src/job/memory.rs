@@ -240,6 +240,7 @@ impl MemoryJob {
             slots: self.slots,
             threads: SlotThreads::Shared,
             trigger: Trigger::AvailableNow { drain },
+            accept_loss: Vec::new(),
         };
         let (_never, stop) = watch::channel(false);
         serve(
