@@ -179,7 +179,7 @@ codes! {
     RUN_BODY_SIZE = "PR0204", "body too large", "The body is larger than the reader's bound.";
     RUN_LATE = "PR0205", "row behind the watermark", "The row's event time lies below the watermark, and its window is closed. onLate says what becomes of it.";
     RUN_FAIL_ABOVE = "PR0206", "too many wrong rows", "More than `failAbove` of the rows were wrong within the window. The epoch was committed first; the job goes on from there when it is started again.";
-    RUN_DATA_LOSS = "PR0207", "offset out of range", "The broker no longer has the records at which the job stands, or the topic was made anew. Going on would lose rows, so a person decides.";
+    RUN_DATA_LOSS = "PR0207", "offset out of range", "The broker no longer has the records at which the job stands, or the topic was made anew. Going on would lose rows, so a person decides: `penstock run --accept-loss SOURCE` goes on and keeps in the log what was given up.";
     RUN_SOURCE = "PR0208", "source failed", "The source cannot be read: the brokers or the store refuse, or do not answer beyond all retries.";
     RUN_SINK = "PR0209", "sink failed", "The sink cannot be written: the brokers or the store refuse, or do not answer beyond all retries.";
     RUN_MARKER = "PR0210", "marker missing or another's", "The exactly-once marker of a sink's shard is missing, or was written by another. Resending could repeat rows, so a person decides.";
@@ -198,10 +198,11 @@ codes! {
     RUN_CORRUPT = "PR0404", "checkpoint object corrupt", "An object of the log does not have the checksum that the log says, and no other copy was found.";
     RUN_MISSING_OBJECT = "PR0405", "checkpoint object missing", "An object that the log names is gone, and no other copy was found.";
     RUN_FORMAT_NEWER = "PR0406", "written by a newer version", "The log asks for a newer reader than this one.";
-    RUN_PRIOR_LOG = "PR0407", "an older log of this name exists", "Say restoreFrom.latest to go on with it, or startFresh: true to ignore it.";
-    RUN_DRAINED = "PR0408", "job is final", "The job was drained: its windows are closed and it cannot go on. Use another name, or startFresh: true.";
+    RUN_PRIOR_LOG = "PR0407", "an older log of this name exists", "In a cluster: say restoreFrom.latest to go on with it, or startFresh: true to ignore it. (`penstock run` always goes on with it.)";
+    RUN_DRAINED = "PR0408", "job is final", "The job was drained: its windows are closed and it cannot go on. Use another name, or startFresh: true; for `penstock run` delete its log and its volume.";
     RUN_DISK = "PR0409", "disk full or read-only", "State or checkpoints cannot be written to the local disk.";
     RUN_STATE_CHANGED = "PR0410", "state does not fit the new plan", "An operator's state has another schema, or was removed without being named in upgrade.dropState.";
+    RUN_RESTORE = "PR0411", "nothing to restore from", "restoreFrom is set, and the checkpoint storage has no log of this name. `penstock run` goes on with the newest epoch of the log of its name, so name the storage that holds it; savepoints of other jobs and older epochs need a cluster. Take restoreFrom out to begin with nothing.";
     RUN_SEGMENT = "PR0501", "changes of state corrupt", "A segment of a pack cannot be read though its checksum is right. Please report the message.";
     RUN_SEGMENT_NEWER = "PR0502", "changes of a newer version", "A segment of a pack was written by a newer version of Penstock.";
     RUN_NOT_OWNED = "PR0503", "key group of another slot", "Changes of a key group that the slot does not own: a defect in the engine. Please report the message.";

@@ -19,10 +19,8 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 home=${PENSTOCK_TESTBED:-$HOME/.cache/penstock/testbed}/kafka
 libs=$home/libs
-cmd=${1:-help}
-[ $# -gt 0 ] && shift
-
-die() { echo "kafka.sh: $*" >&2; exit 1; }
+tool=kafka.sh
+. "$here/../server.sh"
 
 # the sub-command's port argument, and what follows from it
 place() {
@@ -32,8 +30,6 @@ place() {
     pidf=$run/pid
     log=$run/server.log
 }
-
-alive() { [ -f "$pidf" ] && kill -0 "$(cat "$pidf")" 2>/dev/null; }
 
 ready() {
     alive || return 1
@@ -95,10 +91,8 @@ appender.c.layout.pattern=%d{ISO8601} %p %c{1}: %m%n
 EOF
 }
 
-start() {
-    place "$@"; install
-    alive && die "already running on $port"
-    mkdir -p "$run"; config
+launch() {
+    config
     if [ ! -f "$run/data/meta.properties" ]; then
         java -Xshare:auto -XX:TieredStopAtLevel=1 -cp "$libs/*" kafka.tools.StorageTool format \
             -t AAAAAAAAQACAAAAAAAAAAQ -c "$run/server.properties" >"$run/format.log" 2>&1 ||
@@ -109,38 +103,12 @@ start() {
     setsid java -Xms128m -Xmx"${KAFKA_HEAP:-384m}" -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Xshare:auto \
         -Dlog4j2.configurationFile="$run/log4j2.properties" \
         -cp "$libs/*" kafka.Kafka "$run/server.properties" </dev/null >>"$log" 2>&1 &
-    echo $! > "$pidf"
-    n=0
-    until ready; do
-        alive || { tail -20 "$log" >&2; die "the broker ended while starting"; }
-        n=$((n + 1)); [ $n -lt 600 ] || die "not ready after 60 s, see $log"
-        sleep 0.1
-    done
 }
 
-stop() {
-    place "$@"
-    alive || { rm -f "$pidf"; return 0; }
-    pid=$(cat "$pidf"); kill "$pid"
-    n=0
-    while kill -0 "$pid" 2>/dev/null; do
-        n=$((n + 1)); [ $n -lt 200 ] || kill -9 "$pid" 2>/dev/null || true
-        sleep 0.1
-    done
-    rm -f "$pidf"
+more() {
+    [ "$1" = tool ] || { sed -n '2,18p' "$0"; exit 2; }
+    shift
+    exec java -Xshare:auto -XX:TieredStopAtLevel=1 -cp "$libs/*" "$@"
 }
 
-case $cmd in
-install) install ;;
-start) start "$@" ;;
-ready) place "$@"; ready ;;
-stop) stop "$@" ;;
-kill9)
-    place "$@"; alive || die "not running on $port"
-    kill -9 "$(cat "$pidf")"
-    while alive; do sleep 0.05; done       # gone, so that start may follow at once
-    rm -f "$pidf" ;;
-wipe) stop "$@"; rm -rf "$run" ;;
-tool) exec java -Xshare:auto -XX:TieredStopAtLevel=1 -cp "$libs/*" "$@" ;;
-*) sed -n '2,18p' "$0"; exit 2 ;;
-esac
+serve "$@"

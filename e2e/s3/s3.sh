@@ -19,18 +19,15 @@ set -eu
 version=v1.8.0
 home=${PENSTOCK_TESTBED:-$HOME/.cache/penstock/testbed}/s3
 bin=$home/bin/versitygw-$version
-cmd=${1:-help}
-[ $# -gt 0 ] && shift
-
-die() { echo "s3.sh: $*" >&2; exit 1; }
+tool=s3.sh
+. "$(cd "$(dirname "$0")" && pwd)/../server.sh"
 
 place() {
     port=${1:-29000}
     run=${S3_DATA:-$home/run-$port}
     pidf=$run/pid
+    log=$run/server.log
 }
-
-alive() { [ -f "$pidf" ] && kill -0 "$(cat "$pidf")" 2>/dev/null; }
 
 ready() { alive && curl -sf -m 2 -o /dev/null "http://127.0.0.1:$port/health"; }
 
@@ -51,47 +48,17 @@ install() {
     rm -rf "$home/bin/new" "$home/gocache" "$home/go"
 }
 
-start() {
-    place "$@"; install
-    alive && die "already running on $port"
+launch() {
     mkdir -p "$run/buckets"
     ROOT_ACCESS_KEY=${S3_ACCESS:-penstock} ROOT_SECRET_KEY=${S3_SECRET:-penstock-secret} \
         setsid "$bin" --port "127.0.0.1:$port" --health /health --quiet \
-        posix "$run/buckets" </dev/null >>"$run/server.log" 2>&1 &
-    echo $! > "$pidf"
-    n=0
-    until ready; do
-        alive || { tail -20 "$run/server.log" >&2; die "the server ended while starting"; }
-        n=$((n + 1)); [ $n -lt 200 ] || die "not ready after 20 s, see $run/server.log"
-        sleep 0.1
-    done
+        posix "$run/buckets" </dev/null >>"$log" 2>&1 &
 }
 
-stop() {
-    place "$@"
-    alive || { rm -f "$pidf"; return 0; }
-    pid=$(cat "$pidf"); kill "$pid"
-    n=0
-    while kill -0 "$pid" 2>/dev/null; do
-        n=$((n + 1)); [ $n -lt 100 ] || kill -9 "$pid" 2>/dev/null || true
-        sleep 0.1
-    done
-    rm -f "$pidf"
+more() {
+    [ "$1" = bucket ] && [ $# -gt 1 ] || { sed -n '2,19p' "$0"; exit 2; }
+    name=$2; shift 2; place "$@"
+    signed "http://127.0.0.1:$port/$name?list-type=2&max-keys=1" 2>/dev/null || signed -X PUT "http://127.0.0.1:$port/$name"
 }
 
-case $cmd in
-install) install ;;
-start) start "$@" ;;
-ready) place "$@"; ready ;;
-stop) stop "$@" ;;
-kill9)
-    place "$@"; alive || die "not running on $port"
-    kill -9 "$(cat "$pidf")"
-    while alive; do sleep 0.05; done       # gone, so that start may follow at once
-    rm -f "$pidf" ;;
-wipe) stop "$@"; rm -rf "$run" ;;
-bucket)
-    name=$1; shift; place "$@"
-    signed "http://127.0.0.1:$port/$name?list-type=2&max-keys=1" 2>/dev/null || signed -X PUT "http://127.0.0.1:$port/$name" ;;
-*) sed -n '2,19p' "$0"; exit 2 ;;
-esac
+serve "$@"

@@ -10,7 +10,7 @@ use datafusion_sql::sqlparser::ast::{
 use datafusion_sql::sqlparser::dialect::{Dialect, GenericDialect};
 use datafusion_sql::sqlparser::keywords::Keyword;
 use datafusion_sql::sqlparser::parser::{Parser, ParserError};
-use datafusion_sql::sqlparser::tokenizer::Token;
+use datafusion_sql::sqlparser::tokenizer::{Span, Token};
 
 /// Name of the function call that stands for `TABLE t [PARTITION BY …]` in the syntax tree.
 pub(crate) const TABLE_ARGUMENT: &str = "$table";
@@ -126,26 +126,29 @@ impl Dialect for PenstockDialect {
             return None;
         }
         let span = parser.next_token().span;
-        Some(table_argument(parser).map(|args| {
-            Expr::Function(Function {
-                name: ObjectName::from(vec![Ident::with_span(span, TABLE_ARGUMENT)]),
-                uses_odbc_syntax: false,
-                parameters: FunctionArguments::None,
-                args: FunctionArguments::List(FunctionArgumentList {
-                    duplicate_treatment: None,
-                    args: args
-                        .into_iter()
-                        .map(|e| FunctionArg::Unnamed(FunctionArgExpr::Expr(e)))
-                        .collect(),
-                    clauses: vec![],
-                }),
-                filter: None,
-                null_treatment: None,
-                over: None,
-                within_group: vec![],
-            })
-        }))
+        Some(table_argument(parser).map(|args| call(TABLE_ARGUMENT, args, span)))
     }
+}
+
+/// A function call in the syntax tree, with plain arguments.
+pub(crate) fn call(name: &str, args: Vec<Expr>, span: Span) -> Expr {
+    Expr::Function(Function {
+        name: ObjectName::from(vec![Ident::with_span(span, name)]),
+        uses_odbc_syntax: false,
+        parameters: FunctionArguments::None,
+        args: FunctionArguments::List(FunctionArgumentList {
+            duplicate_treatment: None,
+            args: args
+                .into_iter()
+                .map(|e| FunctionArg::Unnamed(FunctionArgExpr::Expr(e)))
+                .collect(),
+            clauses: vec![],
+        }),
+        filter: None,
+        null_treatment: None,
+        over: None,
+        within_group: vec![],
+    })
 }
 
 /// The table's name, then the columns of `PARTITION BY`.

@@ -12,7 +12,7 @@ use datafusion_sql::sqlparser::ast::{
 use datafusion_sql::sqlparser::tokenizer::Span;
 
 use crate::codes;
-use crate::dialect::TABLE_ARGUMENT;
+use crate::dialect::{TABLE_ARGUMENT, call};
 use crate::fault::{Fault, Position};
 use crate::refuse::function_name;
 
@@ -91,27 +91,6 @@ fn window_function(expr: &Expr) -> Option<&Function> {
 
 fn ident(name: &str, span: Span) -> Expr {
     Expr::Identifier(Ident::with_span(span, name))
-}
-
-fn call(name: &str, args: Vec<Expr>, span: Span) -> Expr {
-    use datafusion_sql::sqlparser::ast::FunctionArgumentList;
-    Expr::Function(Function {
-        name: ObjectName::from(vec![Ident::with_span(span, name)]),
-        uses_odbc_syntax: false,
-        parameters: FunctionArguments::None,
-        args: FunctionArguments::List(FunctionArgumentList {
-            duplicate_treatment: None,
-            args: args
-                .into_iter()
-                .map(|e| FunctionArg::Unnamed(FunctionArgExpr::Expr(e)))
-                .collect(),
-            clauses: vec![],
-        }),
-        filter: None,
-        null_treatment: None,
-        over: None,
-        within_group: vec![],
-    })
 }
 
 /// Moves a window function of `GROUP BY` into `FROM`.

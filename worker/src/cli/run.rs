@@ -40,6 +40,9 @@ pub struct RunArgs {
     /// Operators (by uid) whose state may be dropped when the manifest has changed.
     #[arg(long = "drop-state")]
     drop_state: Vec<String>,
+    /// Sources whose input is gone in part (DataLossRisk) and that go on all the same. The log keeps what was given up.
+    #[arg(long = "accept-loss", value_name = "SOURCE")]
+    accept_loss: Vec<String>,
 }
 
 pub fn run(args: RunArgs, output: Output) -> ExitCode {
@@ -84,8 +87,15 @@ async fn serve(args: &RunArgs, checked: check::Checked, output: Output) -> Resul
         state: args.state.clone().filter(|_| !memory_state),
         memory_state,
         drop_state: args.drop_state.clone(),
+        accept_loss: args.accept_loss.clone(),
     };
     let job = Arc::new(checked.job);
+    for name in &options.accept_loss {
+        if !job.spec.sources.iter().any(|s| s.name == *name) {
+            let text = format!("--accept-loss {name}: the job has no source of this name");
+            return Err(EngineError::invalid("PR0207", "command line", text));
+        }
+    }
     let plan = Arc::new(checked.plan);
     if let Some(verdicts) = job::state_verdicts(&job, &plan, &options).await? {
         check::tell_verdicts(&verdicts, output);

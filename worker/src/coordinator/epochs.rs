@@ -22,7 +22,7 @@ impl Coordinator {
             epoch,
             generation: self.generation.get(),
             kind,
-            now_ms: self.clock.now().get(),
+            now_ms: self.now_ms(),
         }
     }
 
@@ -143,6 +143,7 @@ impl Coordinator {
             commit.counts.insert("bytes".to_owned(), snapshot.bytes);
         }
         commit.bases = self.bases.take();
+        self.newest_now = self.newest_now.max(now_ms);
         fault::point("commit.before");
         let record = EpochRecord {
             commit: Some(commit),

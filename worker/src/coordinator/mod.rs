@@ -24,12 +24,14 @@ use crate::member::protocol::{FromMember, Start, ToMember};
 use crate::member::storage;
 use crate::message::EventTime;
 use crate::planted::{Bug, planted};
+use crate::sinks::Turn;
 use crate::sources::{Position, SourceEnumerator, SplitId, SplitRange};
 use crate::task::Assignment;
 
 pub mod bases;
 mod continuous;
 mod epochs;
+mod loss;
 mod markers;
 mod planned;
 pub mod progress;
@@ -96,6 +98,8 @@ pub struct Settings {
     /// Bytes that an epoch should write at most: planned epochs are sized by it, and no commit comes while twice as much waits
     /// for publication.
     pub epoch_bytes: u64,
+    /// Sources whose lost input a person gives up.
+    pub accept_loss: Vec<String>,
 }
 
 /// How a job ended.
@@ -139,6 +143,8 @@ pub struct Coordinator {
     /// This generation has fixed where a bounded run ends.
     end_fixed: bool,
     lag_at: Option<Instant>,
+    /// Time of the newest epoch.
+    newest_now: i64,
 }
 
 /// What the caller hands over; the rest begins empty.
@@ -190,6 +196,7 @@ impl Coordinator {
             unpublished: VecDeque::new(),
             end_fixed: false,
             lag_at: None,
+            newest_now: i64::MIN,
         }
     }
 
@@ -208,7 +215,10 @@ impl Coordinator {
             why: StopReason::Drained,
         }) = self.log.fold().stopped()
         {
-            return Ok(Outcome::Drained { epoch: epoch.get() });
+            // The run that drained it may have died before its sinks let go of everything.
+            let epoch = epoch.get();
+            self.close_sinks().await?;
+            return Ok(Outcome::Drained { epoch });
         }
         self.claim().await?;
         let restore = self
@@ -231,7 +241,15 @@ impl Coordinator {
             .log
             .fold()
             .to_publish()
-            .filter_map(|(e, _)| Some((e, self.log.fold().commit(e)?.commit.packs.clone())))
+            .filter_map(|(e, generation)| {
+                let commit = &self.log.fold().commit(e)?.commit;
+                let turn = Turn {
+                    epoch: e.get(),
+                    generation: generation.get(),
+                    now_ms: commit.now.get().div_euclid(1000),
+                };
+                Some((turn, commit.packs.clone()))
+            })
             .collect();
         let start = Start {
             generation: self.generation,
@@ -241,7 +259,7 @@ impl Coordinator {
             born: self.born(),
             newest: self.log.fold().marker_bound(),
             first_epoch: self.log.fold().next_epoch(),
-            now_ms: self.clock.now().get(),
+            now_ms: self.now_ms(),
             restore: Arc::new(restore),
         };
         tracing::debug!(backlog = start.backlog.len(), "starting the members");
@@ -285,6 +303,7 @@ impl Coordinator {
     }
 
     fn take_state(&mut self, state: &penstock_checkpoint::closure::EpochState) {
+        self.newest_now = state.now.get().div_euclid(1000);
         for (i, source) in self.sources.iter().enumerate() {
             let name = SourceName::new(source.name.clone());
             let splits = state.offsets.get(&name).into_iter().flatten();
@@ -311,7 +330,7 @@ impl Coordinator {
             self.check_starts(i).await?;
         }
         if found && first {
-            self.commit(None, self.clock.now().get()).await?;
+            self.commit(None, self.now_ms()).await?;
             fault::point("start.committed");
         }
         Ok(())
@@ -342,40 +361,6 @@ impl Coordinator {
             }
         }
         Ok(found)
-    }
-
-    async fn check_starts(&mut self, i: usize) -> Result<()> {
-        let source = &mut self.sources[i];
-        let splits = self.splits.entry(i).or_default();
-        let ids: Vec<SplitId> = splits
-            .iter()
-            .filter(|(_, s)| !s.done)
-            .map(|(id, _)| id.clone())
-            .collect();
-        if ids.is_empty() {
-            return Ok(());
-        }
-        let starts = source.enumerator.starts(&ids).await?;
-        for id in ids {
-            let at = ranges::position(&splits[&id]);
-            let object = format!("source {}, {}", source.name, id.0);
-            match starts.get(&id) {
-                Some(start) if *start > at => {
-                    let text = format!(
-                        "DataLossRisk: the job is at {}, the oldest that is still there is {}: rows were deleted before they were read",
-                        at.0, start.0
-                    );
-                    return Err(EngineError::fail("PR0207", object, text));
-                }
-                Some(_) => {}
-                None => {
-                    let text =
-                        "DataLossRisk: it is not there any more, and it was not read to its end";
-                    return Err(EngineError::fail("PR0207", object, text));
-                }
-            }
-        }
-        Ok(())
     }
 
     // ---- ends --------------------------------------------------------------------------------------------------------
@@ -442,11 +427,29 @@ impl Coordinator {
             .map_err(storage)?;
         self.closure().await?;
         fault::point("stop.after");
+        self.close_sinks().await?;
         Ok(match why {
             StopReason::Suspended | StopReason::Failed { .. } => Outcome::Stopped { epoch },
             StopReason::Completed => Outcome::Completed { epoch },
             StopReason::Drained => Outcome::Drained { epoch },
         })
+    }
+
+    /// Sinks that hold rows back let them go. Only behind a `Stopped`: nobody commits in this generation any more, so
+    /// everybody lets go of the same rows.
+    async fn close_sinks(&mut self) -> Result<()> {
+        self.tell(ToMember::Close {
+            born: self.born(),
+            newest: self.log.fold().marker_bound(),
+        });
+        while !matches!(self.hear().await?, FromMember::Closed) {}
+        Ok(())
+    }
+
+    /// The time of an epoch that begins now: the clock's, but never before the newest epoch's, or what epochs decide by it
+    /// would depend on who looks when.
+    fn now_ms(&self) -> i64 {
+        self.clock.now().get().max(self.newest_now)
     }
 
     // ---- the member --------------------------------------------------------------------------------------------------
@@ -495,7 +498,10 @@ impl Coordinator {
                     return Err(error);
                 }
             }
-            FromMember::Started | FromMember::Snapshot(_) | FromMember::Born { .. } => {}
+            FromMember::Started
+            | FromMember::Snapshot(_)
+            | FromMember::Born { .. }
+            | FromMember::Closed => {}
         }
         Ok(message)
     }

@@ -98,6 +98,7 @@ impl Coordinator {
                         .get(&i)
                         .into_iter()
                         .flatten()
+                        .filter(|(_, s)| !s.done)
                         .map(|(id, _)| id.clone())
                         .collect();
                     source.enumerator.ends(&ids).await?
@@ -206,7 +207,7 @@ impl Coordinator {
                 .iter()
                 .map(|(i, t)| (name(i), Micros::new(t.micros())))
                 .collect(),
-            now: Micros::from_millis(self.clock.now().get()),
+            now: Micros::from_millis(self.now_ms()),
         }
     }
 
@@ -233,7 +234,10 @@ impl Coordinator {
                     idle: false,
                     done: false,
                 });
-                share.push(assignment_of(&id, state, Some(to)));
+                // Behind its range only where a loss was accepted since it was planned.
+                if ranges::position(state) < to {
+                    share.push(assignment_of(&id, state, Some(to)));
+                }
             }
             assignments.insert(i, share);
             if let Some(t) = plan.watermark.get(&name) {

@@ -169,7 +169,11 @@ pub fn line(now: &Now, now_ms: i64) -> String {
     let watermark = now.watermark.map_or_else(|| "none yet".to_owned(), time);
     let epoch = match now.epoch.committed_at_ms {
         0 => "none committed yet".to_owned(),
-        at => format!("{} ({:.1} s ago)", now.epoch.number, (now_ms - at).max(0) as f64 / 1000.0),
+        at => format!(
+            "{} ({:.1} s ago)",
+            now.epoch.number,
+            (now_ms - at).max(0) as f64 / 1000.0
+        ),
     };
     let lag = now
         .lag

@@ -1,5 +1,6 @@
 //! Which log is the job's: found by name in the checkpoint storage, or drawn (rule 11). A folder lock keeps two runs of one
-//! machine from drawing at once.
+//! machine from drawing at once. `penstock run` always goes on with the log of its name, so `startFresh` and `restoreFrom`, which
+//! choose between logs, are a cluster's; where obeying would matter (a restore, and no log to restore from) it refuses.
 
 use std::fs::File;
 use std::path::Path;
@@ -8,6 +9,7 @@ use penstock_checkpoint::ids::{Entropy, LogId, SystemEntropy};
 use penstock_checkpoint::log::{JobLog, LogError, Options};
 use penstock_checkpoint::record::Created;
 use penstock_checkpoint::store::CheckpointStore;
+use penstock_crds::job::{RestoreFrom, StreamingJobSpec};
 
 use crate::error::{EngineError, Result};
 use crate::member::storage;
@@ -18,12 +20,12 @@ const IDENTITY: &str = "log-id";
 /// Opens the job's log, or begins one. `store` ends at `<prefix>/<namespace>/<name>`.
 ///
 /// # Errors
-/// `PR0407` when several logs have this name and nothing says which is meant.
+/// `PR0411` when the manifest restores and there is no log of this name.
 pub async fn open_log(
     store: &CheckpointStore,
     volume: &Path,
     created: Created,
-    start_fresh: bool,
+    spec: &StreamingJobSpec,
 ) -> Result<JobLog> {
     std::fs::create_dir_all(volume).map_err(|e| disk(volume, e))?;
     let lock = File::options()
@@ -39,11 +41,10 @@ pub async fn open_log(
     let mut logs = store.logs().await.map_err(|e| storage(LogError::from(e)))?;
     if let Some(known) = known.filter(|k| logs.contains(k)) {
         logs = vec![known];
-    } else if start_fresh {
-        logs.clear();
     }
     match logs.as_slice() {
         [] => {
+            nothing_to_restore(spec, store)?;
             let id = LogId::from_bytes(SystemEntropy.bytes16());
             let log = JobLog::create(
                 store.below(&id.to_string()),
@@ -69,7 +70,29 @@ pub async fn open_log(
     }
 }
 
-/// Of several logs of this name the one that was begun last: an earlier `startFresh` left the others behind.
+/// A job that should begin with the results of another one must not begin empty.
+fn nothing_to_restore(spec: &StreamingJobSpec, store: &CheckpointStore) -> Result<()> {
+    let Some(from) = &spec.restore_from else {
+        return Ok(());
+    };
+    let what = match from {
+        RestoreFrom {
+            savepoint: Some(savepoint),
+            ..
+        } => format!("savepoint {}", savepoint.name),
+        RestoreFrom {
+            epoch: Some(epoch), ..
+        } => format!("epoch {}", epoch.number),
+        RestoreFrom { .. } => "the latest epoch".to_owned(),
+    };
+    let text = format!(
+        "it names {what}, and no log of this name is in {}; penstock run goes on with the newest epoch of the log of its name: name the storage that holds it, or take restoreFrom out to begin with nothing",
+        store.prefix()
+    );
+    Err(EngineError::fail("PR0411", "spec.restoreFrom", text))
+}
+
+/// Of several logs of this name the one that was begun last.
 async fn newest(store: &CheckpointStore, volume: &Path, ids: &[LogId]) -> Result<JobLog> {
     let mut best: Option<JobLog> = None;
     for id in ids {

@@ -250,6 +250,7 @@ impl MemoryJob {
             threads: SlotThreads::Shared,
             at_once: self.poll_rows.is_some(),
             trigger: Trigger::AvailableNow { drain },
+            accept_loss: Vec::new(),
         };
         let (_never, stop) = watch::channel(false);
         serve(

@@ -50,6 +50,8 @@ pub struct RunOptions {
     pub memory_state: bool,
     /// Uids whose state may be dropped.
     pub drop_state: Vec<String>,
+    /// Sources that may go on past input that is gone.
+    pub accept_loss: Vec<String>,
 }
 
 /// The plan of a job. What its own structure does not show to be wrong (what comes later, and its SQL), each at its place in
@@ -257,7 +259,7 @@ async fn generation(
         key_groups,
         parent: None,
     };
-    let log = identity::open_log(store, volume, created, job.spec.start_fresh).await?;
+    let log = identity::open_log(store, volume, created, &job.spec).await?;
     if log.fold().key_groups() != key_groups {
         let text = format!(
             "keyGroups is {key_groups}, the job began with {}: it is fixed for a job's life",
@@ -278,6 +280,7 @@ async fn generation(
         threads: SlotThreads::Own,
         at_once: !trigger(job).planned(),
         trigger: trigger(job),
+        accept_loss: options.accept_loss.clone(),
     };
     serve(job, plan, setup, stop.clone(), progress.clone()).await
 }
@@ -304,6 +307,7 @@ struct Setup {
     threads: SlotThreads,
     at_once: bool,
     trigger: Trigger,
+    accept_loss: Vec<String>,
 }
 
 /// One generation: a member with its slots, and the coordinator. May be dropped at any time, as a crash would.
@@ -324,6 +328,7 @@ async fn serve(
         threads,
         at_once,
         trigger,
+        accept_loss,
     } = setup;
     let key_groups = log.fold().key_groups();
     let sinks: Vec<(String, u16)> = connected
@@ -358,6 +363,7 @@ async fn serve(
         key_groups,
         base_epochs: fault::base_epochs().unwrap_or(bases::EPOCHS),
         epoch_bytes: memory as u64 / 16,
+        accept_loss,
     };
     assemble(Assembly {
         settings,

@@ -19,7 +19,7 @@ use crate::fault;
 use crate::message::Barrier;
 use crate::planted::{Bug, planted};
 use crate::process;
-use crate::sinks::{DirectSender, Guarantee, SinkRef, StagedRecords};
+use crate::sinks::{DirectSender, Guarantee, SinkRef, StagedRecords, Turn};
 use crate::state::{Commit, FrozenLayer, StateWorker};
 use crate::task::{Assignment, SlotCommand, SlotEvent, SlotReport};
 
@@ -78,6 +78,9 @@ struct Running {
     /// Epochs whose pack is durable and whose commit is awaited: layers and own outputs.
     pending: BTreeMap<Epoch, (Vec<Arc<FrozenLayer>>, BTreeMap<Shard, Chunks>)>,
     shards: BTreeMap<Shard, mpsc::UnboundedSender<ShardWork>>,
+    /// Shards that hold published rows back, and those of them that still have to let go, once they are asked to.
+    rolling: BTreeSet<Shard>,
+    closing: Option<BTreeSet<Shard>>,
     news: mpsc::UnboundedSender<ShardNews>,
     newest: Epoch,
     /// Epochs handed to publication, oldest first, with the shards that still owe them.
@@ -85,6 +88,32 @@ struct Running {
     sources_done: BTreeSet<usize>,
     /// Assignments handed on so far: a slot that says done may not have seen the newest.
     assigned: u64,
+}
+
+impl Running {
+    fn new(generation: Generation, newest: Epoch, news: &mpsc::UnboundedSender<ShardNews>) -> Self {
+        Self {
+            generation,
+            slots: Vec::new(),
+            reports: Vec::new(),
+            pending: BTreeMap::new(),
+            shards: BTreeMap::new(),
+            rolling: BTreeSet::new(),
+            closing: None,
+            news: news.clone(),
+            newest,
+            unpublished: VecDeque::new(),
+            sources_done: BTreeSet::new(),
+            assigned: 0,
+        }
+    }
+
+    /// Tells the shards that hold rows back of an epoch, but for those that get its rows.
+    fn turn(&self, turn: Turn, but: &BTreeSet<Shard>) {
+        for shard in self.rolling.difference(but) {
+            let _ = self.shards[shard].send(ShardWork::Turn(turn));
+        }
+    }
 }
 
 impl Member {
@@ -103,6 +132,10 @@ impl Member {
                         Ok(r) => { running = Some(r); self.say(FromMember::Started) }
                         Err(e) => Err(e),
                     },
+                    Some(ToMember::Close { born, newest }) => {
+                        let r = running.get_or_insert_with(|| Running::new(Generation::ZERO, newest, &news_tx));
+                        self.close(r, &born)
+                    }
                     Some(message) => match running.as_mut() {
                         Some(r) => self.told(r, message).await,
                         None => Ok(()),
@@ -160,27 +193,48 @@ impl Member {
             sink.prepare().await?;
         }
         let slots = self.slots.start(&start, &mut self.state, slot_tx.clone())?;
-        let mut running = Running {
-            generation: start.generation,
-            slots,
-            reports: Vec::new(),
-            pending: BTreeMap::new(),
-            shards: BTreeMap::new(),
-            news: news_tx.clone(),
-            newest: start.newest,
-            unpublished: VecDeque::new(),
-            sources_done: BTreeSet::new(),
-            assigned: 0,
-        };
-        for (shard, born) in &start.born {
-            self.shard(&mut running, *shard, born.partition)?;
-            let _ = running.shards[shard].send(ShardWork::Born(*born));
-        }
-        for (epoch, packs) in &start.backlog {
+        let mut running = Running::new(start.generation, start.newest, news_tx);
+        running.slots = slots;
+        self.know(&mut running, &start.born)?;
+        for (turn, packs) in &start.backlog {
             let outputs = self.read_outputs(packs).await?;
-            self.publish(&mut running, *epoch, outputs)?;
+            self.publish(&mut running, *turn, outputs)?;
         }
+        let first = Turn {
+            epoch: start.first_epoch.get(),
+            generation: start.generation.get(),
+            now_ms: start.now_ms,
+        };
+        running.turn(first, &BTreeSet::new());
         Ok(running)
+    }
+
+    /// Shards that the log knows.
+    fn know(&self, r: &mut Running, born: &BTreeMap<Shard, protocol::BornMarker>) -> Result<()> {
+        for (shard, born) in born {
+            if !r.shards.contains_key(shard) {
+                self.shard(r, *shard, born.partition)?;
+                let _ = r.shards[shard].send(ShardWork::Born(*born));
+            }
+        }
+        Ok(())
+    }
+
+    fn close(&self, r: &mut Running, born: &BTreeMap<Shard, protocol::BornMarker>) -> Result<()> {
+        self.know(r, born)?;
+        for shard in &r.rolling {
+            let _ = r.shards[shard].send(ShardWork::Close);
+        }
+        r.closing = Some(r.rolling.clone());
+        self.tell_closed(r)
+    }
+
+    fn tell_closed(&self, r: &mut Running) -> Result<()> {
+        if r.closing.as_ref().is_some_and(BTreeSet::is_empty) {
+            r.closing = None;
+            return self.say(FromMember::Closed);
+        }
+        Ok(())
     }
 
     async fn read_outputs(&self, packs: &[PackRef]) -> Result<BTreeMap<Shard, Chunks>> {
@@ -277,11 +331,16 @@ impl Member {
                 }
                 fault::point("apply.after");
                 if publish {
-                    self.publish(r, epoch, outputs)?;
+                    let turn = Turn {
+                        epoch: epoch.get(),
+                        generation: r.generation.get(),
+                        now_ms,
+                    };
+                    self.publish(r, turn, outputs)?;
                 }
             }
             ToMember::MakeBase { group, reuse } => self.make_base(r, group, reuse),
-            ToMember::Start(_) | ToMember::Halt => {}
+            ToMember::Start(_) | ToMember::Close { .. } | ToMember::Halt => {}
         }
         Ok(())
     }
@@ -318,10 +377,14 @@ impl Member {
         }
         let (name, sink, _) = &self.sinks[shard.0];
         let (work_tx, work) = mpsc::unbounded_channel();
+        let mut publisher = sink.publisher(shard.1, partition)?;
+        if publisher.rolling().is_some() {
+            r.rolling.insert(shard);
+        }
         let task = ShardTask {
             shard,
             name: format!("sink {name} shard {}", shard.1),
-            publisher: sink.publisher(shard.1, partition)?,
+            publisher,
             newest: r.newest,
             work,
             news: r.news.clone(),
@@ -331,13 +394,9 @@ impl Member {
         Ok(())
     }
 
-    fn publish(
-        &self,
-        r: &mut Running,
-        epoch: Epoch,
-        outputs: BTreeMap<Shard, Chunks>,
-    ) -> Result<()> {
+    fn publish(&self, r: &mut Running, turn: Turn, outputs: BTreeMap<Shard, Chunks>) -> Result<()> {
         let owed: BTreeSet<Shard> = outputs.keys().copied().collect();
+        r.turn(turn, &owed);
         for (shard, chunks) in outputs {
             let work = r.shards.get(&shard).ok_or_else(|| {
                 EngineError::fail(
@@ -346,9 +405,9 @@ impl Member {
                     "the shard has no marker",
                 )
             })?;
-            let _ = work.send(ShardWork::Publish { epoch, chunks });
+            let _ = work.send(ShardWork::Publish { turn, chunks });
         }
-        r.unpublished.push_back((epoch, owed));
+        r.unpublished.push_back((Epoch::new(turn.epoch), owed));
         self.tell_done(r)
     }
 
@@ -376,6 +435,12 @@ impl Member {
                 text,
             }),
             ShardNews::Failed(error) => Err(error),
+            ShardNews::Closed(shard) => {
+                if let Some(closing) = &mut r.closing {
+                    closing.remove(&shard);
+                }
+                self.tell_closed(r)
+            }
             ShardNews::Published(shard, epoch) => {
                 for (e, owed) in &mut r.unpublished {
                     if *e == epoch {
@@ -478,7 +543,12 @@ impl Member {
             });
         }
         if planted(Bug::PublishFirst) && outputs.keys().all(|s| r.shards.contains_key(s)) {
-            self.publish(r, epoch, outputs.clone())?;
+            let turn = Turn {
+                epoch: barrier.epoch,
+                generation: barrier.generation,
+                now_ms: barrier.now_ms,
+            };
+            self.publish(r, turn, outputs.clone())?;
         }
         let (store, member, uploads) = (self.store.clone(), self.id, uploads.clone());
         let names: Vec<SinkName> = self

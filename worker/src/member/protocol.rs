@@ -9,6 +9,7 @@ use penstock_checkpoint::recovery::RestorePlan;
 
 use crate::error::EngineError;
 use crate::message::{Barrier, EventTime};
+use crate::sinks::Turn;
 use crate::sources::SplitId;
 use crate::task::{Assignment, PlannedEpoch, SlotCounts, SplitProgress};
 
@@ -56,6 +57,11 @@ pub enum ToMember {
         group: KeyGroup,
         reuse: Vec<BaseFile>,
     },
+    /// The log says that the job has stopped: sinks that hold rows back let them go. Also without a `Start`.
+    Close {
+        born: BTreeMap<Shard, BornMarker>,
+        newest: Epoch,
+    },
     Halt,
 }
 
@@ -67,7 +73,7 @@ pub struct Start {
     pub ancestors: Arc<Vec<(u64, u64)>>,
     pub planned_mode: bool,
     /// Epochs to publish again, with their packs in the order of the commit.
-    pub backlog: Vec<(Epoch, Vec<PackRef>)>,
+    pub backlog: Vec<(Turn, Vec<PackRef>)>,
     pub born: BTreeMap<Shard, BornMarker>,
     /// H of rule 10: a marker ahead of it says that this process is a zombie.
     pub newest: Epoch,
@@ -91,6 +97,8 @@ pub enum FromMember {
     Done {
         through: Epoch,
     },
+    /// No shard holds rows back any more: the answer to `Close`.
+    Closed,
     /// A shard cannot publish for now; for status.
     Held {
         sink: usize,

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use crate::error::{EngineError, ErrorKind, Result};
 use crate::fault;
 use crate::planted::{Bug, planted};
-use crate::sinks::{Marker, ShardPublisher};
+use crate::sinks::{Marker, ShardPublisher, Turn};
 
 use super::protocol::{BornMarker, Shard};
 
@@ -28,9 +28,13 @@ pub enum ShardWork {
     /// Known from the log.
     Born(BornMarker),
     Publish {
-        epoch: Epoch,
+        turn: Turn,
         chunks: Vec<Bytes>,
     },
+    /// An epoch without rows for this shard, for those that hold rows back.
+    Turn(Turn),
+    /// The generation has stopped, as the log says: nothing is held back any more.
+    Close,
 }
 
 /// What a shard answers.
@@ -38,6 +42,7 @@ pub enum ShardWork {
 pub enum ShardNews {
     Born(Shard, Nonce),
     Published(Shard, Epoch),
+    Closed(Shard),
     Held(Shard, String),
     Failed(EngineError),
 }
@@ -77,16 +82,23 @@ impl ShardTask {
                     fault::point("born.marker");
                     let _ = self.news.send(ShardNews::Born(self.shard, nonce));
                 }
-                ShardWork::Publish { epoch, chunks } => {
+                ShardWork::Publish { turn, chunks } => {
                     let born = born.ok_or_else(|| self.unborn())?;
+                    let epoch = Epoch::new(turn.epoch);
                     self.newest = self.newest.max(epoch);
                     let mut marker = match at {
                         Some(marker) => marker,
                         None => self.open(born).await?,
                     };
+                    marker = self.let_go(Some(turn), born, marker).await?;
                     marker = self.publish(epoch, &chunks, born, marker).await?;
                     at = Some(marker);
                     let _ = self.news.send(ShardNews::Published(self.shard, epoch));
+                }
+                ShardWork::Turn(turn) => at = self.pass(Some(turn), born, at).await?,
+                ShardWork::Close => {
+                    at = self.pass(None, born, at).await?;
+                    let _ = self.news.send(ShardNews::Closed(self.shard));
                 }
             }
         }
@@ -184,6 +196,47 @@ impl ShardTask {
                 Ok(()) => return Ok(initial),
                 Err(e) if e.kind == ErrorKind::Retry => tokio::time::sleep(PAUSE).await,
                 Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// An epoch without rows of this shard, or the end.
+    async fn pass(
+        &mut self,
+        turn: Option<Turn>,
+        born: Option<BornMarker>,
+        at: Option<Marker>,
+    ) -> Result<Option<Marker>> {
+        let Some(born) = born else { return Ok(at) };
+        let marker = match at {
+            Some(marker) => marker,
+            None => self.open(born).await?,
+        };
+        self.let_go(turn, born, marker).await.map(Some)
+    }
+
+    /// Has the publisher let go of what it holds back and what is due; `None`: of everything. Answers the marker that stands.
+    async fn let_go(
+        &mut self,
+        turn: Option<Turn>,
+        born: BornMarker,
+        mut at: Marker,
+    ) -> Result<Marker> {
+        loop {
+            let Some(rolling) = self.publisher.rolling() else {
+                return Ok(at);
+            };
+            let done = match turn {
+                Some(turn) => rolling.turn(turn).await,
+                None => rolling.close().await,
+            };
+            match done {
+                Err(e) if e.kind == ErrorKind::Retry => {
+                    let _ = self.news.send(ShardNews::Held(self.shard, told(&e)));
+                    tokio::time::sleep(PAUSE).await;
+                    at = self.open(born).await?;
+                }
+                other => return other.map(|()| at),
             }
         }
     }

@@ -236,6 +236,10 @@ impl ShardPublisher for Publisher {
     async fn publish(&mut self, records: Bytes, marker: Marker) -> Result<()> {
         self.transaction(records, marker).await
     }
+
+    fn rolling(&mut self) -> Option<&mut dyn crate::sinks::Rolling> {
+        None
+    }
 }
 
 /// A sink without faults, for the contract of sinks.

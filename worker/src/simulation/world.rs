@@ -310,6 +310,7 @@ impl World {
             key_groups: GROUPS,
             base_epochs: self.base_epochs,
             epoch_bytes: 1 << 20,
+            accept_loss: Vec::new(),
         };
         assemble(Assembly {
             settings,

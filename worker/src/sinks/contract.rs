@@ -9,7 +9,7 @@ use std::sync::Arc;
 use arrow::array::{Int64Array, RecordBatch, StringArray};
 use bytes::Bytes;
 
-use super::{Guarantee, Marker, Record, ShardPublisher, Sink, StagedRecords};
+use super::{Guarantee, Marker, Record, ShardPublisher, Sink, StagedRecords, Turn};
 use crate::message::Batch;
 
 /// Reads the published values, in any order.
@@ -115,6 +115,27 @@ async fn open_all(subject: &Subject) -> Vec<Box<dyn ShardPublisher>> {
     all
 }
 
+/// As the engine does before it publishes an epoch, each by a generation of its own.
+async fn turn(publisher: &mut Box<dyn ShardPublisher>, epoch: u64) {
+    if let Some(rolling) = publisher.rolling() {
+        let turn = Turn {
+            epoch,
+            generation: epoch,
+            now_ms: 0,
+        };
+        rolling.turn(turn).await.unwrap();
+    }
+}
+
+/// As the engine does when the job has stopped; twice, since it may have died in between.
+async fn close(publisher: &mut Box<dyn ShardPublisher>) {
+    for _ in 0..2 {
+        if let Some(rolling) = publisher.rolling() {
+            rolling.close().await.unwrap();
+        }
+    }
+}
+
 async fn published_rows_appear_once(subject: &Subject) -> Vec<String> {
     let mut publishers = open_all(subject).await;
     let staged = stage(subject.sink.as_ref(), 0, 100);
@@ -122,10 +143,12 @@ async fn published_rows_appear_once(subject: &Subject) -> Vec<String> {
     for (shard, staged) in staged.into_iter().enumerate() {
         if staged.rows > 0 {
             let marker = at(1, Marker::ALL, 7 + shard as u64);
+            turn(&mut publishers[shard], 1).await;
             publishers[shard]
                 .publish(Bytes::from(staged.data), marker)
                 .await
                 .unwrap();
+            close(&mut publishers[shard]).await;
         }
     }
     let expected = sorted(lines(0, 100));
@@ -155,6 +178,7 @@ async fn a_new_publisher_finds_the_marker_and_replaces_the_old(
     let nonce = 7 + shard as u64;
     // Two chunks of one epoch; between them another publisher takes over.
     let mut old = open(Some(at(1, Marker::ALL, nonce))).await;
+    turn(&mut old, 2).await;
     old.publish(chunk.clone(), at(2, 0, nonce)).await.unwrap();
     let text: Vec<String> = super::staged::records(&chunk)
         .map(|r| String::from_utf8(r.unwrap().value.unwrap().to_vec()).unwrap())
@@ -162,6 +186,7 @@ async fn a_new_publisher_finds_the_marker_and_replaces_the_old(
     expected.extend(text);
     *expected = sorted(std::mem::take(expected));
     let mut new = open(Some(at(2, 0, nonce))).await;
+    turn(&mut new, 2).await;
     // The old one wakes up and publishes what it was about to, which the new one publishes too.
     let next = stage(subject.sink.as_ref(), 200, 100).swap_remove(shard);
     let chunk = Bytes::from(next.data);
@@ -172,6 +197,10 @@ async fn a_new_publisher_finds_the_marker_and_replaces_the_old(
         .unwrap();
     let zombie = old.publish(chunk.clone(), at(2, Marker::ALL, nonce)).await;
     assert_eq!(zombie.is_err(), subject.fences, "{zombie:?}");
+    close(&mut new).await;
+    if !subject.fences {
+        close(&mut old).await;
+    }
     let text = super::staged::records(&chunk)
         .map(|r| String::from_utf8(r.unwrap().value.unwrap().to_vec()).unwrap());
     expected.extend(text);
@@ -195,10 +224,12 @@ async fn records_made_outside_sql_are_published(subject: &Subject, expected: &mu
     assert_eq!(staged.rows, 1);
     let mut publisher = subject.sink.publisher(0, 0).unwrap();
     publisher.open().await.unwrap();
+    turn(&mut publisher, 3).await;
     publisher
         .publish(Bytes::from(staged.data), at(3, Marker::ALL, 7))
         .await
         .unwrap();
+    close(&mut publisher).await;
     expected.push("not json".to_owned());
     *expected = sorted(std::mem::take(expected));
     assert_eq!(&read(subject).await, expected);

@@ -154,6 +154,10 @@ impl ShardPublisher for Publisher {
         target.records.extend(new);
         Ok(())
     }
+
+    fn rolling(&mut self) -> Option<&mut dyn crate::sinks::Rolling> {
+        None
+    }
 }
 
 impl DirectSender for MemorySink {

@@ -81,6 +81,30 @@ pub trait ShardPublisher: Send {
     async fn init_marker(&mut self, marker: Marker) -> Result<()>;
     /// One chunk and its marker, atomically. An error leaves it in doubt: `open` again and compare.
     async fn publish(&mut self, records: Bytes, marker: Marker) -> Result<()>;
+    /// How it lets go of what it holds back. `None`: rows are visible as soon as they are published.
+    fn rolling(&mut self) -> Option<&mut dyn Rolling>;
+}
+
+/// An epoch of the log, as those need it that hold rows back: when they let go must follow from the log alone, or a
+/// superseded publisher would let go of other rows than its successor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Turn {
+    pub epoch: u64,
+    /// That committed the epoch.
+    pub generation: u64,
+    /// The epoch's time; never less than that of an epoch before it.
+    pub now_ms: i64,
+}
+
+/// A publisher that holds published rows back, durably, until there are enough of them for a file. Called when it is open; may
+/// be called again after an error.
+#[async_trait]
+pub trait Rolling: Send {
+    /// Before an epoch's chunks are published, and for an epoch that has none for this shard; also once where a
+    /// generation begins, behind what older ones left to publish.
+    async fn turn(&mut self, turn: Turn) -> Result<()>;
+    /// The log says that the generation has stopped: everything becomes visible.
+    async fn close(&mut self) -> Result<()>;
 }
 
 /// Sends at once; for `delivery: AtLeastOnce`.

@@ -95,6 +95,10 @@ impl ShardPublisher for PrintSink {
         self.print(&records)?;
         self.flush_out()
     }
+
+    fn rolling(&mut self) -> Option<&mut dyn crate::sinks::Rolling> {
+        None
+    }
 }
 
 impl DirectSender for PrintSink {

@@ -5,6 +5,7 @@ mod cases;
 mod files;
 mod policies;
 mod replay;
+mod restore;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

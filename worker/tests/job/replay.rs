@@ -393,6 +393,7 @@ fn available_now_over_a_growing_folder_reads_each_row_once_whatever_became_of_th
         state: Some(path.join("volume")),
         memory_state: false,
         drop_state: Vec::new(),
+        accept_loss: Vec::new(),
     };
     let file = |name: &str, ids: Range<i64>| {
         let text: String = ids

@@ -352,17 +352,7 @@ impl Lower<'_> {
             WindowBy::Attached { start, .. } => from.schema.field(*start).data_type().clone(),
         };
         let mut names = Names::default();
-        let mut fields: Vec<FieldRef> = vec![];
-        let mut attrs = vec![];
-        for &key in &keys {
-            let field = from.schema.field(key);
-            fields.push(Arc::new(Field::new(
-                names.fresh(field.name()),
-                field.data_type().clone(),
-                field.is_nullable(),
-            )));
-            attrs.push(Attr::default());
-        }
+        let (mut fields, mut attrs) = key_fields(&from.schema, &keys, &mut names);
         for (name, part) in crate::window::WINDOW_COLUMNS.iter().zip([
             WindowPart::Start,
             WindowPart::End,
@@ -461,17 +451,7 @@ impl Lower<'_> {
         let before = self.calc(input.node, None, prepared.columns, scope).node;
         let from = &self.ir.nodes[before];
         let mut names = Names::default();
-        let mut fields: Vec<FieldRef> = vec![];
-        let mut attrs = vec![];
-        for &key in &keys {
-            let field = from.schema.field(key);
-            fields.push(Arc::new(Field::new(
-                names.fresh(field.name()),
-                field.data_type().clone(),
-                field.is_nullable(),
-            )));
-            attrs.push(Attr::default());
-        }
+        let (mut fields, mut attrs) = key_fields(&from.schema, &keys, &mut names);
         let aggregates = self::outputs(aggregates, &mut names, &mut fields, &mut attrs);
         let count = keys.len();
         // A set of keys only grows on append input.
@@ -532,6 +512,20 @@ impl Lower<'_> {
         }
         self.unwindowed(&input, &groups, vec![], scope)
     }
+}
+
+/// The columns of the keys, as an aggregate's output begins.
+fn key_fields(schema: &Schema, keys: &[usize], names: &mut Names) -> (Vec<FieldRef>, Vec<Attr>) {
+    let field = |key: &usize| {
+        let field = schema.field(*key);
+        Arc::new(Field::new(
+            names.fresh(field.name()),
+            field.data_type().clone(),
+            field.is_nullable(),
+        ))
+    };
+    let fields = keys.iter().map(field).collect();
+    (fields, vec![Attr::default(); keys.len()])
 }
 
 fn outputs(

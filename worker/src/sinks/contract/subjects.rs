@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use super::{Subject, check};
 use crate::folder::Folder;
 use crate::formats::json::Timestamps;
-use crate::sinks::files::{FilesSink, FilesSinkConfig};
+use crate::sinks::files::{FilesSink, FilesSinkConfig, Rules};
 use crate::sinks::memory::MemorySink;
 use crate::sinks::print::PrintSink;
 use crate::sinks::rows::{Changes, KeyKind, RowPlan, ValueFormat};
@@ -93,8 +93,7 @@ fn lines_below(dir: &std::path::Path, into: &mut Vec<String>) {
     }
 }
 
-#[tokio::test]
-async fn files_keep_the_contract() {
+async fn files(rules: Rules) {
     let dir = tempfile::tempdir().unwrap();
     let target = dir.path().join("made/by/prepare");
     let folder =
@@ -103,6 +102,7 @@ async fn files_keep_the_contract() {
         rows: plan(4),
         folder,
         log_id: "0f3c".to_owned(),
+        rules,
     };
     check(Subject {
         sink: Arc::new(FilesSink::new(config)),
@@ -115,4 +115,12 @@ async fn files_keep_the_contract() {
         marks: true,
     })
     .await;
+}
+
+#[tokio::test]
+async fn files_keep_the_contract() {
+    let interval_ms = 600_000;
+    for size in [1, 100, 128 << 20] {
+        files(Rules { size, interval_ms }).await;
+    }
 }

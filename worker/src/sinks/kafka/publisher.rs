@@ -239,6 +239,10 @@ impl ShardPublisher for KafkaPublisher {
     async fn publish(&mut self, records: Bytes, marker: Marker) -> Result<()> {
         self.transaction(records, marker).await
     }
+
+    fn rolling(&mut self) -> Option<&mut dyn crate::sinks::Rolling> {
+        None
+    }
 }
 
 impl Drop for KafkaPublisher {

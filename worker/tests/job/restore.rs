@@ -1,0 +1,158 @@
+//! What a run begins with: the log of its name, whatever `startFresh` says; nothing, never where `restoreFrom` asks for something;
+//! and input that is gone only with a person's consent.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use penstock_checkpoint::record::Kind;
+use penstock_worker::coordinator::Outcome;
+use penstock_worker::coordinator::progress::Progress;
+use penstock_worker::error::Result;
+use penstock_worker::job::{self as whole, RunOptions};
+use tokio::sync::watch;
+
+use super::job;
+
+const JOB: &str = r#"
+apiVersion: penstock.dev/v1alpha1
+kind: StreamingJob
+metadata: {name: restored}
+spec:
+  sources:
+    - name: t
+      files: {url: "file://FOLDER/in/", pattern: "*.jsonl"}
+      format: {json: {}}
+      columns: [{name: id, type: BIGINT, nullable: false}]
+      limits: {maxFilesPerEpoch: 1}
+  sql: INSERT INTO out SELECT id FROM t
+  sinks:
+    - name: out
+      files: {url: "file://FOLDER/out/"}
+      format: {json: {}}
+  trigger: {availableNow: {drain: false}}
+  checkpoint: {storage: {local: {path: FOLDER/log}}}
+"#;
+
+fn run(folder: &Path, extra: &str, accept_loss: &[&str]) -> Result<Outcome> {
+    let text = JOB.replace("FOLDER", &folder.display().to_string());
+    let (spec, plan) = job(&format!("{text}{extra}"));
+    let options = RunOptions {
+        secrets: None,
+        memory: 64 << 20,
+        state: Some(folder.join("volume")),
+        memory_state: false,
+        drop_state: Vec::new(),
+        accept_loss: accept_loss.iter().map(|s| (*s).to_owned()).collect(),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let (_stop, stopping) = watch::channel(false);
+    runtime.block_on(whole::run(
+        &spec,
+        plan,
+        &options,
+        Arc::new(Progress::default()),
+        stopping,
+    ))
+}
+
+fn ids(folder: &Path) -> Vec<i64> {
+    let mut ids = Vec::new();
+    for entry in std::fs::read_dir(folder.join("out")).expect("the output is there") {
+        let path = entry.expect("an entry").path();
+        if path.is_file() {
+            let text = std::fs::read_to_string(path).expect("text");
+            for line in text.lines() {
+                let row: serde_json::Value = serde_json::from_str(line).expect("an object");
+                ids.push(row["id"].as_i64().expect("a number"));
+            }
+        }
+    }
+    ids.sort_unstable();
+    ids
+}
+
+fn input(folder: &Path, name: &str, text: &str) {
+    std::fs::create_dir_all(folder.join("in")).expect("made");
+    std::fs::write(folder.join("in").join(name), text).expect("written");
+}
+
+#[test]
+fn a_restore_without_a_log_is_refused_and_one_with_a_log_goes_on() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    input(folder, "a.jsonl", "{\"id\":1}\n");
+    for from in [
+        "{savepoint: {name: before}}",
+        "{latest: {}}",
+        "{epoch: {number: 7}}",
+    ] {
+        let refused = run(folder, &format!("  restoreFrom: {from}\n"), &[]);
+        let error = refused.expect_err("there is no log");
+        assert_eq!(error.code, "PR0411", "{error}");
+        assert!(
+            error.to_string().contains("take restoreFrom out"),
+            "{error}"
+        );
+    }
+    run(folder, "", &[]).expect("it begins");
+    input(folder, "b.jsonl", "{\"id\":2}\n");
+    run(folder, "  restoreFrom: {latest: {}}\n", &[]).expect("it goes on");
+    assert_eq!(ids(folder), [1, 2]);
+}
+
+#[test]
+fn start_fresh_does_not_make_a_lost_volume_a_lost_job() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    input(folder, "a.jsonl", "{\"id\":1}\n");
+    run(folder, "  startFresh: true\n", &[]).expect("it begins");
+    std::fs::remove_dir_all(folder.join("volume")).expect("the volume is lost");
+    input(folder, "b.jsonl", "{\"id\":2}\n");
+    run(folder, "  startFresh: true\n", &[]).expect("it goes on");
+    assert_eq!(ids(folder), [1, 2]);
+}
+
+#[test]
+fn input_that_is_gone_stops_the_job_until_the_loss_is_accepted_and_the_log_keeps_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    input(folder, "a.jsonl", "{\"id\":1}\n");
+    input(folder, "b.jsonl", "no json\n");
+    let failed = run(folder, "", &[]).expect_err("the second file is bad");
+    assert_eq!(failed.code, "PR0201", "{failed}");
+    std::fs::remove_file(folder.join("in/b.jsonl")).expect("deleted");
+    input(folder, "c.jsonl", "{\"id\":3}\n");
+    let gone = run(folder, "", &[]).expect_err("a file is gone");
+    assert_eq!(gone.code, "PR0207", "{gone}");
+    assert!(gone.to_string().contains("--accept-loss t"), "{gone}");
+    run(folder, "", &["t"]).expect("the loss is accepted");
+    // What the first run took for the end is read to it; what came since is the next run's.
+    assert_eq!(ids(folder), [1]);
+    input(folder, "d.jsonl", "{\"id\":4}\n");
+    run(folder, "", &[]).expect("once accepted, always accepted");
+    assert_eq!(ids(folder), [1, 3, 4]);
+    let losses = records(folder)
+        .into_iter()
+        .filter(|kind| matches!(kind, Kind::LossAccepted(_)));
+    assert_eq!(losses.count(), 1);
+}
+
+fn records(folder: &Path) -> Vec<Kind> {
+    let text = JOB.replace("FOLDER", &folder.display().to_string());
+    let (spec, _) = job(&text);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        let store = whole::open_store(&spec, None).expect("a store");
+        let logs = store.logs().await.expect("listed");
+        let of = store.below(&logs[0].to_string());
+        let records = penstock_checkpoint::log::read_all(&of).await.expect("read");
+        records.into_iter().map(|r| r.kind).collect()
+    })
+}
