@@ -85,8 +85,9 @@ impl JsonDecoder {
         if record.len() > self.max_record_bytes {
             return Err(Fault::size(record.len(), self.max_record_bytes));
         }
-        if let Err(e) = std::str::from_utf8(record) {
-            return Err(Fault::utf8(e.valid_up_to()));
+        if simdutf8::basic::from_utf8(record).is_err() {
+            let valid = std::str::from_utf8(record).map_or_else(|e| e.valid_up_to(), str::len);
+            return Err(Fault::utf8(valid));
         }
         let mut cursor = Cursor::new(record);
         cursor.whitespace();

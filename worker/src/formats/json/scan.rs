@@ -36,8 +36,40 @@ const HIGHS: u64 = ONES << 7;
 /// Index of the first quote, backslash or control character at or after `from`; the length if there is none. Eight
 /// bytes at a time ("Hacker's Delight", 6-1): a borrow can only flag bytes above the first true one.
 pub(super) fn find_special(bytes: &[u8], from: usize) -> usize {
+    let (at, found) = find_in_words(bytes, from, from.saturating_add(16));
+    if found {
+        return at;
+    }
+    // A long string: whole lines without such a byte, a loop that compilers turn into vector instructions.
+    let mut i = at;
+    while let Some(line) = bytes.get(i..i + 32)
+        && !line.iter().fold(false, |any, b| any | special(*b))
+    {
+        i += 32;
+    }
+    let (at, found) = find_in_words(bytes, i, bytes.len());
+    if found {
+        return at;
+    }
+    i = at;
+    while i < bytes.len() && !special(bytes[i]) {
+        i += 1;
+    }
+    i
+}
+
+#[inline]
+fn special(byte: u8) -> bool {
+    byte == b'"' || byte == b'\\' || byte < 0x20
+}
+
+/// Looks through words that begin before `end`: where it is, or where it stopped.
+#[inline]
+fn find_in_words(bytes: &[u8], from: usize, end: usize) -> (usize, bool) {
     let mut i = from;
-    while let Some(chunk) = bytes.get(i..i + 8) {
+    while i < end
+        && let Some(chunk) = bytes.get(i..i + 8)
+    {
         let x = u64::from_le_bytes(chunk.try_into().expect("the slice has 8 bytes"));
         let quote = x ^ (ONES * b'"' as u64);
         let slash = x ^ (ONES * b'\\' as u64);
@@ -46,14 +78,25 @@ pub(super) fn find_special(bytes: &[u8], from: usize) -> usize {
             | (x.wrapping_sub(ONES * 0x20) & !x))
             & HIGHS;
         if found != 0 {
-            return i + (found.trailing_zeros() / 8) as usize;
+            return (i + (found.trailing_zeros() / 8) as usize, true);
         }
         i += 8;
     }
-    while i < bytes.len() && bytes[i] != b'"' && bytes[i] != b'\\' && bytes[i] >= 0x20 {
-        i += 1;
+    (i, false)
+}
+
+/// Whether slices of the same length are equal. Names are short: two words that may overlap need no call.
+#[inline]
+fn equal(a: &[u8], b: &[u8]) -> bool {
+    let word = |s: &[u8]| s.try_into().map_or(0, u64::from_le_bytes);
+    match a.len() {
+        n @ 8..=16 => word(&a[..8]) == word(&b[..8]) && word(&a[n - 8..]) == word(&b[n - 8..]),
+        n @ 4..8 => {
+            let word = |s: &[u8]| s.try_into().map_or(0, u32::from_le_bytes);
+            word(&a[..4]) == word(&b[..4]) && word(&a[n - 4..]) == word(&b[n - 4..])
+        }
+        _ => a == b,
     }
-    i
 }
 
 impl<'a> Cursor<'a> {
@@ -106,7 +149,7 @@ impl<'a> Cursor<'a> {
         let found = self
             .bytes
             .get(self.at..self.at + text.len())
-            .is_some_and(|next| next == text);
+            .is_some_and(|next| equal(next, text));
         if found {
             self.at += text.len();
         }

@@ -52,7 +52,7 @@ fn chunk(epoch: u64, rows: u64, wide: usize) -> Bytes {
             headers: vec![],
             timestamp_ms: None,
         };
-        staged.push(&record).unwrap();
+        staged.push(&record, -1).unwrap();
     }
     Bytes::from(staged.data)
 }
