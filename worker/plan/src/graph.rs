@@ -6,7 +6,7 @@
 //!   their node's input by those names, unqualified.
 //! - Hidden columns start with `$` ([`hidden`]) and come last. They ride along from the source to the first judge of late
 //!   rows or to the operator that breaks ties by origin; sinks never see them.
-//! - Changing results leave by *emissions*: at every barrier, and where [`crate::emission`] says so whenever the input has run
+//! - Changing results leave by *emissions*: at every barrier, and where `emission` says so whenever the input has run
 //!   dry. Each tells what changed since the last one.
 //! - Event time inside the engine is microseconds since the epoch, UTC; columns keep their declared Arrow type.
 

@@ -428,3 +428,6 @@ enum Step {
     Idle,
     Halt,
 }
+
+#[cfg(test)]
+mod tests;
