@@ -85,9 +85,8 @@ impl JsonDecoder {
         if record.len() > self.max_record_bytes {
             return Err(Fault::size(record.len(), self.max_record_bytes));
         }
-        if simdutf8::basic::from_utf8(record).is_err() {
-            let valid = std::str::from_utf8(record).map_or_else(|e| e.valid_up_to(), str::len);
-            return Err(Fault::utf8(valid));
+        if let Err(e) = std::str::from_utf8(record) {
+            return Err(Fault::utf8(e.valid_up_to()));
         }
         let mut cursor = Cursor::new(record);
         cursor.whitespace();
