@@ -176,12 +176,26 @@ async fn progress_line(progress: Arc<Progress>, output: Output) {
 }
 
 fn say_end(outcome: &Outcome, output: Output) -> ExitCode {
+    let mut behind = None;
     let (name, epoch, text) = match outcome {
-        Outcome::Stopped { epoch } => (
+        Outcome::Stopped {
+            epoch,
+            pending: None,
+        } => (
             "Stopped",
             epoch,
             format!("stopped at epoch {epoch}; the next run goes on from there"),
         ),
+        Outcome::Stopped {
+            epoch,
+            pending: Some(published),
+        } => {
+            behind = Some(published);
+            let text = format!(
+                "stopped at epoch {epoch}; a sink did not answer: the results are published up to epoch {published}, those after it are committed and the next run publishes them"
+            );
+            ("Stopped", epoch, text)
+        }
         Outcome::Completed { epoch } => (
             "Completed",
             epoch,
@@ -197,7 +211,16 @@ fn say_end(outcome: &Outcome, output: Output) -> ExitCode {
     };
     match output {
         Output::Text => eprintln!("{text}"),
-        Output::Json => println!("{}", json!({"outcome": name, "epoch": epoch})),
+        Output::Json => {
+            let mut said = json!({"outcome": name, "epoch": epoch});
+            if let Some(published) = behind {
+                said["publishedThrough"] = json!(published);
+            }
+            println!("{said}");
+        }
     }
-    ExitCode::SUCCESS
+    match behind {
+        None => ExitCode::SUCCESS,
+        Some(_) => ExitCode::FAILURE,
+    }
 }

@@ -4,8 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use penstock_checkpoint::decide::may_commit;
+use penstock_checkpoint::record::StopReason;
 use tokio::time::Instant;
+use tracing::Instrument;
 
+use super::stop::Waited;
 use super::{Coordinator, K, Outcome, assignment_of};
 use crate::error::Result;
 use crate::member::protocol::ToMember;
@@ -22,7 +25,9 @@ impl Coordinator {
         let mut looked = Instant::now();
         let mut last = Instant::now();
         loop {
-            self.wait_for_barrier(last).await?;
+            if self.wait_for_barrier(last).await? == Waited::GaveUp {
+                return self.stop_with(StopReason::Suspended).await;
+            }
             let stop = *self.stop.borrow() || self.failing.is_some();
             let drained = self.sources_done && self.sources.iter().all(|s| s.enumerator.bounded());
             if drained && !stop && self.adopt().await? {
@@ -40,8 +45,16 @@ impl Coordinator {
             last = Instant::now();
             let barrier = self.barrier(kind);
             self.tell(ToMember::Inject(barrier));
-            let snapshot = self.snapshot(barrier.epoch).await?;
-            self.commit_snapshot(snapshot, barrier, last).await?;
+            let span = tracing::info_span!(
+                "epoch",
+                generation = barrier.generation,
+                epoch = barrier.epoch
+            );
+            let epoch = async {
+                let snapshot = self.snapshot(barrier.epoch).await?;
+                self.commit_snapshot(snapshot, barrier, last).await
+            };
+            epoch.instrument(span).await?;
             if let Some(ended) = self.ended(stop, drained).await? {
                 return Ok(ended);
             }
@@ -60,19 +73,23 @@ impl Coordinator {
     }
 
     /// Waits for the interval, for an early barrier, for a stop; and until `Commit` may follow (rule 3).
-    pub(super) async fn wait_for_barrier(&mut self, last: Instant) -> Result<()> {
+    pub(super) async fn wait_for_barrier(&mut self, last: Instant) -> Result<Waited> {
         let due = last + self.settings.interval;
         loop {
-            let allowed = self.may_commit();
+            if !self.may_commit()
+                && self.wait_for_sink(|c, _| c.may_commit()).await? == Waited::GaveUp
+            {
+                return Ok(Waited::GaveUp);
+            }
             let now = *self.stop.borrow()
                 || self.failing.is_some()
                 || self.wants_barrier
                 || self.sources_done;
-            if allowed && (now || Instant::now() >= due) {
+            if now || Instant::now() >= due {
                 self.wants_barrier = false;
-                return Ok(());
+                return Ok(Waited::Came);
             }
-            self.wait(if allowed { Some(due) } else { None }).await?;
+            self.wait(Some(due)).await?;
         }
     }
 

@@ -7,7 +7,8 @@ use penstock_checkpoint::ids::{Epoch, Micros, OperatorUid, SourceName, SplitId a
 use penstock_checkpoint::record::{Commit, EpochRecord, Kind, Position as LogPosition, SplitState};
 use tokio::time::Instant;
 
-use super::{Coordinator, ranges};
+use super::progress::{PhaseOfEpoch as Phase, Published};
+use super::{Awaited, Coordinator, ranges};
 use crate::error::{EngineError, Result};
 use crate::fault;
 use crate::member::protocol::{FromMember, Snapshot, ToMember};
@@ -48,6 +49,9 @@ impl Coordinator {
         barrier: Barrier,
         began: Instant,
     ) -> Result<()> {
+        let durable = Instant::now();
+        self.progress
+            .observe(Phase::Snapshot, durable.duration_since(began));
         self.bear_shards(&snapshot).await?;
         for (i, splits) in &snapshot.splits {
             let (Some(mine), forget) = (self.splits.get_mut(i), self.sources[*i].forget_finished)
@@ -78,7 +82,18 @@ impl Coordinator {
         }
         self.commit(Some((&snapshot, watermarks)), barrier.now_ms)
             .await?;
+        let committed = Instant::now();
+        self.progress
+            .observe(Phase::Commit, committed.duration_since(durable));
         let publish = self.log.fold().is_publishable(Epoch::new(barrier.epoch));
+        if publish {
+            self.awaited.push_back(Awaited {
+                epoch: Epoch::new(barrier.epoch),
+                began,
+                committed,
+                newest_row: self.newest_row(),
+            });
+        }
         if publish && snapshot.rows_out > 0 {
             self.unpublished
                 .push_back((Epoch::new(barrier.epoch), snapshot.bytes));
@@ -172,7 +187,8 @@ impl Coordinator {
             return;
         }
         self.lag_at = Some(Instant::now());
-        let mut lag = 0u64;
+        let now_ms = self.clock.now().get();
+        let mut lags = Vec::new();
         for (i, source) in self.sources.iter_mut().enumerate() {
             let Some(splits) = self.splits.get(&i) else {
                 continue;
@@ -189,13 +205,33 @@ impl Coordinator {
                     Ok(Ok(ends)) => ends,
                     Ok(Err(_)) | Err(_) => return,
                 };
-            let behind = open.iter().filter_map(|id| {
-                let end = ends.get(id).filter(|end| **end != Position::END)?;
-                u64::try_from(end.0 - ranges::position(&splits[id]).0).ok()
-            });
-            lag += behind.sum::<u64>();
+            for id in &open {
+                if let Some(end) = ends.get(id).filter(|end| **end != Position::END) {
+                    let at = ranges::position(&splits[id]).0;
+                    lags.push(self.lags.observe((i, id), now_ms, end.0, at));
+                }
+            }
         }
-        self.progress.lag(lag);
+        self.progress.lag(lags);
+    }
+
+    fn newest_row(&self) -> Option<i64> {
+        let splits = self.splits.values().flat_map(BTreeMap::values);
+        let newest = splits.filter_map(|s| s.max_event_time).max()?;
+        Some(newest.get().div_euclid(1000))
+    }
+
+    /// Epochs that are out by now were published just now.
+    pub(super) fn time_publication(&mut self) {
+        while let Some(first) = self.awaited.front().filter(|a| a.epoch <= self.done) {
+            let took = Published {
+                since_barrier: first.began.elapsed(),
+                since_commit: first.committed.elapsed(),
+                age_ms: first.newest_row.map(|t| self.clock.now().get() - t),
+            };
+            self.progress.published_epoch(&self.settings.sinks, took);
+            self.awaited.pop_front();
+        }
     }
 
     pub(super) async fn show_positions(&mut self) {

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use penstock_checkpoint::ids::{Epoch, Nonce, ShardId, SinkName};
+use penstock_checkpoint::ids::{Nonce, ShardId, SinkName};
 use penstock_checkpoint::record::{Kind, SinkBorn};
 
 use super::Coordinator;
+use super::stop::Waited;
 use crate::error::Result;
 use crate::fault;
 use crate::member::protocol::{BornMarker, FromMember, Shard, Snapshot, ToMember};
@@ -32,60 +33,56 @@ impl Coordinator {
             .collect()
     }
 
-    /// New shards get their initial marker, and the log says so, before their first epoch commits.
+    /// New shards get their initial marker, and the log says so, before their first epoch commits. Markers are written at the
+    /// same time, since each needs a producer of its own; the log tells of them in the order of sinks and shards.
     pub(super) async fn bear_shards(&mut self, snapshot: &Snapshot) -> Result<()> {
         let Some(pack) = &snapshot.pack else {
             return Ok(());
         };
-        for (sink, shards) in pack.outputs.clone() {
-            let index = self
-                .settings
-                .sinks
-                .iter()
-                .position(|(name, _)| *name == sink.as_str());
-            let Some(index) = index else { continue };
+        let mut unborn: Vec<(Shard, SinkBorn)> = Vec::new();
+        for (sink, shards) in &pack.outputs {
+            let names = &self.settings.sinks;
+            let Some(index) = names.iter().position(|(name, _)| *name == sink.as_str()) else {
+                continue;
+            };
             for shard in shards.keys() {
-                if self.log.fold().shard(&sink, *shard).is_some() {
+                if self.log.fold().shard(sink, *shard).is_some() {
                     continue;
                 }
                 let mut epoch = self.log.fold().newest();
                 if planted(Bug::BornAhead) {
                     epoch = self.log.fold().next_epoch();
                 }
-                let partition = self.partition(index, *shard);
-                let nonce = self.log.nonce();
-                if planted(Bug::BornFirst) {
-                    let born = SinkBorn {
-                        sink: sink.clone(),
-                        shard: *shard,
-                        partition,
-                        epoch,
-                        nonce,
-                    };
-                    let record = Kind::SinkBorn(born);
-                    let appended = self.log.append(self.generation, record).await;
-                    appended.map_err(storage)?;
-                    self.bear((index, shard.get()), partition, epoch, nonce)
-                        .await?;
-                    continue;
-                }
-                let nonce = self
-                    .bear((index, shard.get()), partition, epoch, nonce)
-                    .await?;
                 let born = SinkBorn {
                     sink: sink.clone(),
                     shard: *shard,
-                    partition,
+                    partition: self.partition(index, *shard),
                     epoch,
-                    nonce,
+                    nonce: self.log.nonce(),
                 };
-                self.log
-                    .append(self.generation, Kind::SinkBorn(born))
-                    .await
-                    .map_err(storage)?;
-                fault::point("born.logged");
+                unborn.push(((index, shard.get()), born));
             }
         }
+        if planted(Bug::BornFirst) {
+            for (_, born) in &unborn {
+                self.log_birth(born.clone()).await?;
+            }
+        }
+        let nonces = self.bear(&unborn).await?;
+        if planted(Bug::BornFirst) {
+            return Ok(());
+        }
+        for (shard, born) in unborn {
+            let nonce = nonces[&shard];
+            self.log_birth(SinkBorn { nonce, ..born }).await?;
+            fault::point("born.logged");
+        }
+        Ok(())
+    }
+
+    async fn log_birth(&mut self, born: SinkBorn) -> Result<()> {
+        let appended = self.log.append(self.generation, Kind::SinkBorn(born)).await;
+        appended.map_err(storage)?;
         Ok(())
     }
 
@@ -119,26 +116,28 @@ impl Coordinator {
         }
     }
 
-    /// Has the shard's marker written, or found; answers the nonce that it carries.
-    pub(super) async fn bear(
-        &mut self,
-        shard: Shard,
-        partition: i32,
-        epoch: Epoch,
-        nonce: Nonce,
-    ) -> Result<Nonce> {
-        self.tell(ToMember::Bear {
-            shard,
-            partition,
-            epoch,
-            nonce,
-        });
-        loop {
-            if let FromMember::Born { shard: s, nonce } = self.hear().await?
-                && s == shard
-            {
-                return Ok(nonce);
-            }
+    /// Has the shards' markers written, or found; answers the nonces that they carry.
+    async fn bear(&mut self, unborn: &[(Shard, SinkBorn)]) -> Result<BTreeMap<Shard, Nonce>> {
+        for (shard, born) in unborn {
+            self.tell(ToMember::Bear {
+                shard: *shard,
+                partition: born.partition,
+                epoch: born.epoch,
+                nonce: born.nonce,
+            });
+        }
+        let mut nonces = BTreeMap::new();
+        let waited = self
+            .wait_for_sink(|_, message| {
+                if let Some(FromMember::Born { shard, nonce }) = message {
+                    nonces.insert(*shard, *nonce);
+                }
+                unborn.iter().all(|(shard, _)| nonces.contains_key(shard))
+            })
+            .await?;
+        match waited {
+            Waited::Came => Ok(nonces),
+            Waited::GaveUp => Err(self.overdue()),
         }
     }
 }

@@ -11,8 +11,8 @@ use penstock_checkpoint::gc::Retention;
 use penstock_checkpoint::ids::{Epoch, Generation, MemberId, OperatorUid, SinkName, SourceName};
 use penstock_checkpoint::log::JobLog;
 use penstock_checkpoint::record::{
-    Assignment as LogAssignment, Claim, ClaimKind, EpochRecord, Kind, Position as LogPosition,
-    SplitState, StopReason, Stopped,
+    Assignment as LogAssignment, Claim, ClaimKind, Position as LogPosition, SplitState, StopReason,
+    Stopped,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -31,15 +31,19 @@ use crate::task::Assignment;
 pub mod bases;
 mod continuous;
 mod epochs;
+mod lag;
 mod loss;
 mod markers;
 mod planned;
 pub mod progress;
 mod ranges;
+mod stop;
 
 use bases::Bases;
+use lag::LagMeter;
 pub use markers::marker_partitions;
 use progress::{Phase, Progress};
+use stop::Waited;
 
 /// Commits ahead of publication (rule 3).
 pub(crate) const K: u64 = 4;
@@ -105,8 +109,9 @@ pub struct Settings {
 /// How a job ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// Stopped at a barrier; a later run goes on from here.
-    Stopped { epoch: u64 },
+    /// Stopped at a barrier; a later run goes on from here. `pending`: not everything that is committed is visible in the
+    /// sinks; up to this epoch it is, and the next run sees to the rest.
+    Stopped { epoch: u64, pending: Option<u64> },
     /// Everything that was available has been read.
     Completed { epoch: u64 },
     /// The input counts as ended; the job never goes on.
@@ -143,8 +148,24 @@ pub struct Coordinator {
     /// This generation has fixed where a bounded run ends.
     end_fixed: bool,
     lag_at: Option<Instant>,
+    lags: LagMeter,
+    /// Commits that are not published yet.
+    awaited: VecDeque<Awaited>,
     /// Time of the newest epoch.
     newest_now: i64,
+    /// Until when a stop that was asked for waits for sinks.
+    stop_by: Option<Instant>,
+    /// It waited in vain, and gave up the epoch in the making.
+    gave_up: bool,
+}
+
+/// A commit that is not published yet.
+struct Awaited {
+    epoch: Epoch,
+    began: Instant,
+    committed: Instant,
+    /// Greatest event time read so far, in milliseconds.
+    newest_row: Option<i64>,
 }
 
 /// What the caller hands over; the rest begins empty.
@@ -196,7 +217,11 @@ impl Coordinator {
             unpublished: VecDeque::new(),
             end_fixed: false,
             lag_at: None,
+            lags: LagMeter::default(),
+            awaited: VecDeque::new(),
             newest_now: i64::MIN,
+            stop_by: None,
+            gave_up: false,
         }
     }
 
@@ -209,18 +234,24 @@ impl Coordinator {
     }
 
     async fn generation(&mut self) -> Result<Outcome> {
-        self.progress.phase(Phase::Restoring);
+        self.progress.generation();
         if let Some(Stopped {
             epoch,
             why: StopReason::Drained,
         }) = self.log.fold().stopped()
         {
-            // The run that drained it may have died before its sinks let go of everything.
-            let epoch = epoch.get();
-            self.close_sinks().await?;
-            return Ok(Outcome::Drained { epoch });
+            return self.finished(epoch.get()).await;
         }
-        self.claim().await?;
+        if let Err(error) = self.claim().await {
+            // Another run drained it between our look at the log and our claim.
+            return match self.log.fold().stopped() {
+                Some(Stopped {
+                    epoch,
+                    why: StopReason::Drained,
+                }) => self.finished(epoch.get()).await,
+                _ => Err(error),
+            };
+        }
         let restore = self
             .log
             .restore(self.log.fold().head())
@@ -264,15 +295,37 @@ impl Coordinator {
         };
         tracing::debug!(backlog = start.backlog.len(), "starting the members");
         self.tell(ToMember::Start(Box::new(start)));
-        while !matches!(self.hear().await?, FromMember::Started) {}
+        let started =
+            |_: &Self, message: Option<&FromMember>| matches!(message, Some(FromMember::Started));
+        if self.wait_for_sink(started).await? == Waited::GaveUp {
+            return self.stop_with(StopReason::Suspended).await;
+        }
         tracing::info!(epoch = self.log.fold().head().get(), "running");
         self.progress.phase(Phase::Running);
         self.progress.restored(self.log.fold().head().get());
-        if self.settings.trigger.planned() {
+        let ended = if self.settings.trigger.planned() {
             self.run_planned(replan).await
         } else {
             self.run_continuous().await
+        };
+        match ended {
+            Err(error) if self.gave_up => {
+                tracing::warn!(%error, "stopping at the newest commit");
+                self.stop_with(StopReason::Suspended).await
+            }
+            ended => ended,
         }
+    }
+
+    /// The job is final. The run that drained it may have died before its sinks let go of everything.
+    async fn finished(&mut self, epoch: u64) -> Result<Outcome> {
+        Ok(match self.close_sinks().await? {
+            Waited::Came => Outcome::Drained { epoch },
+            Waited::GaveUp => Outcome::Stopped {
+                epoch,
+                pending: Some(epoch),
+            },
+        })
     }
 
     async fn claim(&mut self) -> Result<()> {
@@ -294,6 +347,7 @@ impl Coordinator {
         fault::point("claim.after");
         self.generation = record.generation;
         self.done = self.log.fold().done_through();
+        self.progress.published(self.done.get());
         tracing::info!(
             generation = self.generation.get(),
             epoch = self.log.fold().head().get(),
@@ -347,7 +401,7 @@ impl Coordinator {
                 .collect();
             let seen = self.seen.get(&i).into_iter().flatten();
             known.extend(seen.map(|file| (SplitId(file.as_str().into()), Position::END)));
-            for new in patiently(&mut *source.enumerator, &known, first).await? {
+            for new in patiently(&mut *source.enumerator, &known, first, &self.stop).await? {
                 tracing::info!(source = source.name, split = %new.split.0, start = new.start.0, "adopted a split");
                 let position = LogPosition::Offset(new.start.0);
                 let state = SplitState {
@@ -361,89 +415,6 @@ impl Coordinator {
             }
         }
         Ok(found)
-    }
-
-    // ---- ends --------------------------------------------------------------------------------------------------------
-
-    async fn ended(&mut self, stop: bool, drained: bool) -> Result<Option<Outcome>> {
-        if let Some((source, text)) = self.failing.take() {
-            return self.fail_above(&source, &text).await.map(Some);
-        }
-        if drained {
-            return self.stop_with(StopReason::Drained).await.map(Some);
-        }
-        if stop {
-            return self.stop_with(StopReason::Suspended).await.map(Some);
-        }
-        Ok(None)
-    }
-
-    /// The wrong rows are committed; then the job stops.
-    async fn fail_above(&mut self, source: &str, text: &str) -> Result<Outcome> {
-        self.stop_with(StopReason::Failed {
-            code: "PR0206".to_owned(),
-        })
-        .await?;
-        Err(EngineError::fail(
-            "PR0206",
-            format!("source {source}"),
-            text,
-        ))
-    }
-
-    /// Waits until everything that may be published is out, then says that the job has stopped.
-    async fn stop_with(&mut self, why: StopReason) -> Result<Outcome> {
-        while self
-            .log
-            .fold()
-            .last_publishable()
-            .is_some_and(|last| last > self.done_through())
-        {
-            self.wait(None).await?;
-        }
-        fault::point("stop.before");
-        let head = self.log.fold().head();
-        let epoch = head.get();
-        if self.log.fold().done_through() < self.done {
-            let record = EpochRecord {
-                commit: None,
-                plan: None,
-                done_through: self.done_through(),
-            };
-            self.log
-                .append(self.generation, Kind::Epoch(record))
-                .await
-                .map_err(storage)?;
-        }
-        self.log
-            .append(
-                self.generation,
-                Kind::Stopped(Stopped {
-                    epoch: head,
-                    why: why.clone(),
-                }),
-            )
-            .await
-            .map_err(storage)?;
-        self.closure().await?;
-        fault::point("stop.after");
-        self.close_sinks().await?;
-        Ok(match why {
-            StopReason::Suspended | StopReason::Failed { .. } => Outcome::Stopped { epoch },
-            StopReason::Completed => Outcome::Completed { epoch },
-            StopReason::Drained => Outcome::Drained { epoch },
-        })
-    }
-
-    /// Sinks that hold rows back let them go. Only behind a `Stopped`: nobody commits in this generation any more, so
-    /// everybody lets go of the same rows.
-    async fn close_sinks(&mut self) -> Result<()> {
-        self.tell(ToMember::Close {
-            born: self.born(),
-            newest: self.log.fold().marker_bound(),
-        });
-        while !matches!(self.hear().await?, FromMember::Closed) {}
-        Ok(())
     }
 
     /// The time of an epoch that begins now: the clock's, but never before the newest epoch's, or what epochs decide by it
@@ -475,6 +446,7 @@ impl Coordinator {
                 self.done = self.done.max(*through);
                 self.unpublished.retain(|(epoch, _)| *epoch > *through);
                 self.progress.published(self.done.get());
+                self.time_publication();
             }
             FromMember::WantsBarrier => self.wants_barrier = true,
             // One that was on its way when a split was assigned says nothing of that split.
@@ -508,6 +480,11 @@ impl Coordinator {
 
     /// Takes in messages until one came, the time is there, or a stop is asked for.
     async fn wait(&mut self, until: Option<Instant>) -> Result<()> {
+        self.next_message(until).await.map(|_| ())
+    }
+
+    /// As `wait`; answers the message.
+    async fn next_message(&mut self, until: Option<Instant>) -> Result<Option<FromMember>> {
         let stopping = *self.stop.borrow();
         let message = tokio::select! {
             biased;
@@ -522,13 +499,13 @@ impl Coordinator {
             () = async { match until { Some(t) => tokio::time::sleep_until(t).await, None => std::future::pending().await } } => None,
         };
         match message {
-            Some(Some(message)) => self.take_in(message).map(|_| ()),
+            Some(Some(message)) => self.take_in(message).map(Some),
             Some(None) => Err(EngineError::fail(
                 "PR0304",
                 "coordinator",
                 "the member is gone",
             )),
-            None => Ok(()),
+            None => Ok(None),
         }
     }
 }
@@ -538,11 +515,12 @@ async fn patiently(
     enumerator: &mut dyn SourceEnumerator,
     known: &BTreeMap<SplitId, Position>,
     first: bool,
+    stop: &watch::Receiver<bool>,
 ) -> Result<Vec<crate::sources::Discovered>> {
     let mut pause = Duration::from_millis(100);
     loop {
         match enumerator.discover(known, first).await {
-            Err(e) if e.kind == ErrorKind::Retry => {
+            Err(e) if e.kind == ErrorKind::Retry && !*stop.borrow() => {
                 tracing::warn!(error = %e, "the source does not answer, trying again");
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(Duration::from_secs(5));

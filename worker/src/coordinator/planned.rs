@@ -8,8 +8,10 @@ use penstock_checkpoint::record::{
     EpochRecord, Kind, Plan, Position as LogPosition, Range, SplitState, StopReason,
 };
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use super::ranges::{Bounds, Span};
+use super::stop::Waited;
 use super::{Coordinator, Outcome, Trigger, assignment_of, log_position, ranges};
 use crate::error::Result;
 use crate::fault;
@@ -29,8 +31,8 @@ impl Coordinator {
             if *self.stop.borrow() {
                 return self.stop_with(StopReason::Suspended).await;
             }
-            while !self.may_commit() {
-                self.wait(None).await?;
+            if self.wait_for_sink(|c, _| c.may_commit()).await? == Waited::GaveUp {
+                continue;
             }
             let plan = match replan.take() {
                 Some(plan) => Some(plan),
@@ -51,7 +53,12 @@ impl Coordinator {
                 continue;
             };
             let began = Instant::now();
-            self.run_plan(plan, began).await?;
+            let span = tracing::info_span!(
+                "epoch",
+                generation = self.generation.get(),
+                epoch = plan.epoch.get()
+            );
+            self.run_plan(plan, began).instrument(span).await?;
             epochs += 1;
             if let Some((source, text)) = self.failing.take() {
                 return self.fail_above(&source, &text).await;

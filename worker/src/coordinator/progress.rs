@@ -6,8 +6,11 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+pub use super::lag::SplitLag;
 use crate::member::protocol::Snapshot;
 use crate::message::{Barrier, EventTime};
+pub use crate::metrics::Phase as PhaseOfEpoch;
+use crate::metrics::{ByPhase, BySink, Timings};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Phase {
@@ -70,14 +73,65 @@ pub struct Now {
     pub durations: Vec<u64>,
     /// Unread records, as of the last commit.
     pub lag: Option<u64>,
+    /// By split; splits whose end is unknown are left out.
+    pub lags: Vec<SplitLag>,
     pub log: String,
-    pub restarts: u64,
+    /// Generations that ended before the job, by why.
+    pub restarts: BTreeMap<Restart, u64>,
+    /// How often a sink could not publish and tried again.
+    pub sink_errors: BTreeMap<String, u64>,
+    pub last_failure: Option<LastFailure>,
     pub generation: u64,
+    /// What earlier generations of this process had counted.
+    before: Counted,
+}
+
+/// Why a generation ended before the job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Restart {
+    /// Another process claimed the job.
+    Fenced,
+    /// Something did not answer, and may again.
+    Retry,
+}
+
+impl Restart {
+    pub const ALL: [Self; 2] = [Self::Fenced, Self::Retry];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Fenced => "fenced",
+            Self::Retry => "retry",
+        }
+    }
+}
+
+/// What ended the last generation that ended with an error.
+#[derive(Debug, Clone)]
+pub struct LastFailure {
+    pub at_ms: i64,
+    pub code: &'static str,
+    pub message: String,
+}
+
+/// Counters of commits, which begin anew with a generation's slots.
+#[derive(Debug, Clone, Default)]
+struct Counted {
+    rows_in: u64,
+    rows_out: u64,
+    bytes_in: u64,
+    bad: u64,
+    late: u64,
+    dead_letters: u64,
+    by_source: Vec<SourceNow>,
+    sink_rows: Vec<u64>,
+    operators: Vec<(String, u64, u64, u64, u64)>,
 }
 
 #[derive(Debug, Clone, Default)]
 pub struct SourceNow {
     pub splits: u64,
+    pub idle: u64,
     pub rows: u64,
     pub bytes: u64,
     pub bad: u64,
@@ -99,10 +153,21 @@ impl Now {
     }
 }
 
+/// How long a published epoch took.
+#[derive(Debug, Clone, Copy)]
+pub struct Published {
+    /// From its barrier (planned: from its plan).
+    pub since_barrier: Duration,
+    pub since_commit: Duration,
+    /// Of the greatest event time that it stands on.
+    pub age_ms: Option<i64>,
+}
+
 /// Shared by the coordinator (writer) and everybody who looks.
 #[derive(Debug, Default)]
 pub struct Progress {
     now: Mutex<Now>,
+    pub timings: Timings,
 }
 
 /// Durations of epochs that are kept for percentiles.
@@ -117,6 +182,23 @@ impl Progress {
         self.now.lock().phase = phase;
     }
 
+    /// A generation begins: its counters start at nothing, those of the process go on.
+    pub fn generation(&self) {
+        let mut now = self.now.lock();
+        now.phase = Phase::Restoring;
+        now.before = Counted {
+            rows_in: now.rows_in,
+            rows_out: now.rows_out,
+            bytes_in: now.bytes_in,
+            bad: now.bad,
+            late: now.late,
+            dead_letters: now.dead_letters,
+            by_source: now.by_source.clone(),
+            sink_rows: now.sink_rows.clone(),
+            operators: now.operators.clone(),
+        };
+    }
+
     pub fn restored(&self, epoch: u64) {
         let mut now = self.now.lock();
         now.epoch.number = epoch;
@@ -129,22 +211,50 @@ impl Progress {
     }
 
     pub fn held(&self, sink: &str, text: &str) {
-        self.now
-            .lock()
-            .held
-            .insert(sink.to_owned(), text.to_owned());
+        let mut now = self.now.lock();
+        *now.sink_errors.entry(sink.to_owned()).or_default() += 1;
+        now.held.insert(sink.to_owned(), text.to_owned());
     }
 
     pub fn log(&self, id: String) {
         self.now.lock().log = id;
     }
 
-    pub fn restarted(&self) {
-        self.now.lock().restarts += 1;
+    pub fn restarted(&self, why: Restart) {
+        *self.now.lock().restarts.entry(why).or_default() += 1;
     }
 
-    pub fn lag(&self, records: u64) {
-        self.now.lock().lag = Some(records);
+    pub fn failed(&self, failure: LastFailure) {
+        self.now.lock().last_failure = Some(failure);
+    }
+
+    pub fn lag(&self, lags: Vec<SplitLag>) {
+        let mut now = self.now.lock();
+        now.lag = Some(lags.iter().map(|l| l.records).sum());
+        now.lags = lags;
+    }
+
+    /// An epoch is out: how long each part took, and how old its newest row was then, for every sink.
+    pub fn published_epoch(&self, sinks: &[(String, u16)], took: Published) {
+        self.observe(PhaseOfEpoch::Publish, took.since_commit);
+        for (sink, _) in sinks {
+            let by = BySink { sink: sink.clone() };
+            let of = self.timings.processing.get_or_create(&by);
+            of.observe(took.since_barrier.as_secs_f64());
+            drop(of);
+            if let Some(age_ms) = took.age_ms {
+                let of = self.timings.e2e.get_or_create(&by);
+                of.observe(age_ms.max(0) as f64 / 1000.0);
+            }
+        }
+    }
+
+    pub fn observe(&self, phase: PhaseOfEpoch, took: Duration) {
+        let phase = ByPhase {
+            phase: phase.name(),
+        };
+        let of = self.timings.checkpoint.get_or_create(&phase);
+        of.observe(took.as_secs_f64());
     }
 
     pub fn committed(&self, barrier: Barrier, snapshot: &Snapshot, took: Duration, now_ms: i64) {
@@ -152,7 +262,8 @@ impl Progress {
         let sum = |f: &dyn Fn(&crate::task::SlotCounts) -> u64| {
             snapshot.counts.iter().map(f).sum::<u64>()
         };
-        let rows_in = sum(&|c| c.sources.iter().map(|s| s.rows).sum());
+        let before = now.before.clone();
+        let rows_in = before.rows_in + sum(&|c| c.sources.iter().map(|s| s.rows).sum());
         let duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         let since = u64::try_from(now_ms - now.epoch.committed_at_ms).unwrap_or(0);
         now.epoch = LastEpoch {
@@ -165,11 +276,12 @@ impl Progress {
             rows_out: snapshot.rows_out,
         };
         now.rows_in = rows_in;
-        now.rows_out = sum(&|c| c.sink_rows.iter().sum());
-        now.bytes_in = sum(&|c| c.sources.iter().map(|s| s.bytes).sum());
-        now.bad = sum(&|c| c.sources.iter().map(|s| s.bad).sum());
-        now.late = sum(&|c| c.late.iter().sum());
-        now.dead_letters = sum(&|c| c.sources.iter().map(|s| s.dead_letters).sum());
+        now.rows_out = before.rows_out + sum(&|c| c.sink_rows.iter().sum());
+        now.bytes_in = before.bytes_in + sum(&|c| c.sources.iter().map(|s| s.bytes).sum());
+        now.bad = before.bad + sum(&|c| c.sources.iter().map(|s| s.bad).sum());
+        now.late = before.late + sum(&|c| c.late.iter().sum());
+        now.dead_letters =
+            before.dead_letters + sum(&|c| c.sources.iter().map(|s| s.dead_letters).sum());
         now.commits += 1;
         now.generation = barrier.generation;
         if now.durations.len() < DURATIONS {
@@ -189,14 +301,19 @@ impl Progress {
             .flatten()
             .next()
             .map(|s| s.0.to_string());
-        let mut operators: BTreeMap<String, (u64, u64, u64, u64)> = BTreeMap::new();
+        let of = before.operators.into_iter();
+        let mut operators: BTreeMap<String, (u64, u64, u64, u64)> =
+            of.map(|(uid, i, o, ..)| (uid, (i, o, 0, 0))).collect();
         let sources = snapshot.counts.first().map_or(0, |c| c.sources.len());
-        now.by_source = vec![SourceNow::default(); sources];
+        now.by_source = before.by_source;
+        now.by_source.resize(sources, SourceNow::default());
         let sinks = snapshot.counts.first().map_or(0, |c| c.sink_rows.len());
-        now.sink_rows = vec![0; sinks];
+        now.sink_rows = before.sink_rows;
+        now.sink_rows.resize(sinks, 0);
         for (source, splits) in &snapshot.splits {
             if let Some(of) = now.by_source.get_mut(*source) {
                 of.splits = splits.len() as u64;
+                of.idle = splits.values().filter(|s| s.idle).count() as u64;
             }
         }
         for counts in &snapshot.counts {
@@ -220,5 +337,62 @@ impl Progress {
             .into_iter()
             .map(|(uid, (i, o, k, b))| (uid, i, o, k, b))
             .collect();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::BarrierKind;
+    use crate::task::{SlotCounts, SourceCounts};
+
+    fn commit(progress: &Progress, epoch: u64, rows: u64) {
+        let barrier = Barrier {
+            epoch,
+            generation: 1,
+            kind: BarrierKind::Checkpoint,
+            now_ms: 0,
+        };
+        let counts = SlotCounts {
+            sources: vec![SourceCounts {
+                rows,
+                ..SourceCounts::default()
+            }],
+            late: vec![rows / 10],
+            operators: vec![("o".to_owned(), rows, rows, 1, 1)],
+            sink_rows: vec![2 * rows],
+            ..SlotCounts::default()
+        };
+        let snapshot = Snapshot {
+            barrier,
+            pack: None,
+            bytes: 0,
+            splits: BTreeMap::new(),
+            watermarks: BTreeMap::new(),
+            counts: vec![counts],
+            rows_out: 0,
+        };
+        progress.committed(barrier, &snapshot, Duration::ZERO, 1000);
+    }
+
+    #[test]
+    fn counters_go_on_over_generations() {
+        let progress = Progress::default();
+        progress.generation();
+        commit(&progress, 1, 100);
+        commit(&progress, 2, 130);
+        progress.restarted(Restart::Fenced);
+        progress.generation();
+        assert_eq!(progress.now().rows_in, 130);
+        commit(&progress, 3, 50);
+        let now = progress.now();
+        assert_eq!(
+            (now.epoch.rows_in, now.rows_in, now.rows_out),
+            (50, 180, 360)
+        );
+        assert_eq!((now.late, now.by_source[0].rows), (18, 180));
+        assert_eq!(now.sink_rows, [360]);
+        assert_eq!(now.operators, [("o".to_owned(), 180, 180, 1, 1)]);
+        assert_eq!(now.restarts[&Restart::Fenced], 1);
     }
 }

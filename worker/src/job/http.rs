@@ -13,6 +13,7 @@ use penstock_crds::units::Timestamp;
 use crate::coordinator::progress::{Now, Phase, Progress};
 
 use super::metrics;
+use crate::clock::{Clock, SystemClock};
 
 /// What the pages are made from.
 #[derive(Clone)]
@@ -54,7 +55,12 @@ fn metrics_page(shown: &Shown) -> impl IntoResponse + use<> {
     )];
     (
         content_type,
-        metrics::text(&shown.job, &shown.progress.now()),
+        metrics::text(
+            &shown.job,
+            &shown.progress.now(),
+            &shown.progress.timings,
+            SystemClock.now().get(),
+        ),
     )
 }
 
@@ -89,7 +95,7 @@ pub fn status(shown: &Shown) -> rpc::JobStatus {
             }),
         lag: now.lag.map(|records| rpc::Lag {
             records,
-            seconds: 0.0,
+            seconds: now.lags.iter().map(|l| l.seconds).fold(0.0, f64::max),
         }),
         rates: rates(&now),
         counts: rpc::Counts {
@@ -98,23 +104,23 @@ pub fn status(shown: &Shown) -> rpc::JobStatus {
             late: now.late,
             dead_letters: now.dead_letters,
             skipped: now.bad.saturating_sub(now.dead_letters),
-            restarts: now.restarts,
+            restarts: now.restarts.values().sum(),
         },
         sources: spec
             .sources
             .iter()
-            .zip(
-                now.by_source
-                    .iter()
-                    .map(Some)
-                    .chain(std::iter::repeat(None)),
-            )
-            .map(|(s, n)| rpc::SourceStatus {
-                name: s.name.clone(),
-                splits: n.map_or(0, |n| n.splits),
-                rows: n.map_or(0, |n| n.rows),
-                lag_records: None,
-                idle: false,
+            .enumerate()
+            .map(|(i, s)| {
+                let n = now.by_source.get(i).cloned().unwrap_or_default();
+                let known = now.lags.iter().filter(|l| l.source == i);
+                let records = known.map(|l| l.records).reduce(|a, b| a + b);
+                rpc::SourceStatus {
+                    name: s.name.clone(),
+                    splits: n.splits,
+                    rows: n.rows,
+                    lag_records: records,
+                    idle: n.splits > 0 && n.idle == n.splits,
+                }
             })
             .collect(),
         sinks: spec
@@ -133,7 +139,13 @@ pub fn status(shown: &Shown) -> rpc::JobStatus {
             .iter()
             .next()
             .map(|(sink, text)| format!("sink {sink}: {text}")),
-        last_failure: None,
+        last_failure: now.last_failure.as_ref().and_then(|f| {
+            Some(rpc::Failure {
+                at: Timestamp::from_epoch_millis(f.at_ms)?,
+                code: f.code.to_owned(),
+                message: f.message.clone(),
+            })
+        }),
     }
 }
 
@@ -167,19 +179,16 @@ pub fn line(now: &Now, now_ms: i64) -> String {
         )
     };
     let watermark = now.watermark.map_or_else(|| "none yet".to_owned(), time);
-    let epoch = match now.epoch.committed_at_ms {
-        0 => "none committed yet".to_owned(),
-        at => format!(
-            "{} ({:.1} s ago)",
-            now.epoch.number,
-            (now_ms - at).max(0) as f64 / 1000.0
-        ),
+    // A restored epoch has a number before this process has committed one.
+    let age = match now.epoch.committed_at_ms {
+        0 => String::new(),
+        at => format!(" ({:.1} s ago)", (now_ms - at).max(0) as f64 / 1000.0),
     };
     let lag = now
         .lag
         .map_or_else(|| "unknown".to_owned(), |l| l.to_string());
     format!(
-        "{:.0} rows/s in, {:.0} out | lag {lag} | watermark {watermark} | epoch {epoch} | late {}, dead letters {}",
-        rates.rows_in, rates.rows_out, now.late, now.dead_letters
+        "{:.0} rows/s in, {:.0} out | lag {lag} | watermark {watermark} | epoch {}{age} | late {}, dead letters {}",
+        rates.rows_in, rates.rows_out, now.epoch.number, now.late, now.dead_letters
     )
 }

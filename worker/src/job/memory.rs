@@ -37,6 +37,9 @@ use crate::sources::{
     Polled, Position, Source, SourceEnumerator, SourceReader, SplitId, SplitRange,
 };
 
+#[cfg(test)]
+mod tests;
+
 /// The one split of every source.
 const SPLIT: &str = "test/0";
 /// Bytes for state, staging and exchange.
@@ -218,6 +221,19 @@ impl MemoryJob {
     }
 
     async fn generation(&self, drain: bool) -> Result<Outcome> {
+        let setup = self.setup(drain).await?;
+        let (_never, stop) = watch::channel(false);
+        serve(
+            &self.job,
+            &self.plan,
+            setup,
+            stop,
+            Arc::new(Progress::default()),
+        )
+        .await
+    }
+
+    async fn setup(&self, drain: bool) -> Result<Setup> {
         let options = || LogOptions {
             clock: Arc::new(ManualClock::at(Micros::from_millis(self.clock.now().get()))),
             ..LogOptions::default()
@@ -240,7 +256,7 @@ impl MemoryJob {
             }
         };
         write_plan(&log, &self.plan).await?;
-        let setup = Setup {
+        Ok(Setup {
             log,
             connected: self.connect()?,
             clock: self.clock.clone(),
@@ -251,16 +267,7 @@ impl MemoryJob {
             at_once: self.poll_rows.is_some(),
             trigger: Trigger::AvailableNow { drain },
             accept_loss: Vec::new(),
-        };
-        let (_never, stop) = watch::channel(false);
-        serve(
-            &self.job,
-            &self.plan,
-            setup,
-            stop,
-            Arc::new(Progress::default()),
-        )
-        .await
+        })
     }
 
     fn connect(&self) -> Result<Connected> {

@@ -1,18 +1,27 @@
-//! Metrics of one process (OpenMetrics text). Declared here, all of them; values come from the progress of the job, so that
-//! nothing is counted per record.
+//! Metrics of one process (OpenMetrics text). All of them stand here and in the book's reference; values come from the progress of
+//! the job, which is written once per epoch, so that nothing is counted for a scrape.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::atomic::AtomicU64;
 
 use penstock_crds::job::StreamingJob;
+use penstock_crds::source::OnLate;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use crate::coordinator::progress::Now;
+use crate::coordinator::progress::{Now, PhaseOfEpoch, Restart, SplitLag};
+use crate::message::EventTime;
+use crate::metrics::{ByPhase, BySink, Timings};
+
+/// Partitions that have series of their own. Beyond it a source has one series for all: a scrape stays small.
+const PARTITIONS: usize = 100;
+
+type Float = Gauge<f64, AtomicU64>;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct BySource {
@@ -20,8 +29,10 @@ struct BySource {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct BySink {
-    sink: String,
+struct ByPartition {
+    source: String,
+    topic: String,
+    partition: String,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -30,73 +41,42 @@ struct ByOperator {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct ByReason {
-    reason: String,
+struct ByTier {
+    operator: String,
+    tier: &'static str,
 }
 
-/// Counters of the job's progress, written into a registry of one scrape.
-pub fn text(job: &StreamingJob, now: &Now) -> String {
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ByReason {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct BySinkAndReason {
+    sink: String,
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ByResult {
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ByKind {
+    kind: &'static str,
+}
+
+/// Everything that there is to say, as one scrape.
+pub fn text(job: &StreamingJob, now: &Now, timings: &Timings, now_ms: i64) -> String {
     let mut registry = Registry::with_prefix("penstock");
-    let rows = Family::<BySource, Counter>::default();
-    let bytes = Family::<BySource, Counter>::default();
-    let bad = Family::<BySource, Counter>::default();
-    let late = Family::<BySource, Counter>::default();
-    for (source, n) in job.spec.sources.iter().zip(&now.by_source) {
-        let label = BySource {
-            source: source.name.clone(),
-        };
-        rows.get_or_create(&label).inc_by(n.rows);
-        bytes.get_or_create(&label).inc_by(n.bytes);
-        bad.get_or_create(&label).inc_by(n.bad);
-        late.get_or_create(&label).inc_by(n.late);
-    }
-    registry.register("source_rows", "Rows read", rows);
-    registry.register("source_bytes", "Bytes read from the transport", bytes);
-    registry.register("deserialization_errors", "Rows that could not be read", bad);
-    registry.register("late_rows", "Rows whose last window had closed", late);
-    let letters = Family::<ByReason, Counter>::default();
-    letters
-        .get_or_create(&ByReason {
-            reason: "error".to_owned(),
-        })
-        .inc_by(now.dead_letters);
-    registry.register("dead_letter_rows", "Rows sent to dead letters", letters);
-    let sinks = Family::<BySink, Counter>::default();
-    for (sink, n) in job.spec.sinks.iter().zip(&now.sink_rows) {
-        sinks
-            .get_or_create(&BySink {
-                sink: sink.name.clone(),
-            })
-            .inc_by(*n);
-    }
-    registry.register("sink_rows", "Rows staged for, or sent to, sinks", sinks);
-    let (input, output, keys, memory) = (
-        Family::<ByOperator, Counter>::default(),
-        Family::<ByOperator, Counter>::default(),
-        Family::<ByOperator, Gauge>::default(),
-        Family::<ByOperator, Gauge>::default(),
-    );
-    for (uid, i, o, k, b) in &now.operators {
-        let label = ByOperator {
-            operator: uid.clone(),
-        };
-        input.get_or_create(&label).inc_by(*i);
-        output.get_or_create(&label).inc_by(*o);
-        keys.get_or_create(&label)
-            .set(i64::try_from(*k).unwrap_or(i64::MAX));
-        memory
-            .get_or_create(&label)
-            .set(i64::try_from(*b).unwrap_or(i64::MAX));
-    }
-    registry.register("operator_input_rows", "Rows into an operator", input);
-    registry.register("operator_output_rows", "Rows out of an operator", output);
-    registry.register("state_keys", "Keys in an operator's state, estimated", keys);
-    registry.register(
-        "operator_memory_bytes",
-        "Memory of an operator outside its tables, estimated",
-        memory,
-    );
-    epochs(&mut registry, now);
+    sources(&mut registry, job, now);
+    lags(&mut registry, job, now);
+    sinks(&mut registry, job, now, timings);
+    operators(&mut registry, now);
+    event_time(&mut registry, now, now_ms);
+    epochs(&mut registry, now, timings);
+    generations(&mut registry, now);
     let mut text = String::new();
     if let Err(error) = encode(&mut text, &registry) {
         let _ = writeln!(text, "# {error}");
@@ -104,56 +84,242 @@ pub fn text(job: &StreamingJob, now: &Now) -> String {
     text
 }
 
-fn epochs(registry: &mut Registry, now: &Now) {
-    let last = Gauge::<f64, std::sync::atomic::AtomicU64>::default();
+fn sources(registry: &mut Registry, job: &StreamingJob, now: &Now) {
+    let (rows, bytes, bad, late) = (
+        Family::<BySource, Counter>::default(),
+        Family::<BySource, Counter>::default(),
+        Family::<BySource, Counter>::default(),
+        Family::<BySource, Counter>::default(),
+    );
+    let idle = Family::<BySource, Gauge>::default();
+    let mut late_letters = 0;
+    for (i, source) in job.spec.sources.iter().enumerate() {
+        let n = now.by_source.get(i).cloned().unwrap_or_default();
+        let label = BySource {
+            source: source.name.clone(),
+        };
+        rows.get_or_create(&label).inc_by(n.rows);
+        bytes.get_or_create(&label).inc_by(n.bytes);
+        bad.get_or_create(&label).inc_by(n.bad);
+        late.get_or_create(&label).inc_by(n.late);
+        idle.get_or_create(&label).set(gauge(n.idle));
+        if source.on_late == OnLate::DeadLetter {
+            late_letters += n.late;
+        }
+    }
+    registry.register("source_rows", "Rows read", rows);
+    registry.register("source_bytes", "Bytes read from the transport", bytes);
+    registry.register("deserialization_errors", "Rows that could not be read", bad);
+    registry.register("late_rows", "Rows whose last window had closed", late);
+    registry.register(
+        "watermark_idle_partitions",
+        "Splits that are idle and do not hold the watermark back",
+        idle,
+    );
+    let letters = Family::<ByReason, Counter>::default();
+    for (reason, n) in [("error", now.dead_letters), ("late", late_letters)] {
+        letters.get_or_create(&ByReason { reason }).inc_by(n);
+    }
+    registry.register("dead_letter_rows", "Rows sent to dead letters", letters);
+}
+
+fn lags(registry: &mut Registry, job: &StreamingJob, now: &Now) {
+    let (records, bytes) = (
+        Family::<ByPartition, Gauge>::default(),
+        Family::<ByPartition, Gauge>::default(),
+    );
+    let seconds = Family::<ByPartition, Float>::default();
+    let mut by: BTreeMap<(usize, String, String), (u64, f64)> = BTreeMap::new();
+    let many = now.lags.len() > PARTITIONS;
+    for lag in &now.lags {
+        let (topic, partition) = if many {
+            (String::new(), String::new())
+        } else {
+            place(lag)
+        };
+        let of = by.entry((lag.source, topic, partition)).or_default();
+        *of = (of.0 + lag.records, of.1.max(lag.seconds));
+    }
+    for ((source, topic, partition), (unread, age)) in by {
+        let Some(name) = job.spec.sources.get(source).map(|s| s.name.clone()) else {
+            continue;
+        };
+        let label = ByPartition {
+            source: name,
+            topic,
+            partition,
+        };
+        records.get_or_create(&label).set(gauge(unread));
+        seconds.get_or_create(&label).set(age);
+        // By the mean size of what was read.
+        if let Some(read) = now.by_source.get(source).filter(|n| n.rows > 0) {
+            let unread = u128::from(unread) * u128::from(read.bytes) / u128::from(read.rows);
+            bytes
+                .get_or_create(&label)
+                .set(i64::try_from(unread).unwrap_or(i64::MAX));
+        }
+    }
+    registry.register("source_lag_records", "Records not yet read", records);
+    registry.register("source_lag_bytes", "Bytes not yet read, estimated", bytes);
+    registry.register(
+        "source_lag_seconds",
+        "Age of the oldest record not yet read, estimated",
+        seconds,
+    );
+}
+
+/// Topic and partition; the split's own name where it has none.
+fn place(lag: &SplitLag) -> (String, String) {
+    match lag.split.rsplit_once('/') {
+        Some((topic, partition)) if partition.parse::<u32>().is_ok() => {
+            (topic.to_owned(), partition.to_owned())
+        }
+        _ => (String::new(), lag.split.clone()),
+    }
+}
+
+fn sinks(registry: &mut Registry, job: &StreamingJob, now: &Now, timings: &Timings) {
+    let rows = Family::<BySink, Counter>::default();
+    let errors = Family::<BySinkAndReason, Counter>::default();
+    for (i, sink) in job.spec.sinks.iter().enumerate() {
+        let label = BySink {
+            sink: sink.name.clone(),
+        };
+        rows.get_or_create(&label)
+            .inc_by(now.sink_rows.get(i).copied().unwrap_or(0));
+        let retries = now.sink_errors.get(&sink.name).copied().unwrap_or(0);
+        let label = BySinkAndReason {
+            sink: sink.name.clone(),
+            reason: "retry",
+        };
+        errors.get_or_create(&label).inc_by(retries);
+    }
+    registry.register("sink_rows", "Rows staged for, or sent to, sinks", rows);
+    registry.register("sink_errors", "Publications that were tried again", errors);
+    registry.register(
+        "processing_latency_seconds",
+        "From an epoch's barrier or plan until every sink has published it",
+        timings.processing.clone(),
+    );
+    registry.register(
+        "e2e_latency_seconds",
+        "From the greatest event time of an epoch until every sink has published it",
+        timings.e2e.clone(),
+    );
+}
+
+fn operators(registry: &mut Registry, now: &Now) {
+    let (input, output, keys, bytes) = (
+        Family::<ByOperator, Counter>::default(),
+        Family::<ByOperator, Counter>::default(),
+        Family::<ByOperator, Gauge>::default(),
+        Family::<ByTier, Gauge>::default(),
+    );
+    for (uid, i, o, k, b) in &now.operators {
+        let label = ByOperator {
+            operator: uid.clone(),
+        };
+        input.get_or_create(&label).inc_by(*i);
+        output.get_or_create(&label).inc_by(*o);
+        keys.get_or_create(&label).set(gauge(*k));
+        let label = ByTier {
+            operator: uid.clone(),
+            tier: "memory",
+        };
+        bytes.get_or_create(&label).set(gauge(*b));
+    }
+    registry.register("operator_input_rows", "Rows into an operator", input);
+    registry.register("operator_output_rows", "Rows out of an operator", output);
+    registry.register("state_keys", "Keys in an operator's state, estimated", keys);
+    registry.register(
+        "state_bytes",
+        "Bytes of an operator's state in memory, estimated",
+        bytes,
+    );
+}
+
+fn event_time(registry: &mut Registry, now: &Now, now_ms: i64) {
+    // At the end of the input everything has been seen.
+    let watermark = now
+        .watermark
+        .filter(|us| EventTime::from_micros(*us) < EventTime::MAX);
+    if let Some(us) = watermark {
+        let (at, lag) = (Float::default(), Float::default());
+        at.set(us as f64 / 1e6);
+        lag.set(now_ms as f64 / 1e3 - us as f64 / 1e6);
+        registry.register(
+            "watermark_timestamp_seconds",
+            "The watermark, event time",
+            at,
+        );
+        registry.register(
+            "watermark_lag_seconds",
+            "How far the watermark is behind the clock",
+            lag,
+        );
+    }
+}
+
+fn epochs(registry: &mut Registry, now: &Now, timings: &Timings) {
+    let last = Float::default();
     last.set(now.epoch.committed_at_ms as f64 / 1000.0);
     registry.register(
         "checkpoint_last_success_timestamp_seconds",
         "When the newest epoch was committed",
         last,
     );
-    let durations = Histogram::new([0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]);
-    for ms in &now.durations {
-        durations.observe(*ms as f64 / 1000.0);
+    for phase in PhaseOfEpoch::ALL {
+        let phase = ByPhase {
+            phase: phase.name(),
+        };
+        drop(timings.checkpoint.get_or_create(&phase));
     }
     registry.register(
         "checkpoint_duration_seconds",
-        "From the barrier to the commit",
-        durations,
+        "Parts of an epoch's life",
+        timings.checkpoint.clone(),
     );
-    let size: Gauge = Gauge::default();
-    size.set(i64::try_from(now.epoch.bytes).unwrap_or(i64::MAX));
+    let size = Family::<ByKind, Gauge>::default();
+    size.get_or_create(&ByKind { kind: "pack" })
+        .set(gauge(now.epoch.bytes));
     registry.register(
         "checkpoint_size_bytes",
-        "Bytes of the newest epoch's pack",
+        "Bytes that the newest epoch wrote",
         size,
     );
-    let commits: Counter = Counter::default();
-    commits.inc_by(now.commits);
-    registry.register("checkpoints", "Epochs committed", commits);
-    let restarts: Counter = Counter::default();
-    restarts.inc_by(now.restarts);
+    let commits = Family::<ByResult, Counter>::default();
+    let abandoned = now.restarts.values().sum();
+    for (result, n) in [("committed", now.commits), ("abandoned", abandoned)] {
+        commits.get_or_create(&ByResult { result }).inc_by(n);
+    }
+    registry.register(
+        "checkpoints",
+        "Epochs committed, and those given up with their generation",
+        commits,
+    );
+}
+
+fn generations(registry: &mut Registry, now: &Now) {
+    let restarts = Family::<ByReason, Counter>::default();
+    for why in Restart::ALL {
+        let n = now.restarts.get(&why).copied().unwrap_or(0);
+        let reason = why.name();
+        restarts.get_or_create(&ByReason { reason }).inc_by(n);
+    }
     registry.register(
         "restarts",
         "Generations that ended before the job",
         restarts,
     );
-    if let Some(us) = now.watermark {
-        let at = Gauge::<f64, std::sync::atomic::AtomicU64>::default();
-        at.set(us as f64 / 1e6);
-        registry.register(
-            "watermark_timestamp_seconds",
-            "The watermark, event time",
-            at,
-        );
-    }
-    if let Some(records) = now.lag {
-        let lag: Gauge = Gauge::default();
-        lag.set(i64::try_from(records).unwrap_or(i64::MAX));
-        registry.register(
-            "source_lag_records",
-            "Records not yet read, all sources",
-            lag,
-        );
-    }
+    let fenced: Counter = Counter::default();
+    fenced.inc_by(now.restarts.get(&Restart::Fenced).copied().unwrap_or(0));
+    registry.register(
+        "fenced",
+        "Generations that another process ended by claiming the job",
+        fenced,
+    );
+}
+
+fn gauge(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
 }

@@ -19,7 +19,7 @@ use penstock_plan::{Plan, StateVerdict, plan_json, verdict};
 use tokio::sync::{mpsc, watch};
 
 use crate::clock::{Clock, SystemClock};
-use crate::coordinator::progress::{Phase, Progress};
+use crate::coordinator::progress::{LastFailure, Phase, Progress, Restart};
 use crate::coordinator::{Coordinator, Outcome, Parts, Settings, Trigger, bases};
 use crate::error::{EngineError, ErrorKind, Result};
 use crate::fault;
@@ -225,22 +225,62 @@ pub(crate) async fn one_after_another<F: Future<Output = Result<Outcome>>>(
     progress: &Progress,
     mut generation: impl FnMut() -> F,
 ) -> Result<Outcome> {
+    let mut stop = stop.clone();
     let mut pause = Duration::from_millis(200);
     loop {
         let began = tokio::time::Instant::now();
-        match generation().await {
-            Err(e) if matches!(e.kind, ErrorKind::Fenced | ErrorKind::Retry) && !*stop.borrow() => {
+        let ended = generation().await;
+        if let Err(e) = &ended {
+            progress.failed(LastFailure {
+                at_ms: SystemClock.now().get(),
+                code: e.code,
+                message: e.to_string(),
+            });
+        }
+        match ended {
+            Err(e) if matches!(e.kind, ErrorKind::Fenced | ErrorKind::Retry) => {
+                // Who asked for a stop has it: what is committed is safe, and the log's next owner goes on with it.
+                if *stop.borrow() {
+                    tracing::warn!(error = %e, "stopped by the generation's end");
+                    return Ok(cut_short(progress));
+                }
                 tracing::warn!(error = %e, "the generation is over, joining again");
-                progress.restarted();
+                progress.restarted(match e.kind {
+                    ErrorKind::Fenced => Restart::Fenced,
+                    ErrorKind::Retry | ErrorKind::Fail | ErrorKind::Invalid => Restart::Retry,
+                });
                 if began.elapsed() > Duration::from_secs(60) {
                     pause = Duration::from_millis(200);
                 }
-                tokio::time::sleep(pause).await;
+                if asked_within(&mut stop, pause).await {
+                    return Ok(cut_short(progress));
+                }
                 pause = (pause * 2).min(Duration::from_secs(10));
             }
             other => return other,
         }
     }
+}
+
+/// Stopped without a word in the log: at the newest commit that this process knows of.
+fn cut_short(progress: &Progress) -> Outcome {
+    let now = progress.now();
+    let epoch = now.epoch.number;
+    Outcome::Stopped {
+        epoch,
+        pending: (now.published < epoch).then_some(now.published),
+    }
+}
+
+/// Whether a stop is asked for within the pause.
+async fn asked_within(stop: &mut watch::Receiver<bool>, pause: Duration) -> bool {
+    let asked = async {
+        // Nobody can ask any more once the sender is gone.
+        if stop.wait_for(|asked| *asked).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::time::timeout(pause, asked).await.is_ok()
 }
 
 async fn generation(

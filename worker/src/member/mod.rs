@@ -13,6 +13,7 @@ use penstock_checkpoint::record::{BaseFile, PackRef};
 use penstock_checkpoint::store::CheckpointStore;
 use penstock_checkpoint::transfer;
 use tokio::sync::mpsc;
+use tracing::Instrument;
 
 use crate::error::{EngineError, ErrorKind, Result};
 use crate::fault;
@@ -187,7 +188,12 @@ impl Member {
         slot_tx: &mpsc::UnboundedSender<SlotEvent>,
         news_tx: &mpsc::UnboundedSender<ShardNews>,
     ) -> Result<Running> {
-        self.restore(&start).await?;
+        let span = tracing::info_span!(
+            "restore",
+            generation = start.generation.get(),
+            epoch = start.restore.state.epoch.get()
+        );
+        self.restore(&start).instrument(span).await?;
         fault::point("restore.after");
         for (_, sink, _) in &self.sinks {
             sink.prepare().await?;

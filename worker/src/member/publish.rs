@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use penstock_checkpoint::ids::{Epoch, Nonce};
 use tokio::sync::mpsc;
+use tracing::Instrument;
 
 use crate::error::{EngineError, ErrorKind, Result};
 use crate::fault;
@@ -91,7 +92,14 @@ impl ShardTask {
                         None => self.open(born).await?,
                     };
                     marker = self.let_go(Some(turn), born, marker).await?;
-                    marker = self.publish(epoch, &chunks, born, marker).await?;
+                    let span = tracing::debug_span!(
+                        "publish",
+                        sink = self.name,
+                        epoch = turn.epoch,
+                        chunks = chunks.len()
+                    );
+                    let published = self.publish(epoch, &chunks, born, marker);
+                    marker = published.instrument(span).await?;
                     at = Some(marker);
                     let _ = self.news.send(ShardNews::Published(self.shard, epoch));
                 }

@@ -392,6 +392,7 @@ impl SourceTask {
 
     fn take(&mut self, batch: SourceBatch, now_ms: i64, epoch_ms: i64) -> Result<()> {
         let read = (batch.rows.num_rows() + batch.bad.len()) as u64;
+        let _span = tracing::trace_span!("batch", source = self.rules.name, rows = read).entered();
         let wrong_before = self.counts.bad;
         self.counts.bytes += batch.bytes as u64;
         self.counts.rows += read;

@@ -3,6 +3,7 @@
 
 mod cases;
 mod files;
+mod metrics;
 mod policies;
 mod replay;
 mod restore;

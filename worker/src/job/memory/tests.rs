@@ -1,0 +1,226 @@
+//! Ends of a generation: a stop while a sink does not answer, a stop while the log is another's, and a look at a job that
+//! somebody else drained meanwhile.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use penstock_crds::manifest;
+
+use super::*;
+use crate::job::{one_after_another, plan_of};
+use crate::sinks::{
+    DirectSender, Marker, Rolling, ShardPublisher, Sink, SinkEncoder, StagedRecords,
+};
+
+const JOB: &str = r#"
+apiVersion: penstock.dev/v1alpha1
+kind: StreamingJob
+metadata: {name: silent}
+spec:
+  sources:
+    - name: t
+      kafka: {bootstrapServers: "none:1", topics: [t]}
+      format: {json: {}}
+      columns: [{name: id, type: BIGINT}]
+  sql: INSERT INTO out SELECT id FROM t
+  sinks:
+    - name: out
+      kafka: {bootstrapServers: "none:1", topic: out}
+      format: {json: {}}
+  trigger: {availableNow: {drain: true}}
+"#;
+
+fn job() -> MemoryJob {
+    let resources = manifest::load(JOB, "job.yaml").unwrap();
+    let resource = resources.into_iter().next().unwrap();
+    let job = resource.job().unwrap().clone();
+    let plan = plan_of(&job, &resource.positions).unwrap();
+    MemoryJob::new(Arc::new(job), Arc::new(plan), 2, None)
+}
+
+fn rows(job: &MemoryJob, n: u64) {
+    job.push(
+        "t",
+        (0..n).map(|i| MemoryRecord {
+            value: Some(Bytes::from(format!("{{\"id\":{i}}}"))),
+            ..MemoryRecord::default()
+        }),
+    );
+}
+
+/// What a sink never answers to.
+#[derive(Clone, Copy, PartialEq)]
+enum Never {
+    Bears,
+    Publishes,
+}
+
+struct Silent {
+    sink: SinkRef,
+    never: Never,
+}
+
+#[async_trait]
+impl Sink for Silent {
+    fn guarantee(&self) -> Guarantee {
+        self.sink.guarantee()
+    }
+    fn shards(&self) -> u16 {
+        self.sink.shards()
+    }
+    async fn prepare(&self) -> Result<()> {
+        self.sink.prepare().await
+    }
+    fn encoder(&self) -> Result<Box<dyn SinkEncoder>> {
+        self.sink.encoder()
+    }
+    fn stage_record(&self, record: &Record, out: &mut StagedRecords) {
+        self.sink.stage_record(record, out);
+    }
+    fn publisher(&self, shard: u16, partition: i32) -> Result<Box<dyn ShardPublisher>> {
+        Ok(Box::new(SilentPublisher {
+            publisher: self.sink.publisher(shard, partition)?,
+            never: self.never,
+        }))
+    }
+    fn direct(&self) -> Result<Box<dyn DirectSender>> {
+        self.sink.direct()
+    }
+}
+
+struct SilentPublisher {
+    publisher: Box<dyn ShardPublisher>,
+    never: Never,
+}
+
+#[async_trait]
+impl ShardPublisher for SilentPublisher {
+    async fn open(&mut self) -> Result<Option<Marker>> {
+        self.publisher.open().await
+    }
+    async fn init_marker(&mut self, marker: Marker) -> Result<()> {
+        if self.never == Never::Bears {
+            std::future::pending::<()>().await;
+        }
+        self.publisher.init_marker(marker).await
+    }
+    async fn publish(&mut self, chunk: Bytes, marker: Marker) -> Result<()> {
+        if self.never == Never::Publishes {
+            std::future::pending::<()>().await;
+        }
+        self.publisher.publish(chunk, marker).await
+    }
+    fn rolling(&mut self) -> Option<&mut dyn Rolling> {
+        self.publisher.rolling()
+    }
+}
+
+/// A run whose sink is silent; a stop is asked for after two seconds. Answers how it ended, and after how many seconds.
+fn stopped(job: &MemoryJob, never: Never) -> (Outcome, u64) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    let ended = runtime.block_on(async {
+        let (ask, stop) = watch::channel(false);
+        tokio::spawn(async move {
+            tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+            ask.send(true).unwrap();
+            std::future::pending::<()>().await;
+        });
+        let began = tokio::time::Instant::now();
+        let mut setup = job.setup(true).await.unwrap();
+        for (_, sink, _) in &mut setup.connected.sinks {
+            *sink = Arc::new(Silent {
+                sink: sink.clone(),
+                never,
+            });
+        }
+        let ended = serve(&job.job, &job.plan, setup, stop, Arc::default()).await;
+        (ended.unwrap(), began.elapsed().as_secs())
+    });
+    drop(runtime);
+    ended
+}
+
+#[test]
+fn a_stop_waits_half_a_minute_for_a_sink_that_does_not_publish_and_the_next_run_publishes() {
+    let mut job = job();
+    rows(&job, 100);
+    let (ended, seconds) = stopped(&job, Never::Publishes);
+    let Outcome::Stopped {
+        epoch,
+        pending: Some(published),
+    } = ended
+    else {
+        panic!("{ended:?}");
+    };
+    assert!(published < epoch, "{published} of {epoch}");
+    assert!((30..40).contains(&seconds), "after {seconds} s");
+    assert_eq!(job.published("out", 0).len(), 0);
+    let ended = job.run(true).unwrap();
+    assert!(matches!(ended, Outcome::Drained { .. }), "{ended:?}");
+    assert_eq!(job.published("out", 0).len(), 100);
+}
+
+#[test]
+fn a_stop_gives_up_an_epoch_whose_shards_cannot_be_born_and_the_next_run_reads_it_again() {
+    let mut job = job();
+    rows(&job, 100);
+    let (ended, seconds) = stopped(&job, Never::Bears);
+    assert!(
+        matches!(ended, Outcome::Stopped { pending: None, .. }),
+        "{ended:?}"
+    );
+    assert!((30..40).contains(&seconds), "after {seconds} s");
+    job.run(true).unwrap();
+    assert_eq!(job.published("out", 0).len(), 100);
+}
+
+#[test]
+fn a_job_that_another_process_drained_meanwhile_is_finished() {
+    let mut job = job();
+    rows(&job, 100);
+    let runtime = || {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_time().build().unwrap()
+    };
+    job.run(false).unwrap();
+    // Looks at the log before the other one drains it.
+    let late = runtime().block_on(job.setup(true)).unwrap();
+    let drained = job.run(true).unwrap();
+    let (_never, stop) = watch::channel(false);
+    let ended = runtime().block_on(serve(&job.job, &job.plan, late, stop, Arc::default()));
+    assert_eq!(ended.unwrap(), drained);
+    assert!(matches!(drained, Outcome::Drained { .. }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_that_meets_a_fence_is_a_stop() {
+    for kind in [
+        crate::error::ErrorKind::Fenced,
+        crate::error::ErrorKind::Retry,
+    ] {
+        let (ask, stop) = watch::channel(false);
+        let progress = Progress::default();
+        let ended = one_after_another(&stop, &progress, || async {
+            ask.send(true).unwrap();
+            Err(EngineError::new(kind, "PR0401", "log", "it is another's"))
+        });
+        let ended = ended.await.unwrap();
+        assert!(matches!(ended, Outcome::Stopped { .. }), "{ended:?}");
+    }
+    // Asked for in the pause between two generations.
+    let (ask, stop) = watch::channel(false);
+    let progress = Progress::default();
+    let asked = async {
+        tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+        ask.send(true).unwrap();
+        std::future::pending::<()>().await;
+    };
+    let generations = one_after_another(&stop, &progress, || async {
+        Err(EngineError::retry("PR0402", "log", "it does not answer"))
+    });
+    let ended = tokio::select! { ended = generations => ended, () = asked => unreachable!() };
+    assert!(matches!(ended, Ok(Outcome::Stopped { .. })), "{ended:?}");
+}
