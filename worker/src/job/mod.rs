@@ -415,7 +415,7 @@ async fn serve(
         slots,
         threads,
         at_once,
-        early_bytes: memory / 4 / slots,
+        early_bytes: memory / 8 / slots,
         nonces: Box::new(|| Nonce::from_bytes(SystemEntropy.bytes16())),
         stop,
         progress,

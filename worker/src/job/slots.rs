@@ -275,6 +275,7 @@ impl GraphSlots {
             commands,
             events,
             early_bytes: self.early_bytes,
+            kept_bytes: 0,
             now_ms: start.now_ms,
             epoch: start.first_epoch.get(),
             late_counts: vec![0; self.sources.len().max(1)],
@@ -351,8 +352,10 @@ impl GraphSlots {
                 .find(|b| partial && b.to == e.from)?;
             Some(self.graph.nodes[before.from.0].schema.clone())
         });
+        let stateful = self.graph.nodes.iter().filter(|n| n.fingerprint.is_some());
         let switches = operators::Switches {
             at_once,
+            hot_bytes: self.early_bytes / 2 / stateful.count().max(1),
             ..operators::Switches::default()
         };
         operators::build(node, &schemas, late, &kinds, switches)

@@ -88,6 +88,11 @@ impl Budget {
             || self.used(Share::Staging) > self.limit(Share::Staging) / 2
     }
 
+    /// The share of changes is used up, and some of it is frozen: it goes back without another row.
+    pub fn must_wait(&self) -> bool {
+        self.wants_spill() && self.used(Share::Frozen) > 0
+    }
+
     /// The share of changes is used up: slots write their dirty parts to scratch files.
     pub fn wants_spill(&self) -> bool {
         self.changes() > self.limit(Share::Dirty)

@@ -456,6 +456,12 @@ impl SlotState {
         self.dirty_bytes + self.run_bytes
     }
 
+    /// Whether the process's memory for changes is used up and some of it goes back by itself, when what is frozen has been
+    /// committed and applied. Rows that come before that would be spilled.
+    pub fn must_wait(&self) -> bool {
+        self.memory.as_ref().is_some_and(|m| m.budget.must_wait())
+    }
+
     /// Whether the barrier should come early: half of the process's memory for changes is in use.
     pub fn wants_barrier(&self) -> bool {
         self.memory

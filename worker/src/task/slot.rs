@@ -112,6 +112,8 @@ pub struct Slot {
     pub events: mpsc::UnboundedSender<SlotEvent>,
     /// Bytes staged or dirty above which the slot asks for an early barrier.
     pub early_bytes: usize,
+    /// What operators held after the last barrier.
+    pub kept_bytes: usize,
     /// Clock of the running epoch.
     pub now_ms: i64,
     /// Number that the running epoch will have.
@@ -217,7 +219,7 @@ impl Slot {
         // The sources' clocks (idleness, rates) are the wall's: they never decide what a row means.
         let now = self.clock.now().get();
         // Everything may wait for a sink that does not answer; memory may not grow meanwhile. The barrier still passes.
-        let full = self.in_epoch_bytes() > 2 * self.early_bytes;
+        let full = self.in_epoch_bytes() > 2 * self.early_bytes || self.state.must_wait();
         for i in 0..self.sources.len() {
             busy |= self.sources[i].run(full, now, self.now_ms)? == Turn::Busy;
             let letters = self.sources[i].take_letters();
@@ -261,14 +263,20 @@ impl Slot {
         Ok(false)
     }
 
-    /// Bytes that the running epoch has changed and staged.
+    /// Bytes that the running epoch has changed and staged; operators write at the barrier what they have changed.
     fn in_epoch_bytes(&self) -> usize {
         let staged: usize = self.stages.iter().map(SinkStage::staged_bytes).sum();
-        staged + self.state.dirty_bytes()
+        let grown = self.operator_bytes().saturating_sub(self.kept_bytes);
+        staged + self.state.dirty_bytes() + grown
+    }
+
+    fn operator_bytes(&self) -> usize {
+        self.operators.iter().map(OperatorTask::memory_bytes).sum()
     }
 
     fn ask_and_tell(&mut self) {
-        if !self.asked && self.in_epoch_bytes() > self.early_bytes {
+        let much = self.in_epoch_bytes() > self.early_bytes || self.state.wants_barrier();
+        if !self.asked && much {
             self.asked = true;
             let _ = self.events.send(SlotEvent::WantsBarrier);
         }
@@ -349,6 +357,7 @@ impl Slot {
         self.owed = Some(Box::new(report));
         self.hand_over()?;
         self.asked = false;
+        self.kept_bytes = self.operator_bytes();
         self.epoch = barrier.epoch + 1;
         self.sources.iter_mut().for_each(SourceTask::go_on);
         self.operators.iter_mut().for_each(OperatorTask::go_on);

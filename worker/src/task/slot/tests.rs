@@ -72,6 +72,7 @@ fn slot(direct: Box<dyn DirectSender>) -> (Slot, LocalOutlet, mpsc::UnboundedRec
         commands,
         events,
         early_bytes: 1 << 20,
+        kept_bytes: 0,
         now_ms: 0,
         epoch: 1,
         late_counts: vec![0],
