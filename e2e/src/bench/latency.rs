@@ -117,8 +117,9 @@ impl Arrivals {
                     self.counted.get(k).copied().unwrap_or_default()
                 );
                 let from = std::mem::replace(&mut self.counted[k], n);
+                (from..n).try_for_each(|i| self.arrive(i * KEYS + k, at))?;
                 self.folded += n - from - 1;
-                (from..n).try_for_each(|i| self.arrive(i * KEYS + k, at))
+                Ok(())
             }
         }
     }
