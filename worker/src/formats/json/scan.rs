@@ -1,6 +1,8 @@
 //! A strict scanner of JSON text (RFC 8259) over bytes that are known to be UTF-8. It owns the grammar: strings, numbers,
 //! literals, whitespace, and skipping of what nobody asked for. What a value means to a column is `columns`'.
 
+use wide::u8x16;
+
 use super::fault::Fault;
 
 /// Deepest nesting of objects and arrays in a body, skipped ones included.
@@ -30,28 +32,17 @@ pub(super) struct RawNumber<'a> {
     pub whole: bool,
 }
 
-const ONES: u64 = u64::from_ne_bytes([1; 8]);
-const HIGHS: u64 = ONES << 7;
-
-/// Index of the first quote, backslash or control character at or after `from`; the length if there is none. Eight
-/// bytes at a time ("Hacker's Delight", 6-1): a borrow can only flag bytes above the first true one.
+/// Index of the first quote, backslash or control character at or after `from`; the length if there is none.
+#[inline]
 pub(super) fn find_special(bytes: &[u8], from: usize) -> usize {
-    let (at, found) = find_in_words(bytes, from, from.saturating_add(16));
-    if found {
-        return at;
+    let mut i = from;
+    while let Some(block) = bytes.get(i..).and_then(<[u8]>::first_chunk) {
+        let found = specials(block);
+        if found != 0 {
+            return i + found.trailing_zeros() as usize;
+        }
+        i += BLOCK;
     }
-    // A long string: whole lines without such a byte, a loop that compilers turn into vector instructions.
-    let mut i = at;
-    while let Some(line) = bytes.get(i..i + 32)
-        && !line.iter().fold(false, |any, b| any | special(*b))
-    {
-        i += 32;
-    }
-    let (at, found) = find_in_words(bytes, i, bytes.len());
-    if found {
-        return at;
-    }
-    i = at;
     while i < bytes.len() && !special(bytes[i]) {
         i += 1;
     }
@@ -63,26 +54,16 @@ fn special(byte: u8) -> bool {
     byte == b'"' || byte == b'\\' || byte < 0x20
 }
 
-/// Looks through words that begin before `end`: where it is, or where it stopped.
+const BLOCK: usize = 16;
+
+/// A bit for each special byte of a block.
 #[inline]
-fn find_in_words(bytes: &[u8], from: usize, end: usize) -> (usize, bool) {
-    let mut i = from;
-    while i < end
-        && let Some(chunk) = bytes.get(i..i + 8)
-    {
-        let x = u64::from_le_bytes(chunk.try_into().expect("the slice has 8 bytes"));
-        let quote = x ^ (ONES * b'"' as u64);
-        let slash = x ^ (ONES * b'\\' as u64);
-        let found = ((quote.wrapping_sub(ONES) & !quote)
-            | (slash.wrapping_sub(ONES) & !slash)
-            | (x.wrapping_sub(ONES * 0x20) & !x))
-            & HIGHS;
-        if found != 0 {
-            return (i + (found.trailing_zeros() / 8) as usize, true);
-        }
-        i += 8;
-    }
-    (i, false)
+fn specials(block: &[u8; BLOCK]) -> u32 {
+    let block = u8x16::from(*block);
+    let quote = block.simd_eq(u8x16::splat(b'"'));
+    let slash = block.simd_eq(u8x16::splat(b'\\'));
+    let control = block.min(u8x16::splat(0x1f)).simd_eq(block);
+    (quote | slash | control).to_bitmask()
 }
 
 /// Whether slices of the same length are equal. Names are short: two words that may overlap need no call.
