@@ -86,6 +86,16 @@ class Bench:
                                  check=True, capture_output=True, text=True).stdout
             say(f"nexmark: {topic}: {out.strip().splitlines()[-1]}")
 
+    def bare(self):
+        """What the client library alone costs: the same events read to their end and thrown away. No engine on it is cheaper."""
+        rates = []
+        for _ in range(self.a.repeats):
+            before = children_cpu()
+            out = subprocess.run([self.e2e, "drain", "--brokers", self.brokers, "--topic", "nexmark"], check=True, capture_output=True, text=True).stdout
+            assert f"records={self.a.events} " in out, out
+            rates.append(self.a.events / (children_cpu() - before) / 1000)
+        say(f"nexmark: librdkafka alone, reading and doing nothing: {statistics.median(rates):.0f} thousand events per CPU-second ({min(rates):.0f} … {max(rates):.0f})")
+
     # ---- one run
 
     def command(self, engine, query, topic, out, run):
@@ -179,6 +189,7 @@ class Bench:
         failures, lines = [], []
         try:
             self.generate()
+            self.bare()
             for query in a.queries:
                 try:
                     same, sums, rates = self.query(query)

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! suite (flights, exactly_once)     bench (latency, size)
-//! engine   manifest   dump   bed
+//! engine   manifest   dump   drain   bed
 //! kafka   canonical
 //! ```
 //!
@@ -16,6 +16,7 @@
 mod bed;
 mod bench;
 mod canonical;
+mod drain;
 mod dump;
 mod engine;
 mod kafka;
@@ -63,6 +64,13 @@ enum Command {
         /// Write the canonical rows to this file
         #[arg(long)]
         rows: Option<PathBuf>,
+    },
+    /// Read a topic to its end with the client library alone, and do nothing with it
+    Drain {
+        #[arg(long)]
+        brokers: String,
+        #[arg(long)]
+        topic: String,
     },
     /// Measure a broker alone: rows sent and read back
     Baseline {
@@ -174,6 +182,7 @@ fn name(command: &Command) -> Option<&'static str> {
         Command::Topic { .. }
         | Command::Produce { .. }
         | Command::Dump { .. }
+        | Command::Drain { .. }
         | Command::Baseline { .. } => None,
     }
 }
@@ -199,6 +208,10 @@ fn run(command: Command) -> Result<String> {
         } => {
             kafka::delete_topic(&brokers, &name)?;
             Ok(format!("deleted {name}"))
+        }
+        Command::Drain { brokers, topic } => {
+            let (records, bytes) = drain::drain(&brokers, &topic)?;
+            Ok(format!("records={records} bytes={bytes}"))
         }
         Command::Produce {
             brokers,

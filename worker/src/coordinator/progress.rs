@@ -11,6 +11,7 @@ use crate::member::protocol::Snapshot;
 use crate::message::{Barrier, EventTime};
 pub use crate::metrics::Phase as PhaseOfEpoch;
 use crate::metrics::{ByPhase, BySink, Timings};
+use crate::task::TaskTimes;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Phase {
@@ -67,6 +68,8 @@ pub struct Now {
     /// Sink to what keeps it from publishing.
     pub held: BTreeMap<String, String>,
     pub operators: Vec<(String, u64, u64, u64, u64)>,
+    /// By uid of the task, summed over the slots.
+    pub times: BTreeMap<String, TaskTimes>,
     pub by_source: Vec<SourceNow>,
     pub sink_rows: Vec<u64>,
     pub commits: u64,
@@ -126,6 +129,7 @@ struct Counted {
     by_source: Vec<SourceNow>,
     sink_rows: Vec<u64>,
     operators: Vec<(String, u64, u64, u64, u64)>,
+    times: BTreeMap<String, TaskTimes>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -196,6 +200,7 @@ impl Progress {
             by_source: now.by_source.clone(),
             sink_rows: now.sink_rows.clone(),
             operators: now.operators.clone(),
+            times: now.times.clone(),
         };
     }
 
@@ -304,6 +309,7 @@ impl Progress {
         let of = before.operators.into_iter();
         let mut operators: BTreeMap<String, (u64, u64, u64, u64)> =
             of.map(|(uid, i, o, ..)| (uid, (i, o, 0, 0))).collect();
+        now.times = before.times;
         let sources = snapshot.counts.first().map_or(0, |c| c.sources.len());
         now.by_source = before.by_source;
         now.by_source.resize(sources, SourceNow::default());
@@ -320,6 +326,9 @@ impl Progress {
             for (uid, rows_in, rows_out, keys, bytes) in &counts.operators {
                 let of = operators.entry(uid.clone()).or_default();
                 *of = (of.0 + rows_in, of.1 + rows_out, of.2 + keys, of.3 + bytes);
+            }
+            for (uid, times) in &counts.times {
+                now.times.entry(uid.clone()).or_default().add(*times);
             }
             for (of, c) in now.by_source.iter_mut().zip(&counts.sources) {
                 of.rows += c.rows;
@@ -360,6 +369,13 @@ mod tests {
             }],
             late: vec![rows / 10],
             operators: vec![("o".to_owned(), rows, rows, 1, 1)],
+            times: vec![(
+                "o".to_owned(),
+                TaskTimes {
+                    busy: Duration::from_secs(rows),
+                    ..TaskTimes::default()
+                },
+            )],
             sink_rows: vec![2 * rows],
             ..SlotCounts::default()
         };
@@ -393,6 +409,7 @@ mod tests {
         assert_eq!((now.late, now.by_source[0].rows), (18, 180));
         assert_eq!(now.sink_rows, [360]);
         assert_eq!(now.operators, [("o".to_owned(), 180, 180, 1, 1)]);
+        assert_eq!(now.times["o"].busy, Duration::from_secs(180));
         assert_eq!(now.restarts[&Restart::Fenced], 1);
     }
 }

@@ -22,6 +22,7 @@ use crate::metrics::{ByPhase, BySink, Timings};
 const PARTITIONS: usize = 100;
 
 type Float = Gauge<f64, AtomicU64>;
+type Seconds = Counter<f64, AtomicU64>;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct BySource {
@@ -38,6 +39,12 @@ struct ByPartition {
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ByOperator {
     operator: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ByState {
+    operator: String,
+    state: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -74,6 +81,7 @@ pub fn text(job: &StreamingJob, now: &Now, timings: &Timings, now_ms: i64) -> St
     lags(&mut registry, job, now);
     sinks(&mut registry, job, now, timings);
     operators(&mut registry, now);
+    tasks(&mut registry, now);
     event_time(&mut registry, now, now_ms);
     epochs(&mut registry, now, timings);
     generations(&mut registry, now);
@@ -235,6 +243,28 @@ fn operators(registry: &mut Registry, now: &Now) {
         "state_bytes",
         "Bytes of an operator's state in memory, estimated",
         bytes,
+    );
+}
+
+fn tasks(registry: &mut Registry, now: &Now) {
+    let times = Family::<ByState, Seconds>::default();
+    for (uid, t) in &now.times {
+        for (state, time) in [
+            ("busy", t.busy),
+            ("idle", t.idle),
+            ("backpressured", t.backpressured),
+        ] {
+            let label = ByState {
+                operator: uid.clone(),
+                state,
+            };
+            times.get_or_create(&label).inc_by(time.as_secs_f64());
+        }
+    }
+    registry.register(
+        "task_time_seconds",
+        "What tasks did with their time, summed over the slots",
+        times,
     );
 }
 

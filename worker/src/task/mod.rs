@@ -11,6 +11,7 @@ mod route;
 mod sink;
 mod slot;
 mod source;
+mod times;
 mod watermark;
 
 pub use columns::{Scan, ScanColumns};
@@ -25,4 +26,5 @@ pub use source::{
     Assignment, DeadLetter, PlannedEpoch, Policy, SourceCounts, SourceRules, SourceTask,
     SplitProgress,
 };
+pub use times::TaskTimes;
 pub use watermark::WatermarkRule;

@@ -9,6 +9,7 @@ use super::align::Step;
 use super::inputs::{Given, Inputs};
 use super::late::LateRows;
 use super::route::Route;
+use super::times::Meter;
 
 /// Batches an operator may take before the slot looks at the others.
 const TURN: usize = 16;
@@ -45,6 +46,7 @@ pub struct OperatorTask {
     ended: bool,
     pub rows_in: u64,
     pub rows_out: u64,
+    pub meter: Meter,
 }
 
 /// Fan-out of one task, and what came too late.
@@ -128,6 +130,7 @@ impl OperatorTask {
             ended: false,
             rows_in: 0,
             rows_out: 0,
+            meter: Meter::default(),
         }
     }
 

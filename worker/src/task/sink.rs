@@ -16,6 +16,7 @@ use crate::sinks::{DirectSender, Record, SinkEncoder, SinkRef, StagedRecords};
 use super::align::Step;
 use super::inputs::{Given, Inputs};
 use super::operator::Turn;
+use super::times::Meter;
 
 /// What one slot has staged for one sink in the running epoch. Shared by the sink's task and by dead letters.
 pub struct SinkStage {
@@ -120,6 +121,7 @@ pub struct SinkTask {
     /// Folded changes leave when the input has run dry.
     at_once: bool,
     passed: Option<Barrier>,
+    pub meter: Meter,
 }
 
 /// Batches a sink takes in one turn.
@@ -149,6 +151,7 @@ impl SinkTask {
             fold,
             at_once,
             passed: None,
+            meter: Meter::default(),
         }
     }
 

@@ -21,6 +21,7 @@ use super::source::{
     Assignment, DeadLetter, PlannedEpoch, Policy, SourceCounts, SourceRules, SourceTask,
     SplitProgress,
 };
+use super::times::TaskTimes;
 
 /// How long a slot without work sleeps before it looks at its clocks (idle splits, rate limits).
 const LOOK: Duration = Duration::from_millis(20);
@@ -92,6 +93,8 @@ pub struct SlotCounts {
     pub late: Vec<u64>,
     /// (uid, rows in, rows out, state keys, memory)
     pub operators: Vec<(String, u64, u64, u64, u64)>,
+    /// Of every task, by uid.
+    pub times: Vec<(String, TaskTimes)>,
     pub sink_rows: Vec<u64>,
     pub held_back_by: Vec<Option<SplitId>>,
 }
@@ -205,12 +208,17 @@ impl Slot {
             }
         }
         let mut busy = false;
+        let mut at = self.clock.boot();
         for sink in &mut self.sinks {
-            busy |= sink.run(&mut self.stages)? == Turn::Busy;
+            let turn = sink.run(&mut self.stages)?;
+            busy |= turn == Turn::Busy;
+            at = sink.meter.turn(at, self.clock.boot(), turn);
         }
         for i in (0..self.operators.len()).rev() {
             let operator = &mut self.operators[i];
-            busy |= operator.run(&mut self.state, self.now_ms)? == Turn::Busy;
+            let turn = operator.run(&mut self.state, self.now_ms)?;
+            busy |= turn == Turn::Busy;
+            at = operator.meter.turn(at, self.clock.boot(), turn);
             let late = operator.take_late();
             if !late.is_empty() {
                 self.judge_late(late);
@@ -221,8 +229,11 @@ impl Slot {
         // Everything may wait for a sink that does not answer; memory may not grow meanwhile. The barrier still passes.
         let full = self.in_epoch_bytes() > 2 * self.early_bytes || self.state.must_wait();
         for i in 0..self.sources.len() {
-            busy |= self.sources[i].run(full, now, self.now_ms)? == Turn::Busy;
-            let letters = self.sources[i].take_letters();
+            let source = &mut self.sources[i];
+            let turn = source.run(full, now, self.now_ms)?;
+            busy |= turn == Turn::Busy;
+            at = source.meter.turn(at, self.clock.boot(), turn);
+            let letters = source.take_letters();
             for letter in letters {
                 self.dead_letter(&letter)?;
             }
@@ -377,6 +388,17 @@ impl Slot {
             .collect()
     }
 
+    fn times(&self) -> Vec<(String, TaskTimes)> {
+        let sources = self.sources.iter().map(|s| (&s.uid, &s.meter));
+        let operators = self.operators.iter().map(|o| (&o.uid, &o.meter));
+        let sinks = self.sinks.iter().map(|s| (&s.uid, &s.meter));
+        sources
+            .chain(operators)
+            .chain(sinks)
+            .map(|(uid, meter)| (uid.clone(), meter.times()))
+            .collect()
+    }
+
     fn counts(&self) -> SlotCounts {
         SlotCounts {
             sources: self.sources.iter().map(|s| s.counts).collect(),
@@ -394,6 +416,7 @@ impl Slot {
                     )
                 })
                 .collect(),
+            times: self.times(),
             sink_rows: self.stages.iter().map(|s| s.rows).collect(),
             held_back_by: self.sources.iter().map(SourceTask::held_back_by).collect(),
         }

@@ -21,6 +21,7 @@ use super::failing::{FailAbove, FailRate};
 use super::late::SplitNames;
 use super::operator::{Outputs, Turn};
 use super::route::Route;
+use super::times::Meter;
 use super::watermark::{Say, SourceWatermark, WatermarkRule};
 
 /// Rows of one poll: what a batch holds when it is full.
@@ -150,6 +151,7 @@ pub struct SourceTask {
     /// Sends were allowed until this time, for `maxRowsPerSecond`.
     credit: Option<(i64, u64)>,
     pub counts: SourceCounts,
+    pub meter: Meter,
 }
 
 impl SourceTask {
@@ -192,6 +194,7 @@ impl SourceTask {
             credit: None,
             counts: SourceCounts::default(),
             rules,
+            meter: Meter::default(),
         }
     }
 
