@@ -25,6 +25,7 @@ pub fn drain(brokers: &str, topic: &str) -> Result<(u64, u64)> {
         .set("queued.max.messages.kbytes", "32768")
         .set("fetch.message.max.bytes", "1048576")
         .set("fetch.queue.backoff.ms", "10")
+        .set("check.crcs", "true")
         .create()?;
     let metadata = consumer.fetch_metadata(Some(topic), kafka::PATIENCE)?;
     let partitions = metadata.topics().first().context("no such topic")?;

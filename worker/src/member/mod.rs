@@ -28,9 +28,11 @@ mod bases;
 pub mod protocol;
 pub mod publish;
 mod restore;
+mod snapshot;
 
 use protocol::{FromMember, Shard, Snapshot, Start, ToMember};
 use publish::{ShardNews, ShardTask, ShardWork};
+use snapshot::{cut, merge, settle, stage_late, upload};
 
 /// Makes the slots of a generation; `job` knows the graph and the connectors.
 pub trait SlotFactory: Send + Sync {
@@ -515,7 +517,7 @@ impl Member {
                 }
             }
         }
-        let (late, direct) = self.stage_late(&mut reports, barrier.epoch);
+        let (late, direct) = stage_late(&self.sources, &self.sinks, &mut reports, barrier.epoch);
         rows_out += late;
         let mut owing: Vec<Box<dyn DirectSender>> = Vec::new();
         for (sink, shard, staged) in direct {
@@ -577,105 +579,11 @@ impl Member {
         });
         Ok(())
     }
-
-    /// Stages late rows for the dead letters, each once: several operators, in several slots, may have judged the same row.
-    fn stage_late(
-        &self,
-        reports: &mut [SlotReport],
-        epoch: u64,
-    ) -> (u64, Vec<(usize, u16, StagedRecords)>) {
-        let mut seen = BTreeSet::new();
-        let mut stages: BTreeMap<(usize, u16), StagedRecords> = BTreeMap::new();
-        let mut rows = 0;
-        for letter in reports.iter_mut().flat_map(|r| r.late.drain(..)) {
-            if !seen.insert((letter.source, letter.split.clone(), letter.offset)) {
-                continue;
-            }
-            let source = &self.sources[letter.source];
-            let sink = &self.sinks[letter.sink].1;
-            let hash = crate::keys::split_hash(source, &letter.split.0);
-            let shard = u16::try_from(hash % u64::from(sink.shards()))
-                .expect("the remainder is below a u16");
-            sink.stage_record(
-                &letter.record(source, epoch),
-                stages.entry((letter.sink, shard)).or_default(),
-            );
-            rows += 1;
-        }
-        (
-            rows,
-            stages
-                .into_iter()
-                .map(|((sink, shard), staged)| (sink, shard, staged))
-                .collect(),
-        )
-    }
-}
-
-/// Waits until everything that was sent at once has been acknowledged.
-async fn settle(mut owing: Vec<Box<dyn DirectSender>>) -> Result<()> {
-    for sender in &mut owing {
-        while !sender.settled()? {
-            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-        }
-    }
-    Ok(())
-}
-
-/// Writes a pack; answers what a commit says of it, and its size in bytes.
-async fn upload(
-    store: &CheckpointStore,
-    mut writer: PackWriter,
-    layers: &[Arc<FrozenLayer>],
-    outputs: &BTreeMap<Shard, Chunks>,
-    sinks: &[SinkName],
-) -> Result<(Option<PackRef>, u64)> {
-    fault::point("pack.before");
-    for layer in layers {
-        for group in layer.key_groups() {
-            writer.segment_bytes(KeyGroup::new(group), &layer.segment(group)?);
-        }
-    }
-    for ((sink, shard), chunks) in outputs {
-        for chunk in chunks {
-            writer.chunk_bytes(&sinks[*sink], ShardId::new(*shard), chunk);
-        }
-    }
-    let (objects, pack) = writer.finish();
-    let bytes = objects.iter().map(|o| o.body.len() as u64).sum();
-    if planted(Bug::CommitBeforeUpload) {
-        let store = store.clone();
-        process::spawn(async move { transfer::write_pack(&store, objects).await.is_ok() });
-        return Ok((pack, bytes));
-    }
-    transfer::write_pack(store, objects)
-        .await
-        .map_err(storage)?;
-    fault::point("pack.after");
-    Ok((pack, bytes))
 }
 
 fn send(slot: &SlotHandle, command: SlotCommand) {
     // A slot that has ended has said why.
     let _ = slot.commands.send(command);
-}
-
-/// Staged bytes as their chunks, without a copy.
-fn cut(data: Vec<u8>, ends: &[usize]) -> Vec<Bytes> {
-    let data = Bytes::from(data);
-    let mut from = 0;
-    let mut chunks: Vec<Bytes> = ends
-        .iter()
-        .map(|&end| {
-            let chunk = data.slice(from..end);
-            from = end;
-            chunk
-        })
-        .collect();
-    if from < data.len() {
-        chunks.push(data.slice(from..));
-    }
-    chunks
 }
 
 /// Splits to slots, by the stable hash of their name: the same slot after every restart with as many slots.
@@ -700,29 +608,6 @@ fn slot_of(split: &str, slots: usize) -> usize {
     let n = number
         .unwrap_or_else(|| usize::try_from(crate::keys::split_hash("", split) >> 1).unwrap_or(0));
     n % slots
-}
-
-fn merge(barrier: Barrier, reports: Vec<SlotReport>) -> Snapshot {
-    let mut snapshot = Snapshot {
-        barrier,
-        pack: None,
-        bytes: 0,
-        splits: BTreeMap::new(),
-        watermarks: BTreeMap::new(),
-        counts: Vec::new(),
-        rows_out: 0,
-    };
-    for report in reports {
-        for (source, splits) in report.splits {
-            snapshot.splits.entry(source).or_default().extend(splits);
-        }
-        for (uid, t) in report.watermarks {
-            let least = snapshot.watermarks.entry(uid).or_insert(t);
-            *least = (*least).min(t);
-        }
-        snapshot.counts.push(report.counts);
-    }
-    snapshot
 }
 
 /// A failure of the checkpoint store, as the engine's error.
