@@ -5,9 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use penstock_checkpoint::ids::{
-    Epoch, Generation, KeyGroup, LogId, MemberId, Nonce, ShardId, SinkName,
-};
+use penstock_checkpoint::ids::{Epoch, Generation, KeyGroup, LogId, MemberId, Nonce, SinkName};
 use penstock_checkpoint::pack::{PackId, PackWriter};
 use penstock_checkpoint::record::{BaseFile, PackRef};
 use penstock_checkpoint::store::CheckpointStore;
@@ -20,7 +18,7 @@ use crate::fault;
 use crate::message::Barrier;
 use crate::planted::{Bug, planted};
 use crate::process;
-use crate::sinks::{DirectSender, Guarantee, SinkRef, StagedRecords, Turn};
+use crate::sinks::{DirectSender, Guarantee, SinkRef, Turn};
 use crate::state::{Commit, FrozenLayer, StateWorker};
 use crate::task::{Assignment, SlotCommand, SlotEvent, SlotReport};
 
