@@ -32,6 +32,9 @@ pub struct JobStatus {
     pub lag: Option<Lag>,
     /// Rows each second.
     pub rates: Rates,
+    /// What the operators hold.
+    #[serde(default)]
+    pub state: StateSize,
     /// Counts since the log began.
     pub counts: Counts,
     /// Every source.
@@ -91,6 +94,17 @@ pub struct Rates {
     /// Written.
     #[serde(rename = "out")]
     pub rows_out: f64,
+}
+
+/// What the operators' state takes, estimated. What is in memory may be on disk too.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct StateSize {
+    /// Keys or rows that are ready in memory.
+    pub keys: u64,
+    /// What operators hold ready in memory.
+    pub memory_bytes: u64,
+    /// Tables' files.
+    pub disk_bytes: u64,
 }
 
 /// Counts since the log began.

@@ -11,7 +11,7 @@ use crate::member::protocol::Snapshot;
 use crate::message::{Barrier, EventTime};
 pub use crate::metrics::Phase as PhaseOfEpoch;
 use crate::metrics::{ByPhase, BySink, Timings};
-use crate::task::TaskTimes;
+use crate::task::{OperatorCounts, TaskTimes};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Phase {
@@ -67,7 +67,8 @@ pub struct Now {
     pub dead_letters: u64,
     /// Sink to what keeps it from publishing.
     pub held: BTreeMap<String, String>,
-    pub operators: Vec<(String, u64, u64, u64, u64)>,
+    /// By uid, summed over the slots.
+    pub operators: BTreeMap<String, OperatorCounts>,
     /// By uid of the task, summed over the slots.
     pub times: BTreeMap<String, TaskTimes>,
     pub by_source: Vec<SourceNow>,
@@ -128,7 +129,7 @@ struct Counted {
     dead_letters: u64,
     by_source: Vec<SourceNow>,
     sink_rows: Vec<u64>,
-    operators: Vec<(String, u64, u64, u64, u64)>,
+    operators: BTreeMap<String, OperatorCounts>,
     times: BTreeMap<String, TaskTimes>,
 }
 
@@ -306,9 +307,8 @@ impl Progress {
             .flatten()
             .next()
             .map(|s| s.0.to_string());
-        let of = before.operators.into_iter();
-        let mut operators: BTreeMap<String, (u64, u64, u64, u64)> =
-            of.map(|(uid, i, o, ..)| (uid, (i, o, 0, 0))).collect();
+        now.operators = before.operators;
+        now.operators.values_mut().for_each(OperatorCounts::rest);
         now.times = before.times;
         let sources = snapshot.counts.first().map_or(0, |c| c.sources.len());
         now.by_source = before.by_source;
@@ -323,9 +323,8 @@ impl Progress {
             }
         }
         for counts in &snapshot.counts {
-            for (uid, rows_in, rows_out, keys, bytes) in &counts.operators {
-                let of = operators.entry(uid.clone()).or_default();
-                *of = (of.0 + rows_in, of.1 + rows_out, of.2 + keys, of.3 + bytes);
+            for (uid, counts) in &counts.operators {
+                now.operators.entry(uid.clone()).or_default().add(*counts);
             }
             for (uid, times) in &counts.times {
                 now.times.entry(uid.clone()).or_default().add(*times);
@@ -342,10 +341,6 @@ impl Progress {
                 *of += rows;
             }
         }
-        now.operators = operators
-            .into_iter()
-            .map(|(uid, (i, o, k, b))| (uid, i, o, k, b))
-            .collect();
     }
 }
 
@@ -354,6 +349,16 @@ mod tests {
     use super::*;
     use crate::message::BarrierKind;
     use crate::task::{SlotCounts, SourceCounts};
+
+    fn counted(rows: u64) -> OperatorCounts {
+        OperatorCounts {
+            rows_in: rows,
+            rows_out: rows,
+            state_keys: 1,
+            memory_bytes: 1,
+            disk_bytes: 1,
+        }
+    }
 
     fn commit(progress: &Progress, epoch: u64, rows: u64) {
         let barrier = Barrier {
@@ -368,7 +373,7 @@ mod tests {
                 ..SourceCounts::default()
             }],
             late: vec![rows / 10],
-            operators: vec![("o".to_owned(), rows, rows, 1, 1)],
+            operators: vec![("o".to_owned(), counted(rows))],
             times: vec![(
                 "o".to_owned(),
                 TaskTimes {
@@ -408,7 +413,7 @@ mod tests {
         );
         assert_eq!((now.late, now.by_source[0].rows), (18, 180));
         assert_eq!(now.sink_rows, [360]);
-        assert_eq!(now.operators, [("o".to_owned(), 180, 180, 1, 1)]);
+        assert_eq!(now.operators["o"], counted(180));
         assert_eq!(now.times["o"].busy, Duration::from_secs(180));
         assert_eq!(now.restarts[&Restart::Fenced], 1);
     }

@@ -85,9 +85,6 @@ impl JsonDecoder {
         if record.len() > self.max_record_bytes {
             return Err(Fault::size(record.len(), self.max_record_bytes));
         }
-        if let Err(e) = std::str::from_utf8(record) {
-            return Err(Fault::utf8(e.valid_up_to()));
-        }
         let mut cursor = Cursor::new(record);
         cursor.whitespace();
         if cursor.peek() != Some(b'{') {

@@ -11,6 +11,7 @@ use penstock_crds::rpc;
 use penstock_crds::units::Timestamp;
 
 use crate::coordinator::progress::{Now, Phase, Progress};
+use crate::task::OperatorCounts;
 
 use super::metrics;
 use crate::clock::{Clock, SystemClock};
@@ -98,6 +99,7 @@ pub fn status(shown: &Shown) -> rpc::JobStatus {
             seconds: now.lags.iter().map(|l| l.seconds).fold(0.0, f64::max),
         }),
         rates: rates(&now),
+        state: state(&now),
         counts: rpc::Counts {
             rows_in: now.rows_in,
             rows_out: now.rows_out,
@@ -146,6 +148,16 @@ pub fn status(shown: &Shown) -> rpc::JobStatus {
                 message: f.message.clone(),
             })
         }),
+    }
+}
+
+/// What all operators hold.
+fn state(now: &Now) -> rpc::StateSize {
+    let of = |f: fn(&OperatorCounts) -> u64| now.operators.values().map(f).sum();
+    rpc::StateSize {
+        keys: of(|o| o.state_keys),
+        memory_bytes: of(|o| o.memory_bytes),
+        disk_bytes: of(|o| o.disk_bytes),
     }
 }
 

@@ -223,25 +223,31 @@ fn operators(registry: &mut Registry, now: &Now) {
         Family::<ByOperator, Gauge>::default(),
         Family::<ByTier, Gauge>::default(),
     );
-    for (uid, i, o, k, b) in &now.operators {
+    for (uid, counts) in &now.operators {
         let label = ByOperator {
             operator: uid.clone(),
         };
-        input.get_or_create(&label).inc_by(*i);
-        output.get_or_create(&label).inc_by(*o);
-        keys.get_or_create(&label).set(gauge(*k));
-        let label = ByTier {
-            operator: uid.clone(),
-            tier: "memory",
-        };
-        bytes.get_or_create(&label).set(gauge(*b));
+        input.get_or_create(&label).inc_by(counts.rows_in);
+        output.get_or_create(&label).inc_by(counts.rows_out);
+        keys.get_or_create(&label).set(gauge(counts.state_keys));
+        for (tier, size) in [("memory", counts.memory_bytes), ("disk", counts.disk_bytes)] {
+            let label = ByTier {
+                operator: uid.clone(),
+                tier,
+            };
+            bytes.get_or_create(&label).set(gauge(size));
+        }
     }
     registry.register("operator_input_rows", "Rows into an operator", input);
     registry.register("operator_output_rows", "Rows out of an operator", output);
-    registry.register("state_keys", "Keys in an operator's state, estimated", keys);
+    registry.register(
+        "state_keys",
+        "Keys of an operator's state that are ready in memory, estimated",
+        keys,
+    );
     registry.register(
         "state_bytes",
-        "Bytes of an operator's state in memory, estimated",
+        "Bytes of an operator's state in memory and on disk, estimated",
         bytes,
     );
 }

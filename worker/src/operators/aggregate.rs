@@ -224,4 +224,8 @@ impl Operator for GroupAggregate {
     fn state_keys(&self) -> usize {
         self.hot.as_ref().map_or(0, |h| h.table.index.len())
     }
+
+    fn tables(&self) -> Vec<TableId> {
+        vec![self.place.table]
+    }
 }

@@ -306,4 +306,8 @@ impl Operator for FirstByTime {
     fn state_keys(&self) -> usize {
         self.count
     }
+
+    fn tables(&self) -> Vec<TableId> {
+        vec![self.first.table]
+    }
 }

@@ -230,4 +230,8 @@ impl Operator for Materialize {
     fn state_keys(&self) -> usize {
         self.rows.len()
     }
+
+    fn tables(&self) -> Vec<TableId> {
+        vec![self.table]
+    }
 }

@@ -30,7 +30,7 @@ pub use build::build;
 
 use crate::error::Result;
 use crate::message::{Barrier, Batch, EventTime};
-use crate::state::SlotState;
+use crate::state::{SlotState, TableId};
 
 /// Bounds that the task layer sets per operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,6 +102,10 @@ pub trait Operator: Send {
     fn resume(&mut self, cx: &mut Context<'_>) -> Result<Progress>;
     /// Bytes of memory held outside `SlotState`, estimated.
     fn memory_bytes(&self) -> usize;
-    /// Rows or keys in state, estimated; for metrics.
+    /// Rows or keys of its state that are in memory, estimated; for metrics.
     fn state_keys(&self) -> usize;
+    /// The tables that hold its rows or keys; for metrics.
+    fn tables(&self) -> Vec<TableId> {
+        Vec::new()
+    }
 }

@@ -486,6 +486,10 @@ impl Operator for WindowAggregate {
     fn state_keys(&self) -> usize {
         self.panes.values().map(|h| h.table.index.len()).sum()
     }
+
+    fn tables(&self) -> Vec<TableId> {
+        vec![self.tables.panes]
+    }
 }
 
 /// Kinds of a batch of rows that are not all `+I`.

@@ -446,4 +446,8 @@ impl Operator for WindowJoin {
             .map(|(r, _, _)| r.num_rows())
             .sum()
     }
+
+    fn tables(&self) -> Vec<TableId> {
+        self.sides.iter().map(|s| s.table).collect()
+    }
 }

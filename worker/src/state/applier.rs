@@ -197,6 +197,7 @@ fn bytes_of(commit: &Commit) -> usize {
 
 fn run(target: &Target, state: &State, waiting: &Receiver<Commit>) {
     let mut held: Option<Commit> = None;
+    let mut measured: Option<i64> = None;
     while let Some(first) = held.take().or_else(|| waiting.recv().ok()) {
         let mut bytes = bytes_of(&first);
         let mut commits = vec![first];
@@ -207,6 +208,12 @@ fn run(target: &Target, state: &State, waiting: &Receiver<Commit>) {
                 break;
             }
             commits.push(next);
+        }
+        let now_ms = commits.last().map_or(0, |c| c.now_ms);
+        if measured.is_none_or(|at| now_ms - at >= MEASURE_EVERY_MS) {
+            let backends = target.backends.lock().clone();
+            backends.values().for_each(|b| b.measure());
+            measured = Some(now_ms);
         }
         if !settle(target, state, commits) {
             return;
@@ -239,6 +246,8 @@ fn settle(target: &Target, state: &State, commits: Vec<Commit>) -> bool {
 /// not flushed for as long is flushed: recovery reads a bounded chain.
 const IDENTITY_EPOCHS: u64 = 50;
 const FLUSH_EPOCHS: u64 = 200;
+/// How often what tables take on disk is looked at, on the applier's thread.
+const MEASURE_EVERY_MS: i64 = 10_000;
 
 fn apply_all(target: &Target, state: &State, commits: Vec<Commit>) -> Result<()> {
     let Some(last) = commits.last() else {

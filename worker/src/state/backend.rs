@@ -48,6 +48,10 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
     fn is_empty(&self, table: TableId, key: &[u8]) -> bool;
     /// Bytes of live data, estimated.
     fn live_bytes(&self) -> u64;
+    /// Bytes of a table's files, estimated, as of the last [`Self::measure`].
+    fn on_disk(&self, table: TableId) -> u64;
+    /// Looks anew at what its tables take on disk; costs a look at the index of each file.
+    fn measure(&self);
     /// Keys asked of it since it was opened.
     fn reads(&self) -> u64;
     /// Bytes applied since the last flush, estimated.
@@ -260,6 +264,12 @@ impl Backend for MemoryBackend {
         self.inner.read().bytes
     }
 
+    fn on_disk(&self, _: TableId) -> u64 {
+        0
+    }
+
+    fn measure(&self) {}
+
     fn reads(&self) -> u64 {
         self.reads.load(Ordering::Relaxed)
     }
@@ -426,6 +436,10 @@ impl Presence {
                 None => !few.iter().any(|b| b.starts_with(key)),
             },
         }
+    }
+
+    pub(super) fn tables(&self) -> Vec<TableId> {
+        self.tables.keys().copied().collect()
     }
 
     pub(super) fn is_many(&self, table: TableId) -> bool {

@@ -13,7 +13,7 @@ use parking_lot::{Mutex, RwLock};
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
     BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType,
-    DBRawIterator, Env, LogLevel, Options, ReadOptions, WriteBatch, WriteBufferManager,
+    DBRawIterator, Env, LogLevel, Options, Range, ReadOptions, WriteBatch, WriteBufferManager,
     WriteOptions, compaction_filter::Decision,
 };
 
@@ -160,6 +160,7 @@ pub struct RocksBackend {
     db: DB,
     write: WriteOptions,
     presence: RwLock<Presence>,
+    sizes: RwLock<BTreeMap<TableId, u64>>,
     reads: AtomicU64,
     incarnation: String,
     inherited: BTreeMap<String, String>,
@@ -213,6 +214,7 @@ impl RocksBackend {
             db,
             write,
             presence: RwLock::new(presence),
+            sizes: RwLock::default(),
             reads: AtomicU64::new(0),
             incarnation,
             inherited,
@@ -496,6 +498,30 @@ impl Backend for RocksBackend {
     fn live_bytes(&self) -> u64 {
         self.property("rocksdb.estimate-live-data-size")
             + self.property("rocksdb.cur-size-all-mem-tables")
+    }
+
+    fn on_disk(&self, table: TableId) -> u64 {
+        self.sizes.read().get(&table).copied().unwrap_or(0)
+    }
+
+    fn measure(&self) {
+        let tables = self.presence.read().tables();
+        let bounds: Vec<([u8; TABLE], Vec<u8>)> = tables
+            .iter()
+            .map(|t| {
+                let from = t.get().to_be_bytes();
+                (
+                    from,
+                    prefix_end(&from).unwrap_or_else(|| vec![u8::MAX; TABLE + 1]),
+                )
+            })
+            .collect();
+        let ranges: Vec<Range<'_>> = bounds
+            .iter()
+            .map(|(from, to)| Range::new(from, to))
+            .collect();
+        let bytes = self.db.get_approximate_sizes_cf(self.cf(), &ranges);
+        *self.sizes.write() = tables.into_iter().zip(bytes).collect();
     }
 
     fn reads(&self) -> u64 {

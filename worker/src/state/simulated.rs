@@ -113,6 +113,14 @@ impl Backend for VolumeBackend {
         self.inner.live_bytes()
     }
 
+    fn on_disk(&self, table: TableId) -> u64 {
+        self.inner.on_disk(table)
+    }
+
+    fn measure(&self) {
+        self.inner.measure();
+    }
+
     fn reads(&self) -> u64 {
         self.inner.reads()
     }

@@ -172,6 +172,12 @@ impl SlotState {
         self.ttls.iter().find(|(t, _)| *t == table)?.1
     }
 
+    /// Bytes of the tables' files, estimated; looked at anew by the applier, every few seconds.
+    pub fn on_disk(&self, tables: &[TableId]) -> u64 {
+        let of_group = |b: &Arc<dyn Backend>| tables.iter().map(|t| b.on_disk(*t)).sum::<u64>();
+        self.backends.iter().map(of_group).sum()
+    }
+
     fn backend(&self, group: u16) -> &Arc<dyn Backend> {
         &self.backends[usize::from(group - self.groups.start)]
     }

@@ -625,3 +625,34 @@ fn too_many_changes_ask_for_a_barrier_and_then_spill() {
     drop(slot);
     assert_eq!(budget.used(Share::Dirty) + budget.used(Share::Clean), 0);
 }
+
+#[test]
+fn what_tables_take_on_disk_is_told_by_table() {
+    let root = tempfile::tempdir().unwrap();
+    let [(large, _), (small, _)] = tables();
+    let write = |nonce: u64, epoch: u64, keys: u32| {
+        let worker = StateWorker::open(options(Some(root.path()), nonce)).unwrap();
+        worker.open_groups(&[0, 1, 2], &|_, _| true).unwrap();
+        let mut slot = worker.slot(0..GROUPS).unwrap();
+        for i in 0..keys {
+            let value: Vec<u8> = i.to_be_bytes().repeat(25);
+            slot.put(large, (i % 3) as u16, &i.to_be_bytes(), &value, 0);
+            if i % 10 == 0 {
+                slot.put(small, (i % 3) as u16, &i.to_be_bytes(), &value, 0);
+            }
+        }
+        let layers = slot.freeze(epoch).into_iter().collect();
+        worker.commit(Commit {
+            epoch,
+            checksum: 1,
+            now_ms: 0,
+            layers,
+        });
+        worker.flush().unwrap();
+        [large, small].map(|t| slot.on_disk(&[t]))
+    };
+    assert_eq!(write(1, 1, 30_000), [0, 0]);
+    // A worker that has just begun looks before it applies.
+    let [large, small] = write(2, 2, 0);
+    assert!(large > 5 * small && small > 10_000, "{large} and {small}");
+}

@@ -18,7 +18,7 @@ pub use columns::{Scan, ScanColumns};
 pub use failing::FailAbove;
 pub use inputs::Inputs;
 pub use late::SplitNames;
-pub use operator::OperatorTask;
+pub use operator::{OperatorCounts, OperatorTask};
 pub use route::{HashBy, Route};
 pub use sink::{SinkStage, SinkTask};
 pub use slot::{Slot, SlotCommand, SlotCounts, SlotEvent, SlotReport};

@@ -3,7 +3,7 @@
 use crate::error::Result;
 use crate::message::{Barrier, BarrierKind, Batch, EventTime, Message};
 use crate::operators::{Context, Operator, Output, Progress};
-use crate::state::SlotState;
+use crate::state::{SlotState, TableId};
 
 use super::align::Step;
 use super::inputs::{Given, Inputs};
@@ -32,6 +32,36 @@ enum Mark {
     Barrier(Barrier),
 }
 
+/// What an operator has done since its slot's start, and what its state takes now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct OperatorCounts {
+    pub rows_in: u64,
+    pub rows_out: u64,
+    /// Keys or rows that are ready in memory; estimated, as are the sizes.
+    pub state_keys: u64,
+    pub memory_bytes: u64,
+    pub disk_bytes: u64,
+}
+
+impl OperatorCounts {
+    pub fn add(&mut self, other: Self) {
+        self.rows_in += other.rows_in;
+        self.rows_out += other.rows_out;
+        self.state_keys += other.state_keys;
+        self.memory_bytes += other.memory_bytes;
+        self.disk_bytes += other.disk_bytes;
+    }
+
+    /// What a new generation begins with: what was counted, without what was held.
+    pub fn rest(&mut self) {
+        *self = Self {
+            rows_in: self.rows_in,
+            rows_out: self.rows_out,
+            ..Self::default()
+        };
+    }
+}
+
 pub struct OperatorTask {
     pub uid: String,
     operator: Box<dyn Operator>,
@@ -44,6 +74,7 @@ pub struct OperatorTask {
     /// Passed this barrier; takes nothing before the slot has frozen its state.
     passed: Option<Barrier>,
     ended: bool,
+    tables: Vec<TableId>,
     pub rows_in: u64,
     pub rows_out: u64,
     pub meter: Meter,
@@ -119,6 +150,7 @@ impl OperatorTask {
         routes: Vec<Route>,
         at_once: bool,
     ) -> Self {
+        let tables = operator.tables();
         Self {
             uid,
             operator,
@@ -128,6 +160,7 @@ impl OperatorTask {
             at_once,
             passed: None,
             ended: false,
+            tables,
             rows_in: 0,
             rows_out: 0,
             meter: Meter::default(),
@@ -150,8 +183,14 @@ impl OperatorTask {
         self.operator.memory_bytes()
     }
 
-    pub fn state_keys(&self) -> usize {
-        self.operator.state_keys()
+    pub fn counts(&self, state: &SlotState) -> OperatorCounts {
+        OperatorCounts {
+            rows_in: self.rows_in,
+            rows_out: self.rows_out,
+            state_keys: self.operator.state_keys() as u64,
+            memory_bytes: self.operator.memory_bytes() as u64,
+            disk_bytes: state.on_disk(&self.tables),
+        }
     }
 
     /// The slot has frozen its state: the next epoch may begin.

@@ -15,7 +15,7 @@ use crate::sources::SplitId;
 use crate::state::{FrozenLayer, SlotState};
 
 use super::late::{self, LateRows, SplitNames};
-use super::operator::{OperatorTask, Turn};
+use super::operator::{OperatorCounts, OperatorTask, Turn};
 use super::sink::{SinkStage, SinkTask};
 use super::source::{
     Assignment, DeadLetter, PlannedEpoch, Policy, SourceCounts, SourceRules, SourceTask,
@@ -91,8 +91,8 @@ pub struct SlotCounts {
     pub sources: Vec<SourceCounts>,
     /// Late rows by source index; rows without an origin count for source 0.
     pub late: Vec<u64>,
-    /// (uid, rows in, rows out, state keys, memory)
-    pub operators: Vec<(String, u64, u64, u64, u64)>,
+    /// By uid.
+    pub operators: Vec<(String, OperatorCounts)>,
     /// Of every task, by uid.
     pub times: Vec<(String, TaskTimes)>,
     pub sink_rows: Vec<u64>,
@@ -406,15 +406,7 @@ impl Slot {
             operators: self
                 .operators
                 .iter()
-                .map(|o| {
-                    (
-                        o.uid.clone(),
-                        o.rows_in,
-                        o.rows_out,
-                        o.state_keys() as u64,
-                        o.memory_bytes() as u64,
-                    )
-                })
+                .map(|o| (o.uid.clone(), o.counts(&self.state)))
                 .collect(),
             times: self.times(),
             sink_rows: self.stages.iter().map(|s| s.rows).collect(),

@@ -71,17 +71,30 @@ pub(super) struct Node {
     nulls: NullBufferBuilder,
 }
 
-/// The fields of an object, found by name.
+/// The fields of an object, found by name. Objects of one source mostly have the same members in the same order, so what comes
+/// next is guessed from what came next before, wanted or not, and compared as a whole.
 pub(super) struct Object {
     pub nodes: Vec<Node>,
-    /// `name"`, if the name needs no escapes: what follows the opening quote.
-    quoted: Vec<Option<Box<[u8]>>>,
-    /// Only for wide objects; a scan is quicker over few.
-    by_name: Option<AHashMap<Box<[u8]>, usize>>,
+    by_name: AHashMap<Box<[u8]>, usize>,
     required: Vec<usize>,
+    /// Members that were met, in the order in which they were met first.
+    members: Vec<Member>,
+    /// The member that objects began with last.
+    first: usize,
 }
 
-const WIDE: usize = 12;
+/// A name that was met, written without whitespace and escapes.
+struct Member {
+    /// `"name":`
+    text: Box<[u8]>,
+    /// The field of that name.
+    node: Option<usize>,
+    /// The member that followed it last.
+    next: usize,
+}
+
+/// Members that are remembered of an object; who has more pays for a lookup each.
+const MEMBERS: usize = 256;
 
 impl Object {
     pub fn new(fields: &Fields, mode: Timestamps, rows: usize) -> Result<Self> {
@@ -89,17 +102,10 @@ impl Object {
             .iter()
             .map(|field| Node::new(field, mode, rows))
             .collect::<Result<Vec<_>>>()?;
-        let plain = |name: &str| !name.bytes().any(|b| b == b'"' || b == b'\\' || b < 0x20);
-        let quoted = fields
-            .iter()
-            .map(|f| plain(f.name()).then(|| format!("{}\"", f.name()).into_bytes().into()))
+        let names = fields.iter().enumerate();
+        let by_name = names
+            .map(|(i, f)| (f.name().as_bytes().into(), i))
             .collect();
-        let by_name = (fields.len() > WIDE).then(|| {
-            let names = fields.iter().enumerate();
-            names
-                .map(|(i, f)| (f.name().as_bytes().into(), i))
-                .collect()
-        });
         let required = fields
             .iter()
             .enumerate()
@@ -108,54 +114,82 @@ impl Object {
             .collect();
         Ok(Self {
             nodes,
-            quoted,
             by_name,
             required,
+            members: Vec::new(),
+            first: 0,
         })
     }
 
-    fn find(&self, name: &[u8]) -> Option<usize> {
-        match &self.by_name {
-            Some(map) => map.get(name).copied(),
-            None => self
-                .nodes
-                .iter()
-                .position(|node| node.field.name().as_bytes() == name),
+    /// Takes the name that comes next, its colon and the whitespace after it: its field, and which member it is. `last`: the
+    /// member before.
+    #[inline]
+    fn name(
+        &mut self,
+        cursor: &mut Cursor<'_>,
+        last: Option<usize>,
+    ) -> Parsed<(Option<usize>, Option<usize>)> {
+        let guess = last.map_or(self.first, |last| self.members[last].next);
+        if let Some(member) = self.members.get(guess)
+            && cursor.eat(&member.text)
+        {
+            cursor.whitespace();
+            return Ok((member.node, Some(guess)));
         }
+        self.other_name(cursor, last)
     }
 
-    /// The field whose name comes next; its opening quote was taken. `guess`: the one after the last found.
-    #[inline]
-    fn name(&self, cursor: &mut Cursor<'_>, guess: usize) -> Parsed<Option<usize>> {
-        if let Some(Some(expected)) = self.quoted.get(guess)
-            && cursor.eat(expected)
-        {
-            return Ok(Some(guess));
-        }
+    /// Not the member that was guessed: what it is will be the next guess.
+    fn other_name(
+        &mut self,
+        cursor: &mut Cursor<'_>,
+        last: Option<usize>,
+    ) -> Parsed<(Option<usize>, Option<usize>)> {
+        cursor.expect(b'"', "a name")?;
         let name = cursor.string()?;
+        cursor.colon()?;
         if name.escaped {
             let mut text = Vec::new();
             unescape(name.bytes, &mut text)?;
-            return Ok(self.find(&text));
+            return Ok((self.by_name.get(&text[..]).copied(), last));
         }
-        Ok(self.find(name.bytes))
+        let node = self.by_name.get(name.bytes).copied();
+        let known = self
+            .members
+            .iter()
+            .position(|m| m.text[1..m.text.len() - 2] == *name.bytes);
+        let member = match known {
+            Some(known) => known,
+            None if self.members.len() < MEMBERS => {
+                self.members.push(Member {
+                    text: [b"\"", name.bytes, b"\":"].concat().into(),
+                    node,
+                    next: 0,
+                });
+                self.members.len() - 1
+            }
+            None => return Ok((node, last)),
+        };
+        match last {
+            Some(last) => self.members[last].next = member,
+            None => self.first = member,
+        }
+        Ok((node, Some(member)))
     }
 
     /// Reads an object whose opening brace was peeked into row `at` of the nodes.
     pub fn read(&mut self, cursor: &mut Cursor<'_>, at: usize, depth: usize) -> Parsed<()> {
         cursor.enter(depth)?;
         if !cursor.close(b'}') {
-            let mut guess = 0;
+            let mut last = None;
             loop {
-                cursor.expect(b'"', "a name")?;
-                let found = self.name(cursor, guess)?;
-                cursor.colon()?;
-                match found {
+                let (field, member) = self.name(cursor, last)?;
+                last = member;
+                match field {
                     Some(i) => {
                         let node = &mut self.nodes[i];
                         node.read(cursor, at, depth + 1)
                             .map_err(|fault| fault.inside(node.field.name()))?;
-                        guess = i + 1;
                     }
                     None => cursor.skip(depth + 1)?,
                 }

@@ -376,7 +376,7 @@ fn write_string(text: &[u8], out: &mut Vec<u8>) {
     out.push(b'"');
     let mut done = 0;
     loop {
-        let at = super::scan::find_special(text, done);
+        let (at, _) = super::scan::find_special(text, done);
         out.extend_from_slice(&text[done..at]);
         let Some(b) = text.get(at) else { break };
         match b {

@@ -1,5 +1,5 @@
-//! A strict scanner of JSON text (RFC 8259) over bytes that are known to be UTF-8. It owns the grammar: strings, numbers,
-//! literals, whitespace, and skipping of what nobody asked for. What a value means to a column is `columns`'.
+//! A strict scanner of JSON text (RFC 8259). It owns the grammar: strings, which are UTF-8 or refused, numbers, literals,
+//! whitespace, and skipping of what nobody asked for. What a value means to a column is `columns`'.
 
 use wide::u8x16;
 
@@ -32,21 +32,26 @@ pub(super) struct RawNumber<'a> {
     pub whole: bool,
 }
 
-/// Index of the first quote, backslash or control character at or after `from`; the length if there is none.
+/// Index of the first quote, backslash or control character at or after `from`, the length if there is none; and whether all
+/// bytes before it are ASCII.
 #[inline]
-pub(super) fn find_special(bytes: &[u8], from: usize) -> usize {
-    let mut i = from;
+pub(super) fn find_special(bytes: &[u8], from: usize) -> (usize, bool) {
+    let (mut i, mut high) = (from, 0);
     while let Some(block) = bytes.get(i..).and_then(<[u8]>::first_chunk) {
-        let found = specials(block);
+        let (found, not_ascii) = specials(block);
         if found != 0 {
-            return i + found.trailing_zeros() as usize;
+            // Those before the lowest bit that was found.
+            high |= not_ascii & (found ^ (found - 1));
+            return (i + found.trailing_zeros() as usize, high == 0);
         }
+        high |= not_ascii;
         i += BLOCK;
     }
     while i < bytes.len() && !special(bytes[i]) {
+        high |= u32::from(bytes[i] & 0x80);
         i += 1;
     }
-    i
+    (i, high == 0)
 }
 
 #[inline]
@@ -56,14 +61,14 @@ fn special(byte: u8) -> bool {
 
 const BLOCK: usize = 16;
 
-/// A bit for each special byte of a block.
+/// A bit for each special byte of a block, and for each that is not ASCII.
 #[inline]
-fn specials(block: &[u8; BLOCK]) -> u32 {
+fn specials(block: &[u8; BLOCK]) -> (u32, u32) {
     let block = u8x16::from(*block);
     let quote = block.simd_eq(u8x16::splat(b'"'));
     let slash = block.simd_eq(u8x16::splat(b'\\'));
     let control = block.min(u8x16::splat(0x1f)).simd_eq(block);
-    (quote | slash | control).to_bitmask()
+    ((quote | slash | control).to_bitmask(), block.to_bitmask())
 }
 
 /// Whether slices of the same length are equal. Names are short: two words that may overlap need no call.
@@ -72,6 +77,10 @@ fn equal(a: &[u8], b: &[u8]) -> bool {
     let word = |s: &[u8]| s.try_into().map_or(0, u64::from_le_bytes);
     match a.len() {
         n @ 8..=16 => word(&a[..8]) == word(&b[..8]) && word(&a[n - 8..]) == word(&b[n - 8..]),
+        n @ 17..=32 => {
+            let word = |s: &[u8]| s.try_into().map_or(0, u128::from_le_bytes);
+            word(&a[..16]) == word(&b[..16]) && word(&a[n - 16..]) == word(&b[n - 16..])
+        }
         n @ 4..8 => {
             let word = |s: &[u8]| s.try_into().map_or(0, u32::from_le_bytes);
             word(&a[..4]) == word(&b[..4]) && word(&a[n - 4..]) == word(&b[n - 4..])
@@ -149,12 +158,17 @@ impl<'a> Cursor<'a> {
     #[inline]
     pub fn string(&mut self) -> Scan<RawString<'a>> {
         let start = self.at;
-        let mut escaped = false;
+        let (mut escaped, mut ascii) = (false, true);
         loop {
-            self.at = find_special(self.bytes, self.at);
+            let (at, plain) = find_special(self.bytes, self.at);
+            self.at = at;
+            ascii &= plain;
             match self.peek() {
                 Some(b'"') => {
                     let bytes = &self.bytes[start..self.at];
+                    if !ascii && let Err(e) = std::str::from_utf8(bytes) {
+                        return Err(Fault::utf8(start + e.valid_up_to()));
+                    }
                     self.at += 1;
                     return Ok(RawString { bytes, escaped });
                 }

@@ -338,6 +338,84 @@ fn the_last_of_a_repeated_name_counts_and_missing_is_null() {
     );
 }
 
+/// Members are guessed from the records before: no order, gap or change of it may change what is read.
+#[test]
+fn members_are_read_in_every_order_with_and_without_the_others() {
+    let names = ["a", "bb", "a name of more than sixteen bytes", "d"];
+    let fields = names.map(|n| Field::new(n, DataType::Int64, true)).to_vec();
+    let mut d = decoder(fields);
+    let mut expected: Vec<[Option<i64>; 4]> = Vec::new();
+    for turn in 0..200i64 {
+        let mut row = [None; 4];
+        let mut members = Vec::new();
+        for k in 0..4 {
+            // Another order, and another member left out, each time.
+            let i = usize::try_from((k * 3 + turn) % 4).unwrap();
+            if (turn * 7 + k) % 5 != 0 {
+                row[i] = Some(turn * 10 + k);
+                let space = if turn % 3 == 0 { " " } else { "" };
+                members.push(format!("\"{}\"{space}:{space}{}", names[i], turn * 10 + k));
+            }
+            if (turn + k) % 2 == 0 {
+                members.push(format!(r#""unread {}":{{"a":[1,"\u0041"]}}"#, turn % 7));
+            }
+        }
+        assert!(d.feed(format!("{{{}}}", members.join(",")).as_bytes()));
+        expected.push(row);
+    }
+    let (rows, _) = d.finish().unwrap();
+    for (i, column) in rows.columns().iter().enumerate() {
+        let read: Vec<Option<i64>> = column.as_primitive::<Int64Type>().iter().collect();
+        let wanted: Vec<Option<i64>> = expected.iter().map(|row| row[i]).collect();
+        assert_eq!(read, wanted, "{}", names[i]);
+    }
+}
+
+#[test]
+fn an_object_of_a_thousand_names_is_read_as_one_of_few() {
+    let mut d = decoder(vec![
+        Field::new("m0", DataType::Int64, true),
+        Field::new("m999", DataType::Int64, true),
+    ]);
+    for turn in 0..3 {
+        let members = (0..1000).map(|i| format!("\"m{i}\":{}", i + turn));
+        let record = format!("{{{}}}", members.collect::<Vec<_>>().join(","));
+        assert!(d.feed(record.as_bytes()));
+    }
+    let (rows, _) = d.finish().unwrap();
+    let column = |i: usize| rows.column(i).as_primitive::<Int64Type>().values().to_vec();
+    assert_eq!(
+        (column(0), column(1)),
+        (vec![0, 1, 2], vec![999, 1000, 1001])
+    );
+}
+
+#[test]
+fn bytes_that_are_no_text_are_refused_wherever_they_stand() {
+    let long = "x".repeat(40);
+    for (record, good) in [
+        ("{\"v\":\"\u{e9}\"}".as_bytes().to_vec(), true),
+        (
+            format!("{{\"unread\":\"{long}\u{1f600}{long}\"}}").into_bytes(),
+            true,
+        ),
+        (b"{\"v\":\"\xff\"}".to_vec(), false),
+        (b"{\"unread\":\"0123456789abcdef\xc3\"}".to_vec(), false),
+        (b"{\"unread\":{\"\xc3\x28\":1}}".to_vec(), false),
+        (b"{\"\xe9\":1}".to_vec(), false),
+        (b"{\"v\":\xff}".to_vec(), false),
+        (b"\xff{}".to_vec(), false),
+        (b"{}\xff".to_vec(), false),
+    ] {
+        let mut d = decoder(vec![Field::new("v", DataType::Utf8, true)]);
+        let text = String::from_utf8_lossy(&record);
+        assert_eq!(d.feed(&record), good, "{text}");
+        // Whatever was learned from a bad record must not let it through the next time.
+        assert_eq!(d.feed(&record), good, "{text}");
+        assert_eq!(d.finish().unwrap().0.num_rows(), if good { 2 } else { 0 });
+    }
+}
+
 #[test]
 fn maps_and_nothing_at_all_are_read() {
     let entries = Fields::from(vec![
