@@ -15,6 +15,7 @@ use arrow::datatypes::{DataType, FieldRef, Fields, TimeUnit};
 use super::Timestamps;
 use super::fault::Fault;
 use super::scan::{Cursor, unescape};
+use super::time::LastDay;
 use super::value;
 use crate::error::{EngineError, Result};
 
@@ -48,6 +49,7 @@ enum Values {
         values: Vec<i64>,
         unit: TimeUnit,
         mode: Timestamps,
+        day: LastDay,
     },
     List {
         ends: Vec<i32>,
@@ -272,6 +274,7 @@ impl Node {
                 values: Vec::with_capacity(rows),
                 unit: *unit,
                 mode,
+                day: LastDay::default(),
             },
             DataType::List(item) => Values::List {
                 ends: ends(),
@@ -394,8 +397,13 @@ impl Node {
                 object.read(cursor, *len, depth)?;
                 *len += 1;
             }
-            Values::Timestamp { values, unit, mode } => {
-                values.push(value::timestamp(cursor, depth, *unit, *mode)?);
+            Values::Timestamp {
+                values,
+                unit,
+                mode,
+                day,
+            } => {
+                values.push(value::timestamp(cursor, depth, *unit, *mode, day)?);
             }
             Values::Boolean(v) => v.push(value::boolean(cursor, depth)?),
             Values::Int8(v) => v.push(value::narrow(cursor, depth, "TINYINT")?),

@@ -290,6 +290,7 @@ impl<'a> Cursor<'a> {
                     }
                 }
             }
+            _ if self.short_integer().is_some() => Ok(()),
             _ => self.number().map(|_| ()),
         }
     }

@@ -107,9 +107,27 @@ pub(super) fn parse_time(text: &[u8], unit: TimeUnit) -> Option<(i64, &[u8])> {
     Some((seconds * units + fraction / (1_000_000_000 / units), rest))
 }
 
+/// The date that was read last: times that follow each other mostly share it.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct LastDay(Option<([u8; 10], i64)>);
+
+impl LastDay {
+    #[inline]
+    fn parse(&mut self, text: &[u8; 10]) -> Option<i64> {
+        match self.0 {
+            Some((last, days)) if last == *text => Some(days),
+            _ => {
+                let days = parse_date(text)?;
+                self.0 = Some((*text, days));
+                Some(days)
+            }
+        }
+    }
+}
+
 /// `YYYY-MM-DD[(T| )HH:MM[:SS[.fraction]][Z|±HH[[:]MM]]]` to units since the epoch; without an offset: UTC.
-pub(super) fn parse_timestamp(text: &[u8], unit: TimeUnit) -> Option<i64> {
-    let days = parse_date(text.get(..10)?)?;
+pub(super) fn parse_timestamp(text: &[u8], unit: TimeUnit, day: &mut LastDay) -> Option<i64> {
+    let days = day.parse(text.first_chunk()?)?;
     let per = per_second(unit);
     let (mut time, mut offset) = (0, 0);
     match text.get(10) {

@@ -265,7 +265,7 @@ fn string<T>(
     cursor: &mut Cursor<'_>,
     depth: usize,
     data_type: &str,
-    parse: impl Fn(&[u8]) -> Option<T>,
+    parse: impl FnOnce(&[u8]) -> Option<T>,
 ) -> Parsed<T> {
     let start = cursor.position();
     if cursor.peek() != Some(b'"') {
@@ -287,11 +287,12 @@ pub(super) fn timestamp(
     depth: usize,
     unit: TimeUnit,
     mode: Timestamps,
+    day: &mut time::LastDay,
 ) -> Parsed<i64> {
     let per_second = match mode {
         Timestamps::Iso8601 => {
             return string(cursor, depth, "TIMESTAMP (ISO 8601)", |text| {
-                time::parse_timestamp(text, unit)
+                time::parse_timestamp(text, unit, day)
             });
         }
         Timestamps::EpochMillis => 1_000,
