@@ -95,7 +95,7 @@ struct Member {
     next: usize,
 }
 
-/// Members that are remembered of an object; who has more pays for a lookup each.
+/// Members that are remembered of an object. Each name beyond them is compared with all of these, in every record.
 const MEMBERS: usize = 256;
 
 impl Object {
