@@ -47,6 +47,10 @@ pub struct Status {
     pub watermark: Option<String>,
     /// Records not yet read; absent until the engine knows.
     pub lag: Option<u64>,
+    /// Rows read since it was started.
+    pub rows: u64,
+    /// Every slot has its state and its volume and reads.
+    pub running: bool,
 }
 
 impl Status {
@@ -61,6 +65,11 @@ impl Status {
                 .and_then(Value::as_str)
                 .map(|time| time.replacen('T', " ", 1).trim_end_matches('Z').to_owned()),
             lag: body.pointer("/lag/records").and_then(Value::as_u64),
+            rows: body
+                .pointer("/counts/rows_in")
+                .and_then(Value::as_u64)
+                .unwrap_or(0),
+            running: body.get("phase").and_then(Value::as_str) == Some("Running"),
         }
     }
 }

@@ -357,6 +357,7 @@ mod tests {
             state_keys: 1,
             memory_bytes: 1,
             disk_bytes: 1,
+            lookups: rows,
         }
     }
 

@@ -217,10 +217,11 @@ fn sinks(registry: &mut Registry, job: &StreamingJob, now: &Now, timings: &Timin
 }
 
 fn operators(registry: &mut Registry, now: &Now) {
-    let (input, output, keys, bytes) = (
+    let (input, output, keys, lookups, bytes) = (
         Family::<ByOperator, Counter>::default(),
         Family::<ByOperator, Counter>::default(),
         Family::<ByOperator, Gauge>::default(),
+        Family::<ByOperator, Counter>::default(),
         Family::<ByTier, Gauge>::default(),
     );
     for (uid, counts) in &now.operators {
@@ -230,6 +231,7 @@ fn operators(registry: &mut Registry, now: &Now) {
         input.get_or_create(&label).inc_by(counts.rows_in);
         output.get_or_create(&label).inc_by(counts.rows_out);
         keys.get_or_create(&label).set(gauge(counts.state_keys));
+        lookups.get_or_create(&label).inc_by(counts.lookups);
         for (tier, size) in [("memory", counts.memory_bytes), ("disk", counts.disk_bytes)] {
             let label = ByTier {
                 operator: uid.clone(),
@@ -244,6 +246,11 @@ fn operators(registry: &mut Registry, now: &Now) {
         "state_keys",
         "Keys of an operator's state that are ready in memory, estimated",
         keys,
+    );
+    registry.register(
+        "state_lookups",
+        "Keys of an operator's state that were not in memory and were looked up on disk",
+        lookups,
     );
     registry.register(
         "state_bytes",

@@ -49,11 +49,11 @@ impl Budget {
         self.total / 100 * n
     }
 
-    /// Limit in bytes. `Dirty` and `Frozen` have one together.
+    /// Limit in bytes. `Dirty` and `Frozen` have one together. All shares make 92 percent: the rest is what allocators lose.
     pub fn limit(&self, share: Share) -> usize {
         match share {
             Share::Dirty | Share::Frozen => self.percent(25),
-            Share::Clean => self.percent(15),
+            Share::Clean => self.percent(12),
             Share::Exchange => self.percent(15),
             Share::Staging => self.percent(10),
         }
@@ -61,7 +61,7 @@ impl Budget {
 
     /// Block cache and write buffers of all instances together.
     pub fn backend_limit(&self) -> usize {
-        self.percent(35)
+        self.percent(30)
     }
 
     pub fn used(&self, share: Share) -> usize {

@@ -1,6 +1,6 @@
 //! The state of one slot: reads through the tiers, writes to the dirty part, the freeze at the barrier.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -64,6 +64,8 @@ pub struct SlotState {
     groups: Range<u16>,
     total: u16,
     ttls: Vec<(TableId, Option<u64>)>,
+    /// Keys that were looked up in the backends.
+    lookups: BTreeMap<TableId, u64>,
     clock: Arc<TtlClock>,
     arena: Arena,
     dirty: Tables,
@@ -102,6 +104,7 @@ impl SlotState {
             groups,
             total,
             ttls: Vec::new(),
+            lookups: BTreeMap::new(),
             clock,
             arena: Arena::default(),
             dirty_bytes: 0,
@@ -178,6 +181,11 @@ impl SlotState {
         self.backends.iter().map(of_group).sum()
     }
 
+    /// Keys of the tables that were not in memory and were looked up in the backends since the start.
+    pub fn lookups(&self, tables: &[TableId]) -> u64 {
+        tables.iter().filter_map(|t| self.lookups.get(t)).sum()
+    }
+
     fn backend(&self, group: u16) -> &Arc<dyn Backend> {
         &self.backends[usize::from(group - self.groups.start)]
     }
@@ -236,6 +244,7 @@ impl SlotState {
         }
         misses
             .sort_unstable_by(|a, b| (a.0, keys[a.1 as usize].1).cmp(&(b.0, keys[b.1 as usize].1)));
+        *self.lookups.entry(table).or_default() += misses.len() as u64;
         let mut asked: Vec<&[u8]> = Vec::with_capacity(misses.len());
         let mut values = Vec::with_capacity(misses.len());
         for run in misses.chunk_by(|a, b| a.0 == b.0) {

@@ -69,6 +69,15 @@ pub struct StateWorker {
     volume: Option<MemoryVolume>,
 }
 
+/// State in memory leaves nothing behind; that of a volume stays where it is.
+impl Drop for StateWorker {
+    fn drop(&mut self) {
+        if self.options.dir.is_none() {
+            let _ = rocks::remove(&self.bases_dir());
+        }
+    }
+}
+
 impl StateWorker {
     /// Removes scratch files that a predecessor left. Opens no key group yet.
     pub fn open(options: StateOptions) -> Result<Self> {

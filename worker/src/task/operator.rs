@@ -41,6 +41,8 @@ pub struct OperatorCounts {
     pub state_keys: u64,
     pub memory_bytes: u64,
     pub disk_bytes: u64,
+    /// Keys that were looked up on disk.
+    pub lookups: u64,
 }
 
 impl OperatorCounts {
@@ -50,6 +52,7 @@ impl OperatorCounts {
         self.state_keys += other.state_keys;
         self.memory_bytes += other.memory_bytes;
         self.disk_bytes += other.disk_bytes;
+        self.lookups += other.lookups;
     }
 
     /// What a new generation begins with: what was counted, without what was held.
@@ -57,6 +60,7 @@ impl OperatorCounts {
         *self = Self {
             rows_in: self.rows_in,
             rows_out: self.rows_out,
+            lookups: self.lookups,
             ..Self::default()
         };
     }
@@ -190,6 +194,7 @@ impl OperatorTask {
             state_keys: self.operator.state_keys() as u64,
             memory_bytes: self.operator.memory_bytes() as u64,
             disk_bytes: state.on_disk(&self.tables),
+            lookups: state.lookups(&self.tables),
         }
     }
 
