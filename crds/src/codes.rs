@@ -121,12 +121,17 @@ codes! {
     PARQUET = "PS0061", "Parquet comes later", "The schema has format.parquet; this version of the engine does not read or write it yet. Use json.";
     GCS = "PS0062", "Google Cloud Storage comes later", "The schema has storage.gcs; this version does not keep logs there yet. Use s3 or local.";
     AZURE = "PS0063", "Azure Blob Storage comes later", "The schema has storage.azure; this version does not keep logs there yet. Use s3 or local.";
+    MANY_WORKERS = "PS0064", "Several workers come later", "The schema has workers.replicas; in this version one worker runs a job. Use workers.slots for more threads.";
+    AUTOSCALING_LATER = "PS0065", "Autoscaling comes later", "The schema has autoscaling; in this version its mode is Disabled.";
+    LIFECYCLE_LATER = "PS0066", "this part of a job's life comes later", "The schema has it, and this version of the controller does not act on it: it is refused rather than ignored.";
     // Test files.
     TEST_NAME = "PS0070", "test names no such source or sink", "`input` names sources of the manifest that its SQL reads, `expect` names its sinks.";
     TEST_COLUMN = "PS0071", "test names no such column", "A row of `input` has columns that the source reads from the body, a row of `expect` columns of the rows that the SQL inserts into the sink. Members beyond those, and broken bodies, are given by $raw.";
     TEST_VALUE = "PS0072", "expected value does not have the column's type", "Both sides of a comparison are read by the types of the sink's columns. This value cannot be.";
     TEST_CASE = "PS0073", "case does not hold together", "A case has either `input` and `expect`, or `runs`; names of cases are unique in their file; after a run with drain: true the job is final, so only the last run may have it; crashAfterRow is at least 1 and at most the number of rows that are given.";
     TEST_JOB = "PS0074", "job of a test", "`job` names a file with exactly one StreamingJob, relative to the test file.";
+    PLANNING = "PS0075", "planning takes too much", "The controller plans the SQL of a job in a process of 1 GiB and 5 seconds, and this text took more. Nest less, or split the job.";
+    FIXED = "PS0076", "fixed for life", "The job's history stands on this value: the number of key groups, of a sink's shards, the place of the log. An edit cannot change it.";
     // SQL.
     SQL_SYNTAX = "PS0101", "syntax error", "The SQL text could not be parsed at this position.";
     SQL_UNKNOWN_COLUMN = "PS0102", "unknown column", "No table in scope has a column of this name. Names are case-sensitive; quote them with backticks or double quotes where they are keywords.";
@@ -203,6 +208,8 @@ codes! {
     RUN_DISK = "PR0409", "disk full or read-only", "State or checkpoints cannot be written to the local disk.";
     RUN_STATE_CHANGED = "PR0410", "state does not fit the new plan", "An operator's state has another schema, or was removed without being named in upgrade.dropState.";
     RUN_RESTORE = "PR0411", "nothing to restore from", "restoreFrom is set, and the checkpoint storage has no log of this name. `penstock run` goes on with the newest epoch of the log of its name, so name the storage that holds it; savepoints of other jobs and older epochs need a cluster. Take restoreFrom out to begin with nothing.";
+    RUN_ROLLBACK = "PR0413", "rollback after acceptance", "The version that was on trial is accepted and its results are published: the one before it cannot come back by itself. Change the spec back, which is an upgrade like any other.";
+    RUN_NO_PROGRESS = "PR0414", "the new version did not run in time", "A changed job did not run within upgrade.progressDeadline, and the version before it came back; nothing of the new one was published. `kubectl describe` and the logs of its pods say what it waited for. Change the spec to try again.";
     RUN_SEGMENT = "PR0501", "changes of state corrupt", "A segment of a pack cannot be read though its checksum is right. Please report the message.";
     RUN_SEGMENT_NEWER = "PR0502", "changes of a newer version", "A segment of a pack was written by a newer version of Penstock.";
     RUN_NOT_OWNED = "PR0503", "key group of another slot", "Changes of a key group that the slot does not own: a defect in the engine. Please report the message.";

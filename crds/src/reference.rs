@@ -9,15 +9,14 @@ use crate::crd;
 
 /// The files that are generated, by path from the root of the repository, and their contents.
 pub fn generated() -> Result<Vec<(&'static str, String)>, serde_yaml::Error> {
+    let job = serde_yaml::to_string(&crd::streaming_job())?;
+    let savepoint = serde_yaml::to_string(&crd::savepoint())?;
     Ok(vec![
-        (
-            "crds/streamingjobs.penstock.dev.yaml",
-            serde_yaml::to_string(&crd::streaming_job())?,
-        ),
-        (
-            "crds/savepoints.penstock.dev.yaml",
-            serde_yaml::to_string(&crd::savepoint())?,
-        ),
+        ("crds/streamingjobs.penstock.dev.yaml", job.clone()),
+        ("crds/savepoints.penstock.dev.yaml", savepoint.clone()),
+        // A chart reads no file outside itself.
+        ("charts/penstock/files/crds/streamingjobs.yaml", job),
+        ("charts/penstock/files/crds/savepoints.yaml", savepoint),
         ("docs/src/reference/manifest.md", manifest()),
         ("docs/src/reference/errors.md", errors()),
     ])

@@ -6,6 +6,9 @@ use crate::sink::Delivery;
 use crate::status::Phase;
 use crate::units::Timestamp;
 
+/// The name that the controller's certificate is made out to: workers take requests from nobody else.
+pub const CONTROLLER: &str = "controller.penstock.dev";
+
 /// A running job, as its coordinator sees it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct JobStatus {
@@ -21,6 +24,12 @@ pub struct JobStatus {
     pub phase: Phase,
     /// Version of the engine.
     pub engine: String,
+    /// The version of the job that runs; empty outside a cluster.
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub version: String,
+    /// The version is on trial: what it commits is staged and not published.
+    #[serde(default)]
+    pub on_trial: bool,
     /// The newest committed epoch; absent before the first.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub epoch: Option<Epoch>,

@@ -7,6 +7,7 @@ mod kafka;
 mod sink;
 mod source;
 mod support;
+mod transition;
 mod workers;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -16,7 +17,8 @@ use crate::job::{Checkpoint, Storage, StreamingJob, StreamingJobSpec, TriggerSpe
 use crate::units::Duration;
 
 pub use self::kafka::{Property, property};
-pub use self::support::{cluster_only_fields, unsupported};
+pub use self::support::{cluster_only_fields, unsupported, unsupported_in_cluster};
+pub use self::transition::{transition, volume as transition_of_volumes};
 
 /// Where a job is to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

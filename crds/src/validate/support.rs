@@ -2,8 +2,10 @@
 
 use crate::diagnostic::{Code, Diagnostic};
 use crate::format::{Format, FormatKind};
-use crate::job::{DeletionPolicy, Restart, StorageKind, StreamingJob, StreamingJobSpec, Upgrade};
-use crate::workers::Workers;
+use crate::job::{
+    DeletionPolicy, Restart, StorageKind, StreamingJob, StreamingJobSpec, Upgrade, UpgradeStrategy,
+};
+use crate::workers::{AutoscalingMode, Workers};
 
 /// What a manifest asks for that comes later. An error each, with a code of its own.
 pub fn unsupported(spec: &StreamingJobSpec) -> Vec<Diagnostic> {
@@ -63,6 +65,52 @@ pub fn unsupported(spec: &StreamingJobSpec) -> Vec<Diagnostic> {
         }
         Some(StorageKind::S3(_) | StorageKind::Local(_)) | None => {}
     }
+    faults
+}
+
+/// What a manifest asks of a cluster that comes later.
+pub fn unsupported_in_cluster(spec: &StreamingJobSpec) -> Vec<Diagnostic> {
+    let mut faults = Vec::new();
+    if let Some(several) = spec.workers.replicas.filter(|n| *n > 1) {
+        let fault = Diagnostic::error(
+            Code::MANY_WORKERS,
+            "workers.replicas",
+            format!("{several} workers: more than one come in a later version"),
+        );
+        faults.push(fault.with_help("use workers.slots for more threads"));
+    }
+    let mode = spec.autoscaling.as_ref().map(|a| a.mode);
+    if mode.is_some_and(|mode| mode != AutoscalingMode::Disabled) {
+        let fault = Diagnostic::error(
+            Code::AUTOSCALING_LATER,
+            "autoscaling.mode",
+            "autoscaling comes in a later version",
+        );
+        faults.push(fault.with_help("use Disabled, or leave it out"));
+    }
+    let mut later = |is: bool, path: &str, message: &str, help: &str| {
+        if is {
+            faults.push(Diagnostic::error(Code::LIFECYCLE_LATER, path, message).with_help(help));
+        }
+    };
+    later(
+        spec.upgrade.strategy == UpgradeStrategy::Stateless,
+        "upgrade.strategy",
+        "Stateless comes in a later version",
+        "use Savepoint, or give the job another name",
+    );
+    later(
+        spec.deletion_policy != DeletionPolicy::Retain,
+        "deletionPolicy",
+        "only Retain is there in this version",
+        "leave it out, and remove the log's folder by hand when it is not needed any more",
+    );
+    later(
+        spec.restore_from.is_some(),
+        "restoreFrom",
+        "restoring another log comes in a later version",
+        "leave it out",
+    );
     faults
 }
 

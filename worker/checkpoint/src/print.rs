@@ -63,6 +63,7 @@ fn says(kind: &Kind) -> String {
             members,
             assignment: _,
             by,
+            version,
         }) => {
             let mut s = format!(
                 "{kind:?} from epoch {restore_epoch}, {}",
@@ -73,6 +74,9 @@ fn says(kind: &Kind) -> String {
             }
             if let Some(by) = by {
                 s += &format!(", by {by}");
+            }
+            if let Some(version) = version {
+                s += &format!(", version {version}");
             }
             s + &format!(", plan {}", plan_hash.chars().take(12).collect::<String>())
         }

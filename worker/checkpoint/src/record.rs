@@ -96,6 +96,9 @@ pub struct Claim {
     /// Who asked (GoBack), or the uid of the job that adopts this log (rule 11).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
+    /// The version of the job that runs, in a cluster: another one is another version, whatever its plan.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
 }
 
 /// What belongs to whom in a generation.

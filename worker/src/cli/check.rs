@@ -22,7 +22,12 @@ pub struct Checked {
 
 /// Reads a file; an error is told to the person here.
 fn read(file: &Path) -> Result<String, ExitCode> {
-    std::fs::read_to_string(file).map_err(|e| {
+    let text = if file == Path::new("-") {
+        std::io::read_to_string(std::io::stdin())
+    } else {
+        std::fs::read_to_string(file)
+    };
+    text.map_err(|e| {
         eprintln!("error: {}: {e}", file.display());
         tell::wrong_input()
     })
@@ -63,6 +68,20 @@ pub fn check(file: &Path, output: Output) -> Result<Checked, ExitCode> {
         warnings,
         text,
     })
+}
+
+/// Bounds this process, for a text that somebody else wrote.
+pub fn bound() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    for (resource, most) in [(Resource::As, 1 << 30), (Resource::Cpu, 5)] {
+        let limit = Rlimit {
+            current: Some(most),
+            maximum: Some(most),
+        };
+        if let Err(error) = setrlimit(resource, limit) {
+            tracing::warn!(%error, "the process is not bounded");
+        }
+    }
 }
 
 pub fn lint(files: &[std::path::PathBuf], output: Output) -> ExitCode {

@@ -9,8 +9,10 @@ use clap::{Parser, Subcommand, ValueEnum};
 mod check;
 mod log;
 mod run;
+mod supervise;
 mod tell;
 mod test;
+mod worker;
 
 /// Structured streaming: sources, one SQL text, sinks; every result exactly once.
 #[derive(Debug, Parser)]
@@ -35,9 +37,12 @@ enum Command {
     Run(run::RunArgs),
     /// Check manifests: structure, rules, SQL.
     Lint {
-        /// Manifests.
+        /// Manifests; `-` is standard input.
         #[arg(required = true)]
         files: Vec<PathBuf>,
+        /// Give up beyond 1 GiB of memory or 5 s of CPU time.
+        #[arg(long, hide = true)]
+        bounded: bool,
     },
     /// Show the graph of a job; with --against, what becomes of the state of a running version.
     Plan {
@@ -65,6 +70,12 @@ enum Command {
         #[arg(long)]
         secrets: Option<PathBuf>,
     },
+    /// Run a job in a pod, as the controller tells.
+    #[command(hide = true)]
+    Worker(worker::WorkerArgs),
+    /// The first process of a pod: starts `penstock worker` and starts it again when it ends.
+    #[command(hide = true)]
+    Supervise(supervise::SuperviseArgs),
     /// Names of the steps at which a test may kill the engine.
     #[command(hide = true)]
     FaultPoints,
@@ -84,7 +95,12 @@ pub fn main() -> ExitCode {
     }
     match cli.command {
         Command::Run(args) => run::run(args, cli.output),
-        Command::Lint { files } => check::lint(&files, cli.output),
+        Command::Lint { files, bounded } => {
+            if bounded {
+                check::bound();
+            }
+            check::lint(&files, cli.output)
+        }
         Command::Plan {
             file,
             against,
@@ -93,6 +109,8 @@ pub fn main() -> ExitCode {
         Command::Explain { code } => check::explain(&code, cli.output),
         Command::Test { files } => test::test(&files, cli.output),
         Command::Log { file, secrets } => log::log(&file, secrets.as_ref(), cli.output),
+        Command::Worker(args) => worker::worker(&args, cli.output),
+        Command::Supervise(args) => supervise::supervise(&args),
         Command::FaultPoints => {
             for name in crate::fault::POINTS {
                 println!("{name}");

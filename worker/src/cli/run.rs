@@ -88,6 +88,8 @@ async fn serve(args: &RunArgs, checked: check::Checked, output: Output) -> Resul
         memory_state,
         drop_state: args.drop_state.clone(),
         accept_loss: args.accept_loss.clone(),
+        log_id: None,
+        release: None,
     };
     let job = Arc::new(checked.job);
     for name in &options.accept_loss {
@@ -129,7 +131,7 @@ async fn serve(args: &RunArgs, checked: check::Checked, output: Output) -> Resul
 }
 
 /// Ctrl-C (or SIGTERM) stops at a barrier; a second one ends the process at once, which loses nothing.
-async fn interrupts(stop: watch::Sender<bool>) {
+pub(super) async fn interrupts(stop: watch::Sender<bool>) {
     let mut term = match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
         Ok(term) => term,
         Err(error) => {

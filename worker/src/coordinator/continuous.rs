@@ -55,6 +55,7 @@ impl Coordinator {
                 self.commit_snapshot(snapshot, barrier, last).await
             };
             epoch.instrument(span).await?;
+            self.accept_when_due().await?;
             if let Some(ended) = self.ended(stop, drained).await? {
                 return Ok(ended);
             }

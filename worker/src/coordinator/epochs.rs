@@ -94,6 +94,9 @@ impl Coordinator {
                 newest_row: self.newest_row(),
             });
         }
+        if !publish {
+            self.staged_bytes += snapshot.bytes;
+        }
         if publish && snapshot.rows_out > 0 {
             self.unpublished
                 .push_back((Epoch::new(barrier.epoch), snapshot.bytes));

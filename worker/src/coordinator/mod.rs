@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use penstock_checkpoint::collect::Collector;
-use penstock_checkpoint::decide::Wish;
 use penstock_checkpoint::gc::Retention;
 use penstock_checkpoint::ids::{Epoch, Generation, MemberId, OperatorUid, SinkName, SourceName};
 use penstock_checkpoint::log::JobLog;
@@ -24,7 +23,6 @@ use crate::member::protocol::{FromMember, Start, ToMember};
 use crate::member::storage;
 use crate::message::EventTime;
 use crate::planted::{Bug, planted};
-use crate::sinks::Turn;
 use crate::sources::{Position, SourceEnumerator, SplitId, SplitRange};
 use crate::task::Assignment;
 
@@ -38,12 +36,14 @@ mod planned;
 pub mod progress;
 mod ranges;
 mod stop;
+mod trial;
 
 use bases::Bases;
 use lag::LagMeter;
 pub use markers::marker_partitions;
 use progress::{Phase, Progress};
 use stop::Waited;
+pub use trial::Release;
 
 /// Commits ahead of publication (rule 3).
 pub(crate) const K: u64 = 4;
@@ -104,6 +104,8 @@ pub struct Settings {
     pub epoch_bytes: u64,
     /// Sources whose lost input a person gives up.
     pub accept_loss: Vec<String>,
+    /// In a cluster: which version this is.
+    pub release: Option<Release>,
 }
 
 /// How a job ended.
@@ -157,6 +159,9 @@ pub struct Coordinator {
     stop_by: Option<Instant>,
     /// It waited in vain, and gave up the epoch in the making.
     gave_up: bool,
+    /// Of the trial that runs: since when in this process, and what it has staged.
+    trial_began: Option<Instant>,
+    staged_bytes: u64,
 }
 
 /// A commit that is not published yet.
@@ -222,6 +227,8 @@ impl Coordinator {
             newest_now: i64::MIN,
             stop_by: None,
             gave_up: false,
+            trial_began: None,
+            staged_bytes: 0,
         }
     }
 
@@ -268,20 +275,7 @@ impl Coordinator {
         let replan = self.log.fold().planned().cloned();
         self.resolve_splits().await?;
         // The epoch of the start positions, which has just been committed, is among them: somebody must say that it is done.
-        let backlog = self
-            .log
-            .fold()
-            .to_publish()
-            .filter_map(|(e, generation)| {
-                let commit = &self.log.fold().commit(e)?.commit;
-                let turn = Turn {
-                    epoch: e.get(),
-                    generation: generation.get(),
-                    now_ms: commit.now.get().div_euclid(1000),
-                };
-                Some((turn, commit.packs.clone()))
-            })
-            .collect();
+        let backlog = self.backlog();
         let start = Start {
             generation: self.generation,
             ancestors: Arc::new(ancestors(self.log.fold())),
@@ -331,9 +325,10 @@ impl Coordinator {
     async fn claim(&mut self) -> Result<()> {
         fault::point("claim.before");
         let settings = &self.settings;
+        let wish = trial::wish(self.log.fold(), settings.release.as_ref())?;
         let record = self
             .log
-            .claim(Wish::Recover, |_, _| Claim {
+            .claim(wish, |_, _| Claim {
                 kind: ClaimKind::Recovery,
                 restore_epoch: Epoch::ZERO,
                 handover_from: None,
@@ -341,6 +336,7 @@ impl Coordinator {
                 members: vec![MemberId::ZERO],
                 assignment: assignment(settings),
                 by: None,
+                version: settings.release.as_ref().map(|r| r.version.clone()),
             })
             .await
             .map_err(storage)?;
@@ -348,6 +344,7 @@ impl Coordinator {
         self.generation = record.generation;
         self.done = self.log.fold().done_through();
         self.progress.published(self.done.get());
+        self.show_release();
         tracing::info!(
             generation = self.generation.get(),
             epoch = self.log.fold().head().get(),

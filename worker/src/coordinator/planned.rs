@@ -266,6 +266,7 @@ impl Coordinator {
         }
         let bytes = snapshot.bytes;
         self.commit_snapshot(snapshot, barrier, began).await?;
+        self.accept_when_due().await?;
         // The next epoch should take about the interval, and write no more than its share of memory; what was measured is in no decision but its size, which is logged.
         let took = began.elapsed().as_secs_f64().max(0.001);
         if rows > 0 {

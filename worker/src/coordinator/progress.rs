@@ -86,6 +86,9 @@ pub struct Now {
     pub sink_errors: BTreeMap<String, u64>,
     pub last_failure: Option<LastFailure>,
     pub generation: u64,
+    /// The version that runs, in a cluster.
+    pub version: String,
+    pub on_trial: bool,
     /// What earlier generations of this process had counted.
     before: Counted,
 }
@@ -203,6 +206,12 @@ impl Progress {
             operators: now.operators.clone(),
             times: now.times.clone(),
         };
+    }
+
+    pub fn release(&self, version: &str, on_trial: bool) {
+        let mut now = self.now.lock();
+        version.clone_into(&mut now.version);
+        now.on_trial = on_trial;
     }
 
     pub fn restored(&self, epoch: u64) {

@@ -94,6 +94,10 @@ impl Coordinator {
 
     /// Waits until everything that may be published is out, then says that the job has stopped.
     pub(super) async fn stop_with(&mut self, why: StopReason) -> Result<Outcome> {
+        if matches!(why, StopReason::Completed | StopReason::Drained) {
+            // A version that came to the end of the input has run enough.
+            self.accept().await?;
+        }
         let published = self
             .wait_for_sink(|c, _| {
                 let last = c.log.fold().last_publishable();

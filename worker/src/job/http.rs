@@ -15,6 +15,7 @@ use crate::task::OperatorCounts;
 
 use super::metrics;
 use crate::clock::{Clock, SystemClock};
+use crate::network::tls::TlsListener;
 
 /// What the pages are made from.
 #[derive(Clone)]
@@ -40,6 +41,10 @@ pub async fn serve(address: SocketAddr, shown: Shown) -> std::io::Result<SocketA
             get(|State(s): State<Shown>| async move { metrics_page(&s) }),
         )
         .route("/healthz", get(|| async { "ok\n" }))
+        .route(
+            "/readyz",
+            get(|State(s): State<Shown>| async move { ready(&s) }),
+        )
         .with_state(shown);
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, app).await {
@@ -47,6 +52,41 @@ pub async fn serve(address: SocketAddr, shown: Shown) -> std::io::Result<SocketA
         }
     });
     Ok(bound)
+}
+
+/// Serves the controller until the process ends: mutual TLS, and nobody else.
+///
+/// # Errors
+/// When the address cannot be bound, or the certificate is not what it should be.
+pub async fn serve_controller(
+    address: SocketAddr,
+    certificate: &std::path::Path,
+    shown: Shown,
+) -> std::io::Result<()> {
+    let listener = TlsListener::bind(address, certificate, rpc::CONTROLLER).await?;
+    let app = Router::new()
+        .route(
+            "/status",
+            get(|State(s): State<Shown>| async move { Json(status(&s)) }),
+        )
+        .with_state(shown);
+    tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, app).await {
+            tracing::warn!(%error, "the controller's page has ended");
+        }
+    });
+    Ok(())
+}
+
+/// Ready is who runs, or has run to the end; who restores is alive and not ready.
+fn ready(shown: &Shown) -> (axum::http::StatusCode, &'static str) {
+    match shown.progress.now().phase {
+        Phase::Running | Phase::Completed => (axum::http::StatusCode::OK, "ok\n"),
+        Phase::Pending | Phase::Restoring | Phase::Failed => (
+            axum::http::StatusCode::SERVICE_UNAVAILABLE,
+            "the job does not run yet\n",
+        ),
+    }
 }
 
 fn metrics_page(shown: &Shown) -> impl IntoResponse + use<> {
@@ -77,6 +117,8 @@ pub fn status(shown: &Shown) -> rpc::JobStatus {
         generation: now.generation,
         phase: phase(now.phase),
         engine: env!("CARGO_PKG_VERSION").to_owned(),
+        version: now.version.clone(),
+        on_trial: now.on_trial,
         epoch: Timestamp::from_epoch_millis(now.epoch.committed_at_ms)
             .filter(|_| now.epoch.number > 0)
             .map(|at| rpc::Epoch {

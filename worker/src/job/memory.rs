@@ -267,6 +267,7 @@ impl MemoryJob {
             at_once: self.poll_rows.is_some(),
             trigger: Trigger::AvailableNow { drain },
             accept_loss: Vec::new(),
+            release: None,
         })
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use penstock_checkpoint::gc::Retention;
-use penstock_checkpoint::ids::{Entropy, MemberId, Nonce, SystemEntropy};
+use penstock_checkpoint::ids::{Entropy, LogId, MemberId, Nonce, SystemEntropy};
 use penstock_checkpoint::log::{JobLog, LogError, Options as LogOptions};
 use penstock_checkpoint::record::Created;
 use penstock_checkpoint::store::{CheckpointStore, LocalFolder, Objects, Remote, S3Options, Slow};
@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::clock::{Clock, SystemClock};
 use crate::coordinator::progress::{LastFailure, Phase, Progress, Restart};
-use crate::coordinator::{Coordinator, Outcome, Parts, Settings, Trigger, bases};
+use crate::coordinator::{Coordinator, Outcome, Parts, Release, Settings, Trigger, bases};
 use crate::error::{EngineError, ErrorKind, Result};
 use crate::fault;
 use crate::member::{Member, storage};
@@ -52,6 +52,10 @@ pub struct RunOptions {
     pub drop_state: Vec<String>,
     /// Sources that may go on past input that is gone.
     pub accept_loss: Vec<String>,
+    /// The job's log. Absent: that of its name, or one that is drawn.
+    pub log_id: Option<LogId>,
+    /// Which version this is. Absent: none is ever on trial.
+    pub release: Option<Release>,
 }
 
 /// The plan of a job. What its own structure does not show to be wrong (what comes later, and its SQL), each at its place in
@@ -141,6 +145,10 @@ pub async fn state_verdicts(
 ) -> Result<Option<Vec<StateVerdict>>> {
     let store = open_store(job, options.secrets.as_ref())?;
     for id in store.logs().await.map_err(|e| storage(LogError::from(e)))? {
+        if options.log_id.is_some_and(|own| own != id) {
+            // Of an earlier job of this name.
+            continue;
+        }
         let of = store.below(&id.to_string());
         let Some(log) = JobLog::open(of, LogOptions::default())
             .await
@@ -299,7 +307,10 @@ async fn generation(
         key_groups,
         parent: None,
     };
-    let log = identity::open_log(store, volume, created, &job.spec).await?;
+    let log = match options.log_id {
+        Some(id) => identity::open_given(store, id, created, &job.spec).await?,
+        None => identity::open_log(store, volume, created, &job.spec).await?,
+    };
     if log.fold().key_groups() != key_groups {
         let text = format!(
             "keyGroups is {key_groups}, the job began with {}: it is fixed for a job's life",
@@ -321,6 +332,7 @@ async fn generation(
         at_once: !trigger(job).planned(),
         trigger: trigger(job),
         accept_loss: options.accept_loss.clone(),
+        release: options.release.clone(),
     };
     serve(job, plan, setup, stop.clone(), progress.clone()).await
 }
@@ -348,6 +360,7 @@ struct Setup {
     at_once: bool,
     trigger: Trigger,
     accept_loss: Vec<String>,
+    release: Option<Release>,
 }
 
 /// One generation: a member with its slots, and the coordinator. May be dropped at any time, as a crash would.
@@ -369,6 +382,7 @@ async fn serve(
         at_once,
         trigger,
         accept_loss,
+        release,
     } = setup;
     let key_groups = log.fold().key_groups();
     let sinks: Vec<(String, u16)> = connected
@@ -404,6 +418,7 @@ async fn serve(
         base_epochs: fault::base_epochs().unwrap_or(bases::EPOCHS),
         epoch_bytes: memory as u64 / 16,
         accept_loss,
+        release,
     };
     assemble(Assembly {
         settings,

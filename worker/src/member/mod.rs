@@ -345,6 +345,12 @@ impl Member {
                     self.publish(r, turn, outputs)?;
                 }
             }
+            ToMember::Publish(backlog) => {
+                for (turn, packs) in backlog {
+                    let outputs = self.read_outputs(&packs).await?;
+                    self.publish(r, turn, outputs)?;
+                }
+            }
             ToMember::MakeBase { group, reuse } => self.make_base(r, group, reuse),
             ToMember::Start(_) | ToMember::Close { .. } | ToMember::Halt => {}
         }

@@ -52,6 +52,8 @@ pub enum ToMember {
         publish: bool,
         now_ms: i64,
     },
+    /// What was staged may be published, in this order, before anything that is committed from now on.
+    Publish(Vec<(Turn, Vec<PackRef>)>),
     /// Make a base of a key group, in the background; these files of an older one may be named again.
     MakeBase {
         group: KeyGroup,

@@ -1,6 +1,8 @@
 //! The exchange's seam: a channel from one sending subtask to one receiving subtask. In a process it is a bounded queue;
 //! a network takes the same two traits later. Marks always fit, or alignment could deadlock; batches only while there is credit.
 
+pub mod tls;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 

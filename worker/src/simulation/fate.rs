@@ -462,6 +462,7 @@ impl Fate {
                 members: vec![MemberId::ZERO],
                 assignment: Assignment::default(),
                 by: None,
+                version: None,
             })
             .await;
         if let Ok(claimed) = claimed

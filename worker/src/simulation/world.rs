@@ -311,6 +311,7 @@ impl World {
             base_epochs: self.base_epochs,
             epoch_bytes: 1 << 20,
             accept_loss: Vec::new(),
+            release: None,
         };
         assemble(Assembly {
             settings,

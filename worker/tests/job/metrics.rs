@@ -91,6 +91,8 @@ fn every_documented_metric_has_a_sample_and_no_other_is_there() {
         memory_state: false,
         drop_state: Vec::new(),
         accept_loss: Vec::new(),
+        log_id: None,
+        release: None,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -394,6 +394,8 @@ fn available_now_over_a_growing_folder_reads_each_row_once_whatever_became_of_th
         memory_state: false,
         drop_state: Vec::new(),
         accept_loss: Vec::new(),
+        log_id: None,
+        release: None,
     };
     let file = |name: &str, ids: Range<i64>| {
         let text: String = ids

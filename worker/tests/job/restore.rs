@@ -43,6 +43,8 @@ fn run(folder: &Path, extra: &str, accept_loss: &[&str]) -> Result<Outcome> {
         memory_state: false,
         drop_state: Vec::new(),
         accept_loss: accept_loss.iter().map(|s| (*s).to_owned()).collect(),
+        log_id: None,
+        release: None,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)

@@ -138,6 +138,7 @@ fn claim(point: crate::decide::ClaimPoint) -> Kind {
         members: Vec::new(),
         assignment: Assignment::default(),
         by: None,
+        version: None,
     })
 }
 

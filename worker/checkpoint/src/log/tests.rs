@@ -26,6 +26,7 @@ fn claim(_: &Fold, point: ClaimPoint) -> Claim {
         members: Vec::new(),
         assignment: Assignment::default(),
         by: None,
+        version: None,
     }
 }
 

@@ -25,6 +25,7 @@ fn a_log_reads_as_lines() {
         members: vec![crate::ids::MemberId::ZERO],
         assignment: Default::default(),
         by: Some("ada".into()),
+        version: None,
     };
     let commit = Commit {
         epoch: Epoch::new(9),

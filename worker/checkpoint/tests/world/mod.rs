@@ -48,6 +48,7 @@ pub fn claim(_: &Fold, point: ClaimPoint) -> Claim {
             ..Assignment::default()
         },
         by: None,
+        version: None,
     }
 }
 

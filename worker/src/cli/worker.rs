@@ -1,0 +1,158 @@
+//! `penstock worker`: a job in a pod. The same engine as `penstock run`, told by its supervisor what to run; nobody watches its
+//! terminal, so it logs, and what ended it is written to a file. When the job has ended it stays until it is told to go, so that
+//! its status can be asked for.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use penstock_checkpoint::ids::LogId;
+use penstock_crds::units::Quantity;
+use serde_json::json;
+use tokio::sync::watch;
+
+use super::{Output, check, tell};
+use crate::coordinator::progress::Progress;
+use crate::coordinator::{Outcome, Release};
+use crate::error::{EngineError, ErrorKind, Result};
+use crate::job::{self, RunOptions, http};
+
+#[derive(Debug, Args)]
+pub struct WorkerArgs {
+    /// The job as the controller wrote it.
+    file: PathBuf,
+    /// The identity of the job's log: its uid.
+    #[arg(long)]
+    log_id: LogId,
+    /// The version's name: another one than ran last is on trial first.
+    #[arg(long)]
+    version: Option<String>,
+    /// This version comes back; the one on trial has failed.
+    #[arg(long)]
+    rollback: bool,
+    /// Memory for state, staging and exchange.
+    #[arg(long)]
+    memory: Quantity,
+    /// The volume.
+    #[arg(long)]
+    state: PathBuf,
+    /// Where secrets are mounted: DIR/<secret>/<key>.
+    #[arg(long)]
+    secrets: PathBuf,
+    /// Address of /status, /metrics, /healthz and /readyz.
+    #[arg(long)]
+    listen: SocketAddr,
+    /// Address of /status and of the controller's requests, by mutual TLS.
+    #[arg(long, requires = "certificate")]
+    control: Option<SocketAddr>,
+    /// A folder with ca.crt, tls.crt and tls.key.
+    #[arg(long)]
+    certificate: Option<PathBuf>,
+    /// Where to write why the job cannot go on.
+    #[arg(long)]
+    failure: Option<PathBuf>,
+}
+
+pub fn worker(args: &WorkerArgs, output: Output) -> ExitCode {
+    let checked = match check::check(&args.file, output) {
+        Ok(checked) => checked,
+        Err(code) => {
+            let text = "the rendered job is refused by this version of the engine";
+            write_failure(args, "PR0410", text);
+            return code;
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
+    let ended = runtime
+        .map_err(|e| EngineError::fail("PR0304", "runtime", e.to_string()))
+        .and_then(|runtime| {
+            let ended = runtime.block_on(serve(args, checked));
+            runtime.shutdown_timeout(Duration::from_millis(500));
+            ended
+        });
+    match ended {
+        Ok(outcome) => {
+            tracing::info!(?outcome, "the worker has ended");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            write_failure(args, error.code, &error.to_string());
+            tell::failure(&error, output);
+            match error.kind {
+                // What is wrong with a row or a manifest is so at the next try too.
+                ErrorKind::Invalid => ExitCode::from(super::supervise::REFUSED),
+                ErrorKind::Retry | ErrorKind::Fail | ErrorKind::Fenced => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+/// For the supervisor, which tells the controller.
+fn write_failure(args: &WorkerArgs, code: &str, message: &str) {
+    let Some(path) = &args.failure else { return };
+    let text = json!({"code": code, "message": message}).to_string();
+    if let Err(error) = std::fs::write(path, text) {
+        tracing::warn!(%error, path = %path.display(), "cannot write why the job failed");
+    }
+}
+
+async fn serve(args: &WorkerArgs, checked: check::Checked) -> Result<Outcome> {
+    let options = RunOptions {
+        secrets: Some(args.secrets.clone()),
+        memory: usize::try_from(args.memory.as_bytes()).unwrap_or(usize::MAX),
+        state: Some(args.state.clone()),
+        memory_state: false,
+        drop_state: checked.job.spec.upgrade.drop_state.clone(),
+        accept_loss: Vec::new(),
+        log_id: Some(args.log_id),
+        release: args.version.clone().map(|version| Release {
+            version,
+            rollback: args.rollback,
+            accept_after: checked.job.spec.upgrade.accept_after.into(),
+        }),
+    };
+    let job = Arc::new(checked.job);
+    let progress = Arc::new(Progress::default());
+    let shown = http::Shown {
+        job: job.clone(),
+        progress: progress.clone(),
+    };
+    let cannot = |address: SocketAddr| {
+        move |e: std::io::Error| {
+            let object = format!("address {address}");
+            EngineError::fail("PR0304", object, format!("cannot listen: {e}"))
+        }
+    };
+    http::serve(args.listen, shown.clone())
+        .await
+        .map_err(cannot(args.listen))?;
+    if let (Some(address), Some(folder)) = (args.control, &args.certificate) {
+        http::serve_controller(address, folder, shown)
+            .await
+            .map_err(cannot(address))?;
+    }
+    let (stop, mut stopping) = watch::channel(false);
+    tokio::spawn(super::run::interrupts(stop));
+    let plan = Arc::new(checked.plan);
+    if !args.rollback
+        && let Some(verdicts) = job::state_verdicts(&job, &plan, &options).await?
+        && check::refused(&verdicts)
+    {
+        check::tell_verdicts(&verdicts, Output::Json);
+        let text = "the changed manifest cannot take the job's state; name the uids that may go in upgrade.dropState";
+        return Err(EngineError::invalid("PR0410", "state", text));
+    }
+    let outcome = job::run(&job, plan, &options, progress, stopping.clone()).await?;
+    if !matches!(outcome, Outcome::Stopped { .. }) {
+        tracing::info!(?outcome, "the job has ended; its status stays");
+        // The sender lives as long as the process.
+        let _ = stopping.wait_for(|asked| *asked).await;
+    }
+    Ok(outcome)
+}
