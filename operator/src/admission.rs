@@ -1,0 +1,152 @@
+//! The validating webhook: judges a manifest before it is stored, in the words of `penstock lint`. Nothing depends on it: where it
+//! is away the controller refuses the same manifests with the same words in the job's status.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use penstock_crds::diagnostic::Diagnostic;
+use penstock_crds::job::StreamingJob;
+use penstock_crds::validate::{self, Place};
+use serde_json::{Value, json};
+
+use crate::lint::Linter;
+
+/// What is said of a manifest.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Verdict {
+    pub errors: Vec<String>,
+    pub warnings: Vec<String>,
+}
+
+/// Everything but the SQL: the rules of one manifest, what this version cannot do, and what an edit may not change.
+pub fn judge(old: Option<&StreamingJob>, new: &StreamingJob) -> Verdict {
+    let mut faults = validate::validate(new, Place::Cluster);
+    if !faults.iter().any(Diagnostic::is_error) {
+        faults.extend(validate::unsupported(&new.spec));
+        faults.extend(validate::unsupported_in_cluster(&new.spec));
+        if let Some(old) = old {
+            faults.extend(validate::transition(old, new));
+        }
+    }
+    let (errors, warnings): (Vec<_>, Vec<_>) = faults.into_iter().partition(Diagnostic::is_error);
+    let text = |all: Vec<Diagnostic>| all.iter().map(ToString::to_string).collect();
+    Verdict {
+        errors: text(errors),
+        warnings: text(warnings),
+    }
+}
+
+/// Whether nothing that runs differs: an edit of metadata, or a finalizer that goes.
+fn same_spec(old: Option<&StreamingJob>, new: &StreamingJob) -> bool {
+    old.is_some_and(|old| old.spec == new.spec)
+}
+
+/// Answers an AdmissionReview.
+async fn review(State(linter): State<Linter>, Json(review): Json<Value>) -> Json<Value> {
+    let request = &review["request"];
+    let verdict = verdict(&linter, request).await;
+    let mut response = json!({
+        "uid": request["uid"],
+        "allowed": verdict.errors.is_empty(),
+    });
+    if !verdict.errors.is_empty() {
+        response["status"] =
+            json!({"code": 422, "reason": "Invalid", "message": verdict.errors.join("; ")});
+    }
+    if !verdict.warnings.is_empty() {
+        response["warnings"] = json!(verdict.warnings);
+    }
+    Json(json!({
+        "apiVersion": "admission.k8s.io/v1",
+        "kind": "AdmissionReview",
+        "response": response,
+    }))
+}
+
+async fn verdict(linter: &Linter, request: &Value) -> Verdict {
+    let read = |name: &str| serde_json::from_value::<StreamingJob>(request[name].clone());
+    let new = match read("object") {
+        Ok(new) => new,
+        Err(e) => {
+            return Verdict {
+                errors: vec![format!("the manifest cannot be read: {e}")],
+                ..Verdict::default()
+            };
+        }
+    };
+    // One that was stored by another version and cannot be read is no old one.
+    let old = read("oldObject").ok();
+    if same_spec(old.as_ref(), &new) || new.metadata.deletion_timestamp.is_some() {
+        return Verdict::default();
+    }
+    let mut verdict = judge(old.as_ref(), &new);
+    if verdict.errors.is_empty() {
+        match linter.faults(&new).await {
+            Ok(faults) => verdict.errors = faults,
+            // The controller plans again before it makes anything.
+            Err(error) => verdict
+                .warnings
+                .push(format!("spec.sql: it was not planned: {error}")),
+        }
+    }
+    verdict
+}
+
+/// Serves until the process ends.
+///
+/// # Errors
+/// When the address cannot be bound.
+pub async fn serve(
+    address: SocketAddr,
+    tls: Arc<rustls::ServerConfig>,
+    linter: Linter,
+) -> std::io::Result<()> {
+    let app = Router::new()
+        .route("/validate", post(review))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .with_state(linter);
+    let config = axum_server::tls_rustls::RustlsConfig::from_config(tls);
+    axum_server::bind_rustls(address, config)
+        .serve(app.into_make_service())
+        .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::build::tests::job;
+
+    #[test]
+    fn an_edit_may_not_change_what_the_history_stands_on() {
+        let old = job();
+        let mut new = job();
+        new.spec.key_groups = 128;
+        new.spec.sinks[0].shards += 8;
+        new.spec
+            .checkpoint
+            .storage
+            .as_mut()
+            .unwrap()
+            .s3
+            .as_mut()
+            .unwrap()
+            .prefix = "x".into();
+        let verdict = judge(Some(&old), &new);
+        assert_eq!(verdict.errors.len(), 3, "{verdict:?}");
+        assert!(verdict.errors.iter().all(|e| e.ends_with("[PS0076]")));
+        assert!(verdict.errors[0].starts_with("keyGroups: it was 64 and is 128"));
+        assert_eq!(judge(None, &new).errors, Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_secret_may_be_another_one() {
+        let old = job();
+        let mut new = job();
+        let storage = new.spec.checkpoint.storage.as_mut().unwrap();
+        storage.secret_ref.as_mut().unwrap().name = "rotated".to_owned();
+        assert_eq!(judge(Some(&old), &new), Verdict::default());
+    }
+}

@@ -1,0 +1,169 @@
+//! The children of a job as objects of Kubernetes: pure functions of the job, its version and the settings.
+
+mod workload;
+
+use penstock_crds::job::StreamingJob;
+use serde_json::{Value, json};
+
+use crate::names::{self, selector, version, workers};
+use crate::settings::Settings;
+use crate::version::{MANIFEST, TEMPLATE, Version};
+
+pub use workload::{Size, stateful_set, template};
+
+/// Kinds of children, in the order in which they are made: what a pod needs comes before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    ServiceAccount,
+    ConfigMap,
+    Service,
+    NetworkPolicy,
+    PodDisruptionBudget,
+    StatefulSet,
+}
+
+impl Kind {
+    pub const ALL: [Self; 6] = [
+        Self::ServiceAccount,
+        Self::ConfigMap,
+        Self::Service,
+        Self::NetworkPolicy,
+        Self::PodDisruptionBudget,
+        Self::StatefulSet,
+    ];
+
+    /// Group, version, kind and plural.
+    pub const fn api(self) -> (&'static str, &'static str, &'static str, &'static str) {
+        match self {
+            Self::ServiceAccount => ("", "v1", "ServiceAccount", "serviceaccounts"),
+            Self::ConfigMap => ("", "v1", "ConfigMap", "configmaps"),
+            Self::Service => ("", "v1", "Service", "services"),
+            Self::NetworkPolicy => (
+                "networking.k8s.io",
+                "v1",
+                "NetworkPolicy",
+                "networkpolicies",
+            ),
+            Self::PodDisruptionBudget => (
+                "policy",
+                "v1",
+                "PodDisruptionBudget",
+                "poddisruptionbudgets",
+            ),
+            Self::StatefulSet => ("apps", "v1", "StatefulSet", "statefulsets"),
+        }
+    }
+
+    fn api_version(self) -> String {
+        match self.api() {
+            ("", version, ..) => version.to_owned(),
+            (group, version, ..) => format!("{group}/{version}"),
+        }
+    }
+}
+
+/// A child as it should be.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Child {
+    pub kind: Kind,
+    pub name: String,
+    /// The whole object, as it is applied.
+    pub body: Value,
+}
+
+/// Port of /healthz, which the supervisor answers.
+pub const HEALTH_PORT: u16 = 8081;
+/// Port of /readyz and /metrics, which the engine answers.
+pub const PUBLIC_PORT: u16 = 8080;
+/// Port of /status and of requests, by mutual TLS.
+pub const CONTROL_PORT: u16 = 8443;
+
+fn child(job: &StreamingJob, kind: Kind, name: String, content: Value) -> Child {
+    let of = job.metadata.name.clone().unwrap_or_default();
+    let mut body = json!({
+        "apiVersion": kind.api_version(),
+        "kind": kind.api().2,
+        "metadata": {
+            "name": name,
+            "namespace": job.metadata.namespace,
+            "labels": names::labels(&of),
+            "ownerReferences": [{
+                "apiVersion": "penstock.dev/v1alpha1",
+                "kind": "StreamingJob",
+                "name": of,
+                "uid": job.metadata.uid,
+                "controller": true,
+                "blockOwnerDeletion": true,
+            }],
+        },
+    });
+    if let (Value::Object(body), Value::Object(content)) = (&mut body, content) {
+        body.extend(content);
+    }
+    Child { kind, name, body }
+}
+
+/// The version that the spec asks for, made anew.
+pub fn make_version(job: &StreamingJob, settings: &Settings) -> Version {
+    let name = crate::version::name_of(job);
+    Version {
+        manifest: crate::version::manifest(job, settings),
+        template: template(job, &name, settings),
+        name,
+    }
+}
+
+/// Everything but the StatefulSet.
+pub fn surroundings(job: &StreamingJob, made: &Version, settings: &Settings) -> Vec<Child> {
+    let of = job.metadata.name.as_deref().unwrap_or_default();
+    let mut children = Vec::new();
+    if job.spec.workers.service_account_name.is_empty() {
+        let account = json!({"automountServiceAccountToken": false});
+        children.push(child(job, Kind::ServiceAccount, workers(of), account));
+    }
+    children.push(child(
+        job,
+        Kind::ConfigMap,
+        version(of, &made.name),
+        json!({"immutable": true, "data": {MANIFEST: made.manifest, TEMPLATE: made.template.to_string()}}),
+    ));
+    let port = |name: &str, port: u16| json!({"name": name, "port": port, "protocol": "TCP"});
+    children.push(child(
+        job,
+        Kind::Service,
+        workers(of),
+        json!({"spec": {
+            "clusterIP": "None",
+            // The controller asks a worker how far it is before the worker is ready.
+            "publishNotReadyAddresses": true,
+            "selector": selector(of),
+            "ports": [port("public", PUBLIC_PORT), port("control", CONTROL_PORT)],
+        }}),
+    ));
+    let from_own = json!({"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": settings.own_namespace}}});
+    children.push(child(
+        job,
+        Kind::NetworkPolicy,
+        workers(of),
+        json!({"spec": {
+            "podSelector": {"matchLabels": selector(of)},
+            "policyTypes": ["Ingress"],
+            "ingress": [
+                // Metrics and probes, from anywhere.
+                {"ports": [{"port": PUBLIC_PORT, "protocol": "TCP"}, {"port": HEALTH_PORT, "protocol": "TCP"}]},
+                {"ports": [{"port": CONTROL_PORT, "protocol": "TCP"}],
+                 "from": [from_own, {"podSelector": {"matchLabels": selector(of)}}]},
+            ],
+        }}),
+    ));
+    children.push(child(
+        job,
+        Kind::PodDisruptionBudget,
+        workers(of),
+        json!({"spec": {"maxUnavailable": 1, "selector": {"matchLabels": selector(of)}}}),
+    ));
+    children
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

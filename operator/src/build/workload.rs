@@ -1,0 +1,315 @@
+//! The StatefulSet: one pod for each worker, whose first process is the supervisor, of Pod Security "restricted".
+
+use penstock_crds::job::{DeletionPolicy, StateSpec, StreamingJob};
+use penstock_crds::units::Quantity;
+use penstock_crds::workers::{IntOrText, PodTemplate, Resources};
+use serde_json::{Map, Value, json};
+
+use super::{CONTROL_PORT, Child, HEALTH_PORT, Kind, PUBLIC_PORT, child};
+use crate::facts::Memory;
+use crate::names::{self, CLAIM, MEMORY, VERSION, selector, workers};
+use crate::settings::Settings;
+use crate::version::{MANIFEST, Version, log_id};
+
+/// How many workers there are to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size(pub u32);
+
+/// Where things are in the pod.
+const RENDERED: &str = "/etc/penstock/job";
+const SECRETS: &str = "/etc/penstock/secrets";
+const STATE: &str = "/var/lib/penstock";
+const SCRATCH: &str = "/tmp";
+const CERTIFICATE: &str = "/etc/penstock/certificate";
+
+/// Time to end at a barrier: the checkpoint's own timeout, bounded, and a little to say goodbye.
+fn grace(job: &StreamingJob) -> u64 {
+    let timeout = std::time::Duration::from(job.spec.checkpoint.timeout).as_secs();
+    timeout.clamp(30, 300) + 30
+}
+
+/// The user and group of the image.
+const USER: i64 = 10_001;
+
+/// `state`: the volumes that its pods get. `memory`: what is to be remembered of versions; a version that comes back is told so.
+pub fn stateful_set(
+    job: &StreamingJob,
+    version: &Version,
+    size: Size,
+    memory: &Memory,
+    state: &StateSpec,
+) -> Child {
+    let of = job.metadata.name.as_deref().unwrap_or_default();
+    let mut template = version.template.clone();
+    if memory.rolled_back.is_some()
+        && let Some(args) = template["spec"]["containers"][0]["args"].as_array_mut()
+    {
+        args.push(json!("--rollback"));
+    }
+    let mut spec = json!({
+        "replicas": size.0,
+        "serviceName": workers(of),
+        "podManagementPolicy": "Parallel",
+        "updateStrategy": {"type": "OnDelete"},
+        "selector": {"matchLabels": selector(of)},
+        "template": template,
+    });
+    if let Some(claim) = claim(job, state) {
+        spec["volumeClaimTemplates"] = json!([claim]);
+        let after = match job.spec.deletion_policy {
+            DeletionPolicy::Retain | DeletionPolicy::Savepoint => "Retain",
+            DeletionPolicy::Delete => "Delete",
+        };
+        spec["persistentVolumeClaimRetentionPolicy"] =
+            json!({"whenDeleted": after, "whenScaled": "Retain"});
+    }
+    let mut set = child(job, Kind::StatefulSet, workers(of), json!({"spec": spec}));
+    if *memory != Memory::default() {
+        set.body["metadata"]["annotations"] = json!({MEMORY: json!(memory).to_string()});
+    }
+    set
+}
+
+fn claim(job: &StreamingJob, state: &StateSpec) -> Option<Value> {
+    if state.ephemeral.is_some() {
+        return None;
+    }
+    let volume = state.volume.clone().unwrap_or_default();
+    let mut spec = json!({
+        "accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": volume.size.to_string()}},
+    });
+    if !volume.storage_class_name.is_empty() {
+        spec["storageClassName"] = json!(volume.storage_class_name);
+    }
+    Some(json!({
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": CLAIM, "labels": names::labels(job.metadata.name.as_deref().unwrap_or_default())},
+        "spec": spec,
+    }))
+}
+
+/// The pods of a version.
+pub fn template(job: &StreamingJob, version: &str, settings: &Settings) -> Value {
+    let of = job.metadata.name.as_deref().unwrap_or_default();
+    let added = job.spec.workers.pod_template.clone().unwrap_or_default();
+    let mut labels = added.metadata.labels.clone();
+    labels.extend(names::labels(of));
+    let mut annotations = added.metadata.annotations.clone();
+    annotations.insert(VERSION.to_owned(), version.to_owned());
+    json!({
+        "metadata": {"labels": labels, "annotations": annotations},
+        "spec": pod(job, version, settings, &added),
+    })
+}
+
+fn pod(job: &StreamingJob, version: &str, settings: &Settings, added: &PodTemplate) -> Value {
+    let of = job.metadata.name.as_deref().unwrap_or_default();
+    let account = match job.spec.workers.service_account_name.as_str() {
+        "" => workers(of),
+        named => named.to_owned(),
+    };
+    let mut mounts = vec![
+        json!({"name": "job", "mountPath": RENDERED, "readOnly": true}),
+        json!({"name": CLAIM, "mountPath": STATE}),
+        json!({"name": "scratch", "mountPath": SCRATCH}),
+        json!({"name": "certificate", "mountPath": CERTIFICATE, "readOnly": true}),
+    ];
+    let mut volumes = vec![
+        json!({"name": "job", "configMap": {
+            "name": names::version(of, version),
+            "items": [{"key": MANIFEST, "path": MANIFEST}],
+        }}),
+        json!({"name": "scratch", "emptyDir": {}}),
+        json!({"name": "certificate", "secret": {"secretName": names::certificate(of, version)}}),
+    ];
+    for secret in secrets(job, settings) {
+        let name = format!("secret-{secret}");
+        mounts.push(
+            json!({"name": name, "mountPath": format!("{SECRETS}/{secret}"), "readOnly": true}),
+        );
+        volumes.push(json!({"name": name, "secret": {"secretName": secret}}));
+    }
+    if let Some(ephemeral) = &job.spec.state.ephemeral {
+        volumes.push(json!({"name": CLAIM, "emptyDir": {"sizeLimit": ephemeral.size.to_string()}}));
+    }
+    mounts.extend(added.spec.volume_mounts.iter().map(|m| json!(m)));
+    volumes.extend(added.spec.volumes.iter().map(|v| json!(v)));
+    let mut spec = json!({
+        "serviceAccountName": account,
+        // What a person's own account may do is the person's affair; the job itself asks nothing of the API server.
+        "automountServiceAccountToken": !job.spec.workers.service_account_name.is_empty(),
+        "enableServiceLinks": false,
+        "terminationGracePeriodSeconds": grace(job),
+        "securityContext": {
+            "runAsNonRoot": true, "runAsUser": USER, "runAsGroup": USER, "fsGroup": USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [container(job, version, settings, mounts, added)],
+        "volumes": volumes,
+        "topologySpreadConstraints": spread(of, added),
+        "tolerations": tolerations(job, added),
+    });
+    if let Value::Object(spec) = &mut spec {
+        place(spec, added);
+    }
+    spec
+}
+
+/// Over nodes, unless the person says how.
+fn spread(job: &str, added: &PodTemplate) -> Value {
+    if !added.spec.topology_spread_constraints.is_empty() {
+        return json!(added.spec.topology_spread_constraints);
+    }
+    json!([{
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": selector(job)},
+    }])
+}
+
+/// A node that does not answer for `nodeLossTimeout` loses its pods, unless the person says otherwise.
+fn tolerations(job: &StreamingJob, added: &PodTemplate) -> Value {
+    let mut all: Vec<Value> = added.spec.tolerations.iter().map(|t| json!(t)).collect();
+    let timeout = std::time::Duration::from(job.spec.workers.node_loss_timeout).as_secs();
+    for key in [
+        "node.kubernetes.io/not-ready",
+        "node.kubernetes.io/unreachable",
+    ] {
+        if !all.iter().any(|t| t["key"] == key) {
+            all.push(json!({
+                "key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": timeout,
+            }));
+        }
+    }
+    json!(all)
+}
+
+/// What a person may say of where the pods run.
+fn place(spec: &mut Map<String, Value>, added: &PodTemplate) {
+    let wanted = &added.spec;
+    if !wanted.node_selector.is_empty() {
+        spec.insert("nodeSelector".to_owned(), json!(wanted.node_selector));
+    }
+    if wanted.affinity != Default::default() {
+        spec.insert("affinity".to_owned(), json!(wanted.affinity));
+    }
+    if !wanted.priority_class_name.is_empty() {
+        spec.insert(
+            "priorityClassName".to_owned(),
+            json!(wanted.priority_class_name),
+        );
+    }
+    if !wanted.image_pull_secrets.is_empty() {
+        spec.insert(
+            "imagePullSecrets".to_owned(),
+            json!(wanted.image_pull_secrets),
+        );
+    }
+}
+
+fn container(
+    job: &StreamingJob,
+    version: &str,
+    settings: &Settings,
+    mounts: Vec<Value>,
+    added: &PodTemplate,
+) -> Value {
+    let resources = job.spec.workers.resources.as_ref();
+    let resources = resources.unwrap_or(&settings.resources);
+    let restart = &job.spec.restart;
+    let image = match job.spec.workers.image.as_str() {
+        "" => &settings.image,
+        named => named,
+    };
+    let probe = |path: &str, port: u16, rest: Value| {
+        let mut probe = json!({"httpGet": {"path": path, "port": port}});
+        if let (Value::Object(probe), Value::Object(rest)) = (&mut probe, rest) {
+            probe.extend(rest);
+        }
+        probe
+    };
+    json!({
+        "name": "worker",
+        "image": image,
+        "command": ["penstock"],
+        "args": [
+            "--output", "json", "supervise",
+            "--health", format!("0.0.0.0:{HEALTH_PORT}"),
+            "--engine", format!("127.0.0.1:{PUBLIC_PORT}"),
+            "--first-pause", restart.backoff.initial.to_string(),
+            "--longest-pause", restart.backoff.max.to_string(),
+            "--restarts-per-hour", restart.max_per_hour.to_string(),
+            "--",
+            format!("{RENDERED}/{MANIFEST}"),
+            "--log-id", log_id(job).unwrap_or_default(),
+            "--version", version,
+            "--memory", memory(job, resources).to_string(),
+            "--state", STATE,
+            "--secrets", SECRETS,
+            "--listen", format!("0.0.0.0:{PUBLIC_PORT}"),
+            "--control", format!("0.0.0.0:{CONTROL_PORT}"),
+            "--certificate", CERTIFICATE,
+        ],
+        "env": added.spec.env,
+        "ports": [
+            {"name": "public", "containerPort": PUBLIC_PORT, "protocol": "TCP"},
+            {"name": "health", "containerPort": HEALTH_PORT, "protocol": "TCP"},
+            {"name": "control", "containerPort": CONTROL_PORT, "protocol": "TCP"},
+        ],
+        // The supervisor answers at once; a worker that restores is alive.
+        "startupProbe": probe("/healthz", HEALTH_PORT, json!({"periodSeconds": 1, "failureThreshold": 60})),
+        "livenessProbe": probe("/healthz", HEALTH_PORT, json!({"periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 6})),
+        "readinessProbe": probe("/readyz", PUBLIC_PORT, json!({"periodSeconds": 2, "timeoutSeconds": 2, "failureThreshold": 3})),
+        "resources": {"requests": list(&resources.requests), "limits": list(&resources.limits)},
+        "securityContext": {
+            "allowPrivilegeEscalation": false,
+            "readOnlyRootFilesystem": true,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "terminationMessagePolicy": "File",
+        "volumeMounts": mounts,
+    })
+}
+
+fn list(of: &penstock_crds::workers::ResourceList) -> Value {
+    json!(of)
+}
+
+/// Bytes for state, staging and exchange: a share of the container's limit.
+fn memory(job: &StreamingJob, resources: &Resources) -> u64 {
+    const UNLIMITED: u64 = 2 << 30;
+    let limit = match &resources.limits.memory {
+        Some(IntOrText::Int(bytes)) => u64::try_from(*bytes).ok(),
+        Some(IntOrText::Text(text)) => text.parse::<Quantity>().ok().map(|q| q.as_bytes()),
+        None => None,
+    };
+    limit.unwrap_or(UNLIMITED) / 100 * u64::from(job.spec.workers.memory)
+}
+
+/// Every Secret that the job names, each once.
+fn secrets(job: &StreamingJob, settings: &Settings) -> Vec<String> {
+    let spec = &job.spec;
+    let sources = spec.sources.iter().filter_map(|s| {
+        let kafka = s.kafka.as_ref().and_then(|k| k.secret_ref.as_ref());
+        kafka.or_else(|| s.files.as_ref().and_then(|f| f.secret_ref.as_ref()))
+    });
+    let sinks = spec.sinks.iter().filter_map(|s| {
+        let kafka = s.kafka.as_ref().and_then(|k| k.secret_ref.as_ref());
+        kafka.or_else(|| s.files.as_ref().and_then(|f| f.secret_ref.as_ref()))
+    });
+    let storage = spec.checkpoint.storage.as_ref();
+    let storage = storage.or(settings.storage.as_ref()).into_iter();
+    let storage = storage.filter_map(|s| s.secret_ref.as_ref());
+    let mut names: Vec<String> = sources
+        .chain(sinks)
+        .chain(storage)
+        .map(|r| r.name.clone())
+        .collect();
+    names.sort();
+    names.dedup();
+    names
+}

@@ -1,0 +1,361 @@
+//! What to do about a job: pure. The same facts give the same decision, in the controller and in every test.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use penstock_crds::diagnostic::Diagnostic;
+use penstock_crds::job::{Phase, StreamingJobStatus, Trigger};
+use penstock_crds::units::Quantity;
+use penstock_crds::validate::{self, Place};
+
+use crate::build::{self, Child, Kind, Size};
+use crate::facts::{Ended, Facts, Memory, gave_up, is_ready, version_of};
+use crate::names;
+use crate::settings::Settings;
+use crate::status::{self, Reason, Standing};
+use crate::version::{Version, name_of};
+
+/// What is to be done, in this order.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decision {
+    /// A version that is made now: its workers need a certificate before anything else.
+    pub certificate: Option<String>,
+    /// Children as they should be.
+    pub apply: Vec<Child>,
+    /// Pods to delete, so that they come back with the StatefulSet's template.
+    pub replace: Vec<Doomed>,
+    /// Pods whose node is lost: nobody waits for their goodbye. A zombie is fenced by the job's log.
+    pub force: Vec<Doomed>,
+    /// Claims that keep their pod from every node that is left: what they hold is in the checkpoint storage.
+    pub abandon: Vec<String>,
+    /// Claims that are to be larger, and how large.
+    pub grow: Vec<(String, Quantity)>,
+    /// Children that nothing needs any more.
+    pub remove: Vec<(Kind, String)>,
+    pub status: StreamingJobStatus,
+    pub events: Vec<Event>,
+    pub again: Duration,
+}
+
+/// A pod that is to go: this one, and not its successor of the same name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Doomed {
+    pub name: String,
+    pub uid: String,
+}
+
+impl Doomed {
+    fn of(pod: &Pod) -> Option<Self> {
+        Some(Self {
+            name: pod.metadata.name.clone()?,
+            uid: pod.metadata.uid.clone()?,
+        })
+    }
+}
+
+/// Something worth telling, on the job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    pub warning: bool,
+    pub reason: &'static str,
+    pub note: String,
+}
+
+/// How often a job that runs is asked how far it is.
+const POLL: Duration = Duration::from_secs(15);
+/// How often one that is on its way is looked at.
+const SOON: Duration = Duration::from_secs(2);
+/// What a worker says that finds the log of an earlier job of this name.
+const PRIOR_LOG: &str = "PR0407";
+
+pub fn decide(facts: &Facts, settings: &Settings) -> Decision {
+    let faults = faults(facts);
+    if !faults.is_empty() {
+        return refused(facts, faults);
+    }
+    let wanted = name_of(&facts.job);
+    let mut memory = facts.memory().next(facts, &wanted);
+    let version = known(facts, memory.to_run(&wanted).0)
+        .unwrap_or_else(|| build::make_version(&facts.job, settings));
+    memory.ended = ended(facts, &memory, &version);
+    let size = match memory.ended {
+        Some(_) => Size(0),
+        None if facts.job.spec.suspend => Size(0),
+        None => Size(facts.job.spec.workers.replicas.unwrap_or(1)),
+    };
+    let mut apply = build::surroundings(&facts.job, &version, settings);
+    let state = volumes::of_the_set(facts);
+    apply.push(build::stateful_set(
+        &facts.job, &version, size, &memory, &state,
+    ));
+    let foreign: Vec<&Child> = apply
+        .iter()
+        .filter(|c| facts.is_foreign(c.kind, &c.name))
+        .collect();
+    if let Some(child) = foreign.first() {
+        let text = format!(
+            "{} {} exists and belongs to somebody else: rename the job, or remove it",
+            child.kind.api().2,
+            child.name
+        );
+        return standing_still(facts, Reason::ForeignObject, text);
+    }
+    let replace = outdated(facts, &version);
+    let stranded = loss::stranded(facts);
+    let mut force = loss::lost(facts);
+    force.extend(stranded.iter().map(|(_, pod)| pod.clone()));
+    let standing = standing(facts, &version, size, &memory);
+    let again = match standing.reason {
+        Reason::Running
+        | Reason::Suspended
+        | Reason::Completed
+        | Reason::Failed
+        | Reason::PriorLogFound
+        | Reason::RolledBack => POLL,
+        _ => SOON,
+    };
+    Decision {
+        certificate: (!facts.versions.contains_key(&version.name)).then(|| version.name.clone()),
+        remove: superfluous(facts, &memory, &version),
+        replace,
+        force,
+        grow: volumes::grow(facts),
+        abandon: stranded.into_iter().map(|(claim, _)| claim).collect(),
+        status: status::of(facts, &version.name, size, &standing),
+        events: events(facts, &standing),
+        apply,
+        again,
+    }
+}
+
+/// What the edit may not change, in the words of the webhook, which may have been away.
+fn forbidden(facts: &Facts) -> Vec<Diagnostic> {
+    let running = facts.running_version().and_then(|v| known(facts, v));
+    let Some(old) = running.and_then(|v| v.job()) else {
+        return Vec::new();
+    };
+    let mut new = facts.job.clone();
+    if new.spec.checkpoint.storage.is_none() {
+        // That of the settings, as they were when the version was made.
+        new.spec
+            .checkpoint
+            .storage
+            .clone_from(&old.spec.checkpoint.storage);
+    }
+    // Volumes are judged by what is there.
+    let mut old = old;
+    old.spec.state.clone_from(&new.spec.state);
+    let mut faults = validate::transition(&old, &new);
+    if let Some(was) = volumes::there(facts) {
+        faults.extend(validate::transition_of_volumes(&was, &new.spec.state));
+    }
+    faults
+}
+
+/// What is wrong with the spec, in the words of `penstock lint`; no warnings.
+fn faults(facts: &Facts) -> Vec<String> {
+    let mut faults = validate::validate(&facts.job, Place::Cluster);
+    faults.retain(Diagnostic::is_error);
+    if faults.is_empty() {
+        faults.extend(validate::unsupported(&facts.job.spec));
+        faults.extend(validate::unsupported_in_cluster(&facts.job.spec));
+        faults.extend(forbidden(facts));
+    }
+    let mut texts: Vec<String> = faults.iter().map(ToString::to_string).collect();
+    if texts.is_empty() {
+        texts.clone_from(&facts.sql_faults);
+    }
+    texts
+}
+
+/// A version that was made before.
+fn known(facts: &Facts, name: &str) -> Option<Version> {
+    Version::read(facts.versions.get(name)?, name)
+}
+
+fn refused(facts: &Facts, mut faults: Vec<String>) -> Decision {
+    const SHOWN: usize = 5;
+    let more = faults.len().saturating_sub(SHOWN);
+    faults.truncate(SHOWN);
+    if more > 0 {
+        faults.push(format!("and {more} more"));
+    }
+    standing_still(facts, Reason::Invalid, faults.join("; "))
+}
+
+/// Nothing is touched: what runs goes on as it is.
+fn standing_still(facts: &Facts, reason: Reason, message: String) -> Decision {
+    let standing = Standing { reason, message };
+    let version = facts.running_version().unwrap_or_default().to_owned();
+    let size = Size(u32::try_from(facts.pods.len()).unwrap_or(u32::MAX));
+    Decision {
+        certificate: None,
+        apply: Vec::new(),
+        replace: Vec::new(),
+        force: Vec::new(),
+        abandon: Vec::new(),
+        grow: Vec::new(),
+        remove: Vec::new(),
+        status: status::of(facts, &version, size, &standing),
+        events: events(facts, &standing),
+        again: POLL,
+    }
+}
+
+/// How the run of this version ended, if it has. Written down before the pods that show it are scaled away.
+fn ended(facts: &Facts, memory: &Memory, version: &Version) -> Option<Ended> {
+    if let Some(ended) = memory.ended.as_ref().filter(|e| e.version == version.name) {
+        return Some(ended.clone());
+    }
+    let mut mine = facts
+        .pods
+        .iter()
+        .filter(|p| version_of(p) == Some(&version.name));
+    let failed = mine.find_map(gave_up);
+    let bounded = matches!(
+        facts.job.spec.trigger.kind(),
+        Trigger::AvailableNow { .. } | Trigger::Once { .. }
+    );
+    let completed = bounded && facts.status().is_some_and(|s| s.phase == Phase::Completed);
+    (failed.is_some() || completed).then(|| Ended {
+        version: version.name.clone(),
+        failed,
+    })
+}
+
+/// Pods of another version than the one that is to run.
+fn outdated(facts: &Facts, version: &Version) -> Vec<Doomed> {
+    let pods = facts.pods.iter().filter(|p| {
+        p.metadata.deletion_timestamp.is_none() && version_of(p).is_some_and(|v| v != version.name)
+    });
+    pods.filter_map(Doomed::of).collect()
+}
+
+/// ConfigMaps of versions that neither run, nor are wanted, nor may come back.
+fn superfluous(facts: &Facts, memory: &Memory, version: &Version) -> Vec<(Kind, String)> {
+    let used: Vec<&str> = facts.pods.iter().filter_map(version_of).collect();
+    let running = facts.running_version();
+    facts
+        .versions
+        .keys()
+        .filter(|v| {
+            **v != version.name
+                && !memory.needs(v)
+                && Some(v.as_str()) != running
+                && !used.contains(&v.as_str())
+        })
+        .map(|v| (Kind::ConfigMap, names::version(facts.name(), v)))
+        .collect()
+}
+
+fn standing(facts: &Facts, version: &Version, size: Size, memory: &Memory) -> Standing {
+    let say = |reason, message: &str| Standing {
+        reason,
+        message: message.to_owned(),
+    };
+    match &memory.ended {
+        Some(Ended {
+            failed: Some(why), ..
+        }) => {
+            let reason = match why.code.as_str() {
+                PRIOR_LOG => Reason::PriorLogFound,
+                _ => Reason::Failed,
+            };
+            return Standing {
+                reason,
+                message: format!("{} [{}]", why.message, why.code),
+            };
+        }
+        Some(Ended { failed: None, .. }) => {
+            return say(Reason::Completed, "everything available was read");
+        }
+        None => {}
+    }
+    if size == Size(0) {
+        return match facts.pods.len() {
+            0 => say(
+                Reason::Suspended,
+                "stopped at a barrier; spec.suspend is true",
+            ),
+            _ => say(Reason::Suspending, "stopping at a barrier"),
+        };
+    }
+    if let Some(failed) = &memory.rolled_back {
+        let (message, code) = (&failed.why.message, &failed.why.code);
+        return Standing {
+            reason: Reason::RolledBack,
+            message: format!(
+                "the changed job failed and the version before it came back, nothing of it was published: {message} [{code}]; change the spec to try again"
+            ),
+        };
+    }
+    let current = facts
+        .pods
+        .iter()
+        .filter(|p| version_of(p) == Some(&version.name));
+    let ready = current.filter(|p| is_ready(p)).count();
+    let said = facts.status().filter(|s| s.version == version.name);
+    match said.map(|s| s.phase) {
+        _ if ready < size.0 as usize => match why_not_ready(facts) {
+            Some(why) => Standing {
+                reason: Reason::WorkersNotReady,
+                message: why,
+            },
+            None => say(Reason::Starting, "workers are starting"),
+        },
+        None => say(Reason::Starting, "the workers have not answered yet"),
+        Some(Phase::Running) if said.is_some_and(|s| s.on_trial) => say(
+            Reason::Upgrading,
+            "the changed job runs on trial: its results are published when it is accepted",
+        ),
+        Some(Phase::Running) => say(Reason::Running, "the job runs and commits"),
+        Some(_) => say(Reason::Starting, "the job restores its state"),
+    }
+}
+
+/// What keeps a pod from its start, in the words of Kubernetes.
+fn why_not_ready(facts: &Facts) -> Option<String> {
+    facts.pods.iter().find_map(|p| {
+        let name = p.metadata.name.as_deref().unwrap_or_default();
+        let status = p.status.as_ref()?;
+        let waiting = status.container_statuses.iter().flatten().find_map(|c| {
+            let waiting = c.state.as_ref()?.waiting.as_ref()?;
+            let reason = waiting.reason.clone().unwrap_or_default();
+            (reason != "ContainerCreating" && reason != "PodInitializing").then(|| {
+                let message = waiting.message.clone().unwrap_or_default();
+                format!("pod {name}: {reason} {message}")
+                    .trim_end()
+                    .to_owned()
+            })
+        });
+        waiting.or_else(|| {
+            let scheduled = status.conditions.iter().flatten();
+            let held = scheduled
+                .into_iter()
+                .find(|c| c.type_ == "PodScheduled" && c.status == "False")?;
+            let message = held.message.clone().unwrap_or_default();
+            Some(format!("pod {name} cannot be scheduled: {message}"))
+        })
+    })
+}
+
+/// Said once: when the reason of Ready is another one than status shows.
+fn events(facts: &Facts, standing: &Standing) -> Vec<Event> {
+    let shown = facts.job.status.as_ref().and_then(|s| {
+        let ready = s.conditions.iter().find(|c| c.type_ == "Ready")?;
+        Some(ready.reason.clone())
+    });
+    if shown.as_deref() == Some(standing.reason.name()) {
+        return Vec::new();
+    }
+    vec![Event {
+        warning: standing.reason.is_trouble(),
+        reason: standing.reason.name(),
+        note: standing.message.clone(),
+    }]
+}
+
+mod loss;
+#[cfg(test)]
+mod tests;
+mod volumes;

@@ -1,0 +1,57 @@
+//! Nodes that are gone, and volumes that are gone with them. Nodes are not read: what Kubernetes says of the pods is enough.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Pod, PodCondition};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::Doomed;
+use crate::facts::Facts;
+use crate::names::CLAIM;
+
+/// A pod that is to be gone by now may still say goodbye for so long.
+const GOODBYE: Duration = Duration::from_secs(15);
+/// A pod that no node takes, because of its volume, has waited long enough.
+const WAITED: Duration = Duration::from_secs(30);
+
+fn condition<'a>(pod: &'a Pod, type_: &str) -> Option<&'a PodCondition> {
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    conditions.iter().find(|c| c.type_ == type_)
+}
+
+/// Whether a moment is so long ago.
+fn since(facts: &Facts, at: Option<&Time>, long: Duration) -> bool {
+    at.is_some_and(|at| facts.now.timestamp() - at.0.as_second() >= long.as_secs() as i64)
+}
+
+/// Pods on their way out that nobody sees to it: evicted from a node that does not answer, which happens after
+/// `workers.nodeLossTimeout`, or beyond the time that they were given.
+pub fn lost(facts: &Facts) -> Vec<Doomed> {
+    let pods = facts.pods.iter().filter(|pod| {
+        let Some(deadline) = &pod.metadata.deletion_timestamp else {
+            return false;
+        };
+        let evicted = condition(pod, "DisruptionTarget").is_some_and(|c| {
+            c.status == "True" && c.reason.as_deref() == Some("DeletionByTaintManager")
+        });
+        evicted || since(facts, Some(deadline), GOODBYE)
+    });
+    pods.filter_map(Doomed::of).collect()
+}
+
+/// Pods that no node takes, because the volume of their claim is on one that is gone, each with its claim.
+pub fn stranded(facts: &Facts) -> Vec<(String, Doomed)> {
+    let pods = facts.pods.iter().filter(|pod| {
+        condition(pod, "PodScheduled").is_some_and(|c| {
+            let message = c.message.as_deref().unwrap_or_default();
+            c.status == "False"
+                && message.contains("volume node affinity conflict")
+                && since(facts, c.last_transition_time.as_ref(), WAITED)
+        })
+    });
+    pods.filter_map(|pod| {
+        let doomed = Doomed::of(pod)?;
+        Some((format!("{CLAIM}-{}", doomed.name), doomed))
+    })
+    .collect()
+}

@@ -1,0 +1,492 @@
+//! Decisions by table: what the facts show, and what follows.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use penstock_crds::job::{StreamingJob, TriggerSpec};
+use penstock_crds::rpc::JobStatus;
+use serde_json::json;
+
+use super::*;
+use crate::build::tests::{job, settings};
+use crate::facts::Said;
+use crate::names::VERSION;
+
+fn now() -> DateTime<Utc> {
+    DateTime::from_timestamp(1_800_000_000, 0).unwrap()
+}
+
+fn facts(job: StreamingJob) -> Facts {
+    Facts {
+        now: now(),
+        job,
+        objects: BTreeMap::new(),
+        stateful_set: None,
+        pods: Vec::new(),
+        claims: Vec::new(),
+        versions: BTreeMap::new(),
+        said: None,
+        sql_faults: Vec::new(),
+    }
+}
+
+fn pod(version: &str, ready: bool) -> Pod {
+    serde_json::from_value(json!({
+        "metadata": {"name": "payments-worker-0", "uid": version, "annotations": {VERSION: version}},
+        "status": {"conditions": [{"type": "Ready", "status": if ready {"True"} else {"False"}}]},
+    }))
+    .unwrap()
+}
+
+fn gave_up_pod(version: &str, code: &str, message: &str) -> Pod {
+    let words = json!({"code": code, "message": message}).to_string();
+    serde_json::from_value(json!({
+        "metadata": {"name": "payments-worker-0", "uid": version, "annotations": {VERSION: version}},
+        "status": {"containerStatuses": [{
+            "name": "worker", "image": "", "imageID": "", "ready": false, "restartCount": 1,
+            "lastState": {"terminated": {"exitCode": 1, "message": words}},
+        }]},
+    }))
+    .unwrap()
+}
+
+fn said(phase: &str, version: &str, on_trial: bool) -> Option<Said> {
+    let status: JobStatus = serde_json::from_value(json!({
+        "job": "payments", "namespace": "risk", "log_id": "x", "generation": 1, "phase": phase, "engine": "0.1.0",
+        "version": version, "on_trial": on_trial,
+        "rates": {"in": 12345.0, "out": 1.0},
+        "counts": {"late": 0, "dead_letters": 0, "restarts": 0},
+        "sources": [], "sinks": [],
+    }))
+    .unwrap();
+    Some(Said {
+        at: now(),
+        status: Ok(status),
+    })
+}
+
+/// The ConfigMap of a version.
+fn kept(made: &Version) -> ConfigMap {
+    serde_json::from_value(json!({
+        "data": {crate::version::MANIFEST: made.manifest, crate::version::TEMPLATE: made.template.to_string()},
+    }))
+    .unwrap()
+}
+
+/// The cluster does what was decided: the StatefulSet is as it was applied, its pods are of its version and told nothing yet.
+fn carried_out(facts: &mut Facts, decision: &Decision) {
+    let set = decision.apply.last().unwrap().body.clone();
+    let set: StatefulSet = serde_json::from_value(set).unwrap();
+    facts.stateful_set = Some(set);
+    for child in &decision.apply {
+        if child.kind == Kind::ConfigMap {
+            let name = child.name.rsplit('-').next().unwrap().to_owned();
+            let map = serde_json::from_value(child.body.clone()).unwrap();
+            facts.versions.insert(name, map);
+        }
+    }
+    for (_, name) in &decision.remove {
+        facts.versions.remove(name.rsplit('-').next().unwrap());
+    }
+    if !decision.replace.is_empty() {
+        let version = facts.running_version().unwrap().to_owned();
+        facts.pods = vec![pod(&version, false)];
+        facts.said = None;
+    }
+    facts.job.status = Some(decision.status.clone());
+}
+
+/// As the cluster looks when the job runs.
+fn running() -> Facts {
+    let job = job();
+    let version = name_of(&job);
+    let made = build::make_version(&job, &settings());
+    let map = kept(&made);
+    let memory = Memory {
+        accepted: Some(version.clone()),
+        ..Memory::default()
+    };
+    let set = build::stateful_set(&job, &made, Size(1), &memory, &job.spec.state).body;
+    Facts {
+        pods: vec![pod(&version, true)],
+        said: said("Running", &version, false),
+        stateful_set: Some(serde_json::from_value(set).unwrap()),
+        versions: BTreeMap::from([(version, map)]),
+        ..facts(job)
+    }
+}
+
+fn ready(decision: &Decision) -> (String, String) {
+    let conditions = &decision.status.conditions;
+    let ready = conditions.iter().find(|c| c.type_ == "Ready").unwrap();
+    (ready.status.clone(), ready.reason.clone())
+}
+
+fn has(decision: &Decision, condition: &str) -> bool {
+    let conditions = &decision.status.conditions;
+    conditions
+        .iter()
+        .any(|c| c.type_ == condition && c.status == "True")
+}
+
+fn replicas(decision: &Decision) -> Option<u64> {
+    let set = decision
+        .apply
+        .iter()
+        .find(|c| c.kind == Kind::StatefulSet)?;
+    set.body["spec"]["replicas"].as_u64()
+}
+
+#[test]
+fn a_new_job_gets_every_child_and_is_starting() {
+    let decision = decide(&facts(job()), &settings());
+    assert_eq!(decision.apply.len(), Kind::ALL.len());
+    assert_eq!(replicas(&decision), Some(1));
+    assert_eq!(ready(&decision), ("False".into(), "Starting".into()));
+    assert!(has(&decision, "Reconciling") && !has(&decision, "Stalled"));
+    assert_eq!(decision.status.phase, Some(Phase::Pending));
+}
+
+#[test]
+fn a_job_that_runs_is_ready_and_nothing_is_replaced() {
+    let decision = decide(&running(), &settings());
+    assert_eq!(ready(&decision), ("True".into(), "Running".into()));
+    assert!(has(&decision, "Available") && !has(&decision, "Reconciling"));
+    assert!(decision.replace.is_empty() && decision.remove.is_empty());
+    assert_eq!(decision.status.rates.unwrap().rows_in, 12000.0);
+}
+
+#[test]
+fn the_same_facts_with_the_decided_status_change_nothing_more() {
+    let mut facts = running();
+    let first = decide(&facts, &settings());
+    facts.job.status = Some(first.status.clone());
+    let second = decide(&facts, &settings());
+    assert_eq!(second.status, first.status);
+    assert!(second.events.is_empty());
+}
+
+#[test]
+fn what_was_made_is_kept_when_the_controller_has_other_settings() {
+    let facts = running();
+    let mut later = settings();
+    later.image = "penstock:9.9.9".to_owned();
+    let decision = decide(&facts, &later);
+    let set = decision.apply.last().unwrap();
+    let image = &set.body["spec"]["template"]["spec"]["containers"][0]["image"];
+    assert_eq!(image, "penstock:0.1.0");
+}
+
+/// A job that ran, with another SQL, and its pod of the new version that is not ready yet. The names of both versions.
+fn upgrading() -> (Facts, String, String) {
+    let mut facts = running();
+    let old = name_of(&facts.job);
+    facts.job.spec.sql.push_str(" AND amount < 100");
+    let decision = decide(&facts, &settings());
+    assert_eq!(decision.replace.len(), 1);
+    assert!(decision.remove.is_empty(), "it may come back");
+    carried_out(&mut facts, &decision);
+    let new = name_of(&facts.job);
+    assert_eq!(facts.running_version(), Some(new.as_str()));
+    (facts, old, new)
+}
+
+fn args(facts: &Facts) -> Vec<String> {
+    let set = serde_json::to_value(facts.stateful_set.as_ref().unwrap()).unwrap();
+    let args = set["spec"]["template"]["spec"]["containers"][0]["args"].clone();
+    serde_json::from_value(args).unwrap()
+}
+
+#[test]
+fn a_change_of_the_sql_is_on_trial_and_then_accepted() {
+    let (mut facts, old, new) = upgrading();
+    facts.pods = vec![pod(&new, true)];
+    facts.said = said("Running", &new, true);
+    let decision = decide(&facts, &settings());
+    assert_eq!(ready(&decision), ("False".into(), "Upgrading".into()));
+    assert!(has(&decision, "Available") && has(&decision, "Reconciling"));
+    assert!(decision.remove.is_empty());
+    carried_out(&mut facts, &decision);
+    facts.said = said("Running", &new, false);
+    let decision = decide(&facts, &settings());
+    assert_eq!(ready(&decision), ("True".into(), "Running".into()));
+    assert_eq!(
+        decision.remove,
+        [(Kind::ConfigMap, names::version("payments", &old))]
+    );
+}
+
+#[test]
+fn a_version_that_gives_up_is_rolled_back_once_and_another_edit_is_tried() {
+    let (mut facts, old, new) = upgrading();
+    facts.pods = vec![gave_up_pod(&new, "PR0202", "source payments: bad row")];
+    let decision = decide(&facts, &settings());
+    assert_eq!(ready(&decision), ("False".into(), "RolledBack".into()));
+    assert!(has(&decision, "Stalled") && has(&decision, "RolledBack"));
+    assert_eq!(decision.replace.len(), 1);
+    carried_out(&mut facts, &decision);
+    assert_eq!(facts.running_version(), Some(old.as_str()));
+    assert!(args(&facts).contains(&"--rollback".to_owned()));
+    facts.pods = vec![pod(&old, true)];
+    facts.said = said("Running", &old, false);
+    let decision = decide(&facts, &settings());
+    assert_eq!(ready(&decision), ("False".into(), "RolledBack".into()));
+    assert!(has(&decision, "Available") && decision.replace.is_empty());
+    assert_eq!(decision.status.phase, Some(Phase::RolledBack));
+    carried_out(&mut facts, &decision);
+    assert_eq!(facts.running_version(), Some(old.as_str()), "no second try");
+    // Back to what it was: nothing has to be replaced.
+    let failed = facts.job.clone();
+    facts.job = job();
+    let decision = decide(&facts, &settings());
+    assert_eq!(ready(&decision), ("True".into(), "Running".into()));
+    assert!(decision.replace.is_empty());
+    // Another edit is another try.
+    facts.job = failed;
+    facts.job.spec.sql.push_str(" AND amount < 50");
+    let decision = decide(&facts, &settings());
+    carried_out(&mut facts, &decision);
+    assert_eq!(facts.running_version(), Some(name_of(&facts.job).as_str()));
+    assert!(!args(&facts).contains(&"--rollback".to_owned()));
+}
+
+#[test]
+fn a_version_that_does_not_run_by_its_deadline_is_rolled_back() {
+    let (mut facts, old, _) = upgrading();
+    facts.now += chrono::TimeDelta::seconds(599);
+    let decision = decide(&facts, &settings());
+    assert_eq!(ready(&decision).1, "Starting");
+    facts.now += chrono::TimeDelta::seconds(2);
+    let decision = decide(&facts, &settings());
+    assert_eq!(ready(&decision).1, "RolledBack");
+    let ready = decision
+        .status
+        .conditions
+        .iter()
+        .find(|c| c.type_ == "Ready");
+    let message = &ready.unwrap().message;
+    assert!(message.contains("[PR0414]"), "{message}");
+    carried_out(&mut facts, &decision);
+    assert_eq!(facts.running_version(), Some(old.as_str()));
+}
+
+#[test]
+fn a_failed_upgrade_stays_stopped_when_that_was_asked_for() {
+    let (mut facts, _, new) = upgrading();
+    facts.job.spec.upgrade.on_failure = penstock_crds::job::OnUpgradeFailure::Stop;
+    facts.pods = vec![gave_up_pod(&new, "PR0202", "source payments: bad row")];
+    let decision = decide(&facts, &settings());
+    assert_eq!(ready(&decision).1, "Failed");
+    assert_eq!(replicas(&decision), Some(0));
+}
+
+#[test]
+fn a_version_that_was_accepted_behind_the_controllers_back_goes_on() {
+    let (mut facts, old, new) = upgrading();
+    facts.pods = vec![gave_up_pod(&new, "PR0301", "out of disk")];
+    let decision = decide(&facts, &settings());
+    carried_out(&mut facts, &decision);
+    facts.pods = vec![gave_up_pod(&old, "PR0413", "it cannot come back")];
+    let decision = decide(&facts, &settings());
+    carried_out(&mut facts, &decision);
+    assert_eq!(facts.running_version(), Some(new.as_str()));
+    assert_eq!(facts.memory().accepted.as_deref(), Some(new.as_str()));
+}
+
+#[test]
+fn suspend_scales_to_nothing_and_is_ready_when_the_pods_are_gone() {
+    let mut facts = running();
+    facts.job.spec.suspend = true;
+    let decision = decide(&facts, &settings());
+    assert_eq!(replicas(&decision), Some(0));
+    assert_eq!(ready(&decision).1, "Suspending");
+    facts.pods.clear();
+    facts.said = None;
+    let decision = decide(&facts, &settings());
+    assert_eq!(ready(&decision), ("True".into(), "Suspended".into()));
+}
+
+#[test]
+fn a_bounded_job_that_completed_is_remembered_when_its_pods_are_gone() {
+    let mut facts = running();
+    facts.job.spec.trigger = TriggerSpec {
+        continuous: None,
+        available_now: Some(Default::default()),
+        ..TriggerSpec::default()
+    };
+    let version = name_of(&facts.job);
+    facts.pods = vec![pod(&version, true)];
+    facts.said = said("Completed", &version, false);
+    let decision = decide(&facts, &settings());
+    assert_eq!(ready(&decision), ("True".into(), "Completed".into()));
+    assert_eq!(replicas(&decision), Some(0));
+    let set = decision.apply.last().unwrap().body.clone();
+    facts.stateful_set = Some(serde_json::from_value(set).unwrap());
+    facts.pods.clear();
+    facts.said = None;
+    let decision = decide(&facts, &settings());
+    assert_eq!(ready(&decision), ("True".into(), "Completed".into()));
+    // Another SQL is another run.
+    facts.job.spec.sql.push_str(" AND amount < 100");
+    let decision = decide(&facts, &settings());
+    assert_eq!(replicas(&decision), Some(1));
+}
+
+#[test]
+fn a_worker_that_gave_up_fails_the_job_until_the_spec_changes() {
+    let mut facts = running();
+    let version = name_of(&facts.job);
+    facts.pods = vec![gave_up_pod(&version, "PR0202", "source payments: bad row")];
+    let decision = decide(&facts, &settings());
+    assert_eq!(ready(&decision), ("False".into(), "Failed".into()));
+    assert!(has(&decision, "Stalled"));
+    assert_eq!(replicas(&decision), Some(0));
+    let message = &decision.status.conditions[0].message;
+    assert_eq!(message, "source payments: bad row [PR0202]");
+    assert!(decision.events[0].warning);
+}
+
+#[test]
+fn a_log_of_an_earlier_job_stalls_until_the_spec_says_what_becomes_of_it() {
+    let mut facts = running();
+    let version = name_of(&facts.job);
+    facts.pods = vec![gave_up_pod(&version, "PR0407", "log 00 of an earlier job")];
+    let decision = decide(&facts, &settings());
+    assert_eq!(ready(&decision).1, "PriorLogFound");
+    assert_eq!(replicas(&decision), Some(0));
+    carried_out(&mut facts, &decision);
+    facts.pods.clear();
+    facts.job.spec.start_fresh = true;
+    let decision = decide(&facts, &settings());
+    assert_eq!(replicas(&decision), Some(1));
+    assert_ne!(name_of(&facts.job), version, "its workers must read it");
+}
+
+#[test]
+fn a_pod_of_a_lost_node_is_not_waited_for() {
+    let mut facts = running();
+    let evicted = |reason: &str, overdue: i64| {
+        let at = now() - chrono::TimeDelta::seconds(overdue);
+        let at = at.to_rfc3339();
+        serde_json::from_value::<Pod>(json!({
+            "metadata": {"name": "payments-worker-0", "uid": "u", "deletionTimestamp": at},
+            "status": {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": reason}]},
+        }))
+        .unwrap()
+    };
+    for (pod, forced) in [
+        (evicted("DeletionByTaintManager", -60), 1),
+        (evicted("EvictionByEvictionAPI", -60), 0),
+        (evicted("EvictionByEvictionAPI", 14), 0),
+        (evicted("EvictionByEvictionAPI", 15), 1),
+    ] {
+        facts.pods = vec![pod];
+        let decision = decide(&facts, &settings());
+        assert_eq!(decision.force.len(), forced, "{:?}", facts.pods);
+        assert!(decision.abandon.is_empty());
+    }
+}
+
+#[test]
+fn a_volume_on_a_node_that_is_gone_is_given_up() {
+    let mut facts = running();
+    let version = name_of(&facts.job);
+    let waiting = |message: &str, seconds: i64| {
+        let at = now() - chrono::TimeDelta::seconds(seconds);
+        let at = at.to_rfc3339();
+        serde_json::from_value::<Pod>(json!({
+            "metadata": {"name": "payments-worker-0", "uid": "u", "annotations": {VERSION: version}},
+            "status": {"conditions": [{
+                "type": "PodScheduled", "status": "False", "reason": "Unschedulable",
+                "message": message, "lastTransitionTime": at,
+            }]},
+        }))
+        .unwrap()
+    };
+    let conflict = "0/3 nodes are available: 1 node(s) had volume node affinity conflict";
+    facts.pods = vec![waiting(conflict, 29)];
+    assert!(decide(&facts, &settings()).abandon.is_empty());
+    facts.pods = vec![waiting("0/3 nodes are available: 3 Insufficient cpu", 3600)];
+    assert!(decide(&facts, &settings()).abandon.is_empty());
+    facts.pods = vec![waiting(conflict, 30)];
+    let decision = decide(&facts, &settings());
+    assert_eq!(decision.abandon, ["state-payments-worker-0"]);
+    assert_eq!(decision.force.len(), 1);
+}
+
+fn claim(size: &str) -> k8s_openapi::api::core::v1::PersistentVolumeClaim {
+    serde_json::from_value(json!({
+        "metadata": {"name": "state-payments-worker-0"},
+        "spec": {"resources": {"requests": {"storage": size}}},
+    }))
+    .unwrap()
+}
+
+#[test]
+fn volumes_grow_and_do_not_shrink_also_when_the_webhook_was_away() {
+    let mut facts = running();
+    facts.claims = vec![claim("20Gi")];
+    assert!(decide(&facts, &settings()).grow.is_empty());
+    let volume = penstock_crds::checkpoint::Volume {
+        size: Quantity::from_gibibytes(30),
+        ..Default::default()
+    };
+    facts.job.spec.state.volume = Some(volume);
+    let decision = decide(&facts, &settings());
+    assert_eq!(
+        decision.grow,
+        [(
+            "state-payments-worker-0".to_owned(),
+            Quantity::from_gibibytes(30)
+        )]
+    );
+    assert!(decision.replace.is_empty(), "that is no other version");
+    // The StatefulSet cannot change it.
+    let set = &decision.apply.last().unwrap().body;
+    let storage =
+        &set["spec"]["volumeClaimTemplates"][0]["spec"]["resources"]["requests"]["storage"];
+    assert_eq!(storage, "20Gi");
+    facts.claims = vec![claim("40Gi")];
+    let decision = decide(&facts, &settings());
+    assert_eq!(ready(&decision).1, "Invalid");
+    let message = &decision.status.conditions[0].message;
+    assert!(message.contains("it was 40Gi and is 30Gi"), "{message}");
+}
+
+#[test]
+fn what_the_history_stands_on_is_refused_also_when_the_webhook_was_away() {
+    let mut facts = running();
+    facts.job.spec.key_groups = 128;
+    let decision = decide(&facts, &settings());
+    assert_eq!(ready(&decision).1, "Invalid");
+    let message = &decision.status.conditions[0].message;
+    assert!(message.contains("[PS0076]"), "{message}");
+    assert!(decision.apply.is_empty());
+}
+
+#[test]
+fn a_wrong_spec_touches_nothing_and_says_what_lint_says() {
+    let mut facts = running();
+    facts.job.spec.workers.replicas = Some(3);
+    let decision = decide(&facts, &settings());
+    assert!(decision.apply.is_empty() && decision.replace.is_empty());
+    assert_eq!(ready(&decision), ("False".into(), "Invalid".into()));
+    assert!(has(&decision, "Stalled") && has(&decision, "Available"));
+    assert!(decision.status.conditions[0].message.contains("[PS0064]"));
+}
+
+#[test]
+fn an_object_of_somebody_else_is_not_taken_over() {
+    let mut facts = facts(job());
+    facts.objects.insert(
+        (Kind::Service, "payments-worker".to_owned()),
+        json!({"metadata": {"name": "payments-worker"}}),
+    );
+    let decision = decide(&facts, &settings());
+    assert!(decision.apply.is_empty());
+    assert_eq!(ready(&decision).1, "ForeignObject");
+    let message = &decision.status.conditions[0].message;
+    assert!(message.contains("Service payments-worker"), "{message}");
+}

@@ -1,0 +1,170 @@
+//! What the controller knows of one job at one moment. Read by `observe`, judged by `decide`; nothing else reaches a decision.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod};
+use penstock_crds::job::StreamingJob;
+use penstock_crds::rpc::JobStatus;
+use penstock_crds::units::Timestamp;
+use serde_json::Value;
+
+use crate::build::Kind;
+use crate::names::{self, MEMORY, VERSION};
+
+/// Everything about one job.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    pub now: DateTime<Utc>,
+    pub job: StreamingJob,
+    /// Objects by kind and name that have a child's name, whoever owns them.
+    pub objects: BTreeMap<(Kind, String), Value>,
+    pub stateful_set: Option<StatefulSet>,
+    pub pods: Vec<Pod>,
+    pub claims: Vec<PersistentVolumeClaim>,
+    /// ConfigMaps of versions, by name of the version.
+    pub versions: BTreeMap<String, ConfigMap>,
+    /// What the job's coordinator said last.
+    pub said: Option<Said>,
+    /// What is wrong with the SQL of a version that was not made yet, in the words of `penstock lint`.
+    pub sql_faults: Vec<String>,
+}
+
+/// What a coordinator answered, or why it did not.
+#[derive(Debug, Clone)]
+pub struct Said {
+    pub at: DateTime<Utc>,
+    pub status: Result<JobStatus, String>,
+}
+
+impl Facts {
+    pub fn name(&self) -> &str {
+        self.job.metadata.name.as_deref().unwrap_or_default()
+    }
+
+    /// Whether an object of a child's name belongs to somebody else.
+    pub fn is_foreign(&self, kind: Kind, name: &str) -> bool {
+        let Some(object) = self.objects.get(&(kind, name.to_owned())) else {
+            return false;
+        };
+        let owners = object["metadata"]["ownerReferences"].as_array();
+        let uid = self.job.metadata.uid.as_deref();
+        !owners.is_some_and(|o| o.iter().any(|o| o["uid"].as_str() == uid))
+    }
+
+    /// The version that the StatefulSet is to run.
+    pub fn running_version(&self) -> Option<&str> {
+        let set = self.stateful_set.as_ref()?;
+        let template = set.spec.as_ref()?.template.metadata.as_ref()?;
+        template
+            .annotations
+            .as_ref()?
+            .get(VERSION)
+            .map(String::as_str)
+    }
+
+    /// What the StatefulSet remembers.
+    pub fn memory(&self) -> Memory {
+        let set = self.stateful_set.as_ref();
+        let annotations = set.and_then(|s| s.metadata.annotations.as_ref());
+        annotations
+            .and_then(|a| serde_json::from_str(a.get(MEMORY)?).ok())
+            .unwrap_or_default()
+    }
+
+    /// Workers that are ready.
+    pub fn ready(&self) -> usize {
+        self.pods.iter().filter(|p| is_ready(p)).count()
+    }
+
+    /// What the coordinator says now: not older than a few polls.
+    pub fn status(&self) -> Option<&JobStatus> {
+        const FRESH: Duration = Duration::from_secs(60);
+        let said = self.said.as_ref()?;
+        let age = (self.now - said.at).to_std().unwrap_or_default();
+        said.status.as_ref().ok().filter(|_| age < FRESH)
+    }
+}
+
+/// The version of a pod.
+pub fn version_of(pod: &Pod) -> Option<&str> {
+    let annotations = pod.metadata.annotations.as_ref()?;
+    annotations.get(VERSION).map(String::as_str)
+}
+
+/// Whether a pod's containers are ready and it is not on its way out.
+pub fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod
+        .status
+        .iter()
+        .flat_map(|s| s.conditions.iter().flatten());
+    pod.metadata.deletion_timestamp.is_none()
+        && conditions
+            .into_iter()
+            .any(|c| c.type_ == "Ready" && c.status == "True")
+}
+
+/// What the StatefulSet remembers.
+#[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Memory {
+    /// The version whose results are published: what a failed upgrade goes back to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accepted: Option<String>,
+    /// The version that is on its way, and since when.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trial: Option<Trial>,
+    /// A version that failed. It is not tried again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rolled_back: Option<RolledBack>,
+    /// How the run of a version ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ended: Option<Ended>,
+}
+
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Trial {
+    pub version: String,
+    pub since: Timestamp,
+}
+
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct RolledBack {
+    pub version: String,
+    pub why: GaveUp,
+}
+
+/// How the run of a version ended: kept by the StatefulSet once the pods are gone.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Ended {
+    pub version: String,
+    /// Why it failed for good; absent when it completed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failed: Option<GaveUp>,
+}
+
+/// Why the container of a worker ended for good, in its own words.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct GaveUp {
+    pub code: String,
+    pub message: String,
+}
+
+/// What a supervisor wrote as it gave up.
+pub fn gave_up(pod: &Pod) -> Option<GaveUp> {
+    let statuses = pod.status.as_ref()?.container_statuses.as_ref()?;
+    let state = statuses.iter().find(|s| s.name == "worker")?;
+    let ended = state.state.as_ref().and_then(|s| s.terminated.as_ref());
+    let ended = ended.or_else(|| {
+        let last = state.last_state.as_ref();
+        last.and_then(|s| s.terminated.as_ref())
+    })?;
+    serde_json::from_str(ended.message.as_deref()?).ok()
+}
+
+/// A label of an object.
+pub fn job_of(labels: Option<&BTreeMap<String, String>>) -> Option<&str> {
+    labels?.get(names::JOB).map(String::as_str)
+}

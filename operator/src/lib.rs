@@ -1,0 +1,39 @@
+//! The controller of Penstock: makes pods of StreamingJobs and keeps them going.
+//!
+//! ```text
+//! watches ─▶ observe (reads) ─▶ Facts ─▶ decide (pure) ─▶ Decision ─▶ apply (the only writer) ─▶ API server
+//!              │                                                         │
+//!              └─ coordinators' /status by mutual TLS                    └─ server-side apply; what would change nothing is not sent
+//! ```
+//!
+//! Layers, each importing only below itself:
+//!
+//! ```text
+//! 5  main, controller (watches, queue, backoff), election, admission (the webhook)
+//! 4  observe, apply, lint, certificates
+//! 3  decide
+//! 2  build (children), status (conditions), upgrade (which version)
+//! 1  facts, version
+//! 0  settings, names, same, metrics, clock
+//! ```
+//!
+//! It reads no Secret but its own, and speaks to no bucket and no broker: what a job's log says it learns from the job.
+
+pub mod admission;
+pub mod apply;
+pub mod build;
+pub mod certificates;
+pub mod clock;
+pub mod controller;
+pub mod decide;
+pub mod election;
+pub mod facts;
+pub mod lint;
+pub mod metrics;
+pub mod names;
+pub mod observe;
+pub mod same;
+pub mod settings;
+pub mod status;
+pub mod upgrade;
+pub mod version;

@@ -1,0 +1,181 @@
+//! Reads what is known of a job: objects from the watches' caches, and what its coordinator says.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod};
+use kube::ResourceExt;
+use kube::api::{Api, DynamicObject, ListParams};
+use kube::core::{ApiResource, GroupVersionKind};
+use kube::{Client, runtime::reflector::Store};
+use parking_lot::Mutex;
+use penstock_crds::job::StreamingJob;
+use penstock_crds::rpc::JobStatus;
+
+use crate::build::{CONTROL_PORT, Kind};
+use crate::facts::{Facts, Said, job_of};
+use crate::lint::Linter;
+use crate::names;
+use crate::version::name_of;
+
+/// What watches keep up to date.
+#[derive(Clone)]
+pub struct Caches {
+    pub pods: Store<Pod>,
+    pub claims: Store<PersistentVolumeClaim>,
+    pub versions: Store<ConfigMap>,
+}
+
+impl Caches {
+    /// Waits until each was listed once: what is not in them is not in the cluster.
+    async fn filled(&self) {
+        // A writer that is gone is the end of the process.
+        let _ = self.pods.wait_until_ready().await;
+        let _ = self.claims.wait_until_ready().await;
+        let _ = self.versions.wait_until_ready().await;
+    }
+}
+
+/// What coordinators said, by namespace and job.
+pub type Heard = Arc<Mutex<BTreeMap<(String, String), Said>>>;
+
+#[derive(Clone)]
+pub struct Observer {
+    pub client: Client,
+    pub caches: Caches,
+    pub http: reqwest::Client,
+    pub heard: Heard,
+    pub linter: Linter,
+}
+
+/// How an object of a kind is asked for.
+pub fn resource(kind: Kind) -> ApiResource {
+    let (group, version, name, plural) = kind.api();
+    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, name), plural)
+}
+
+impl Observer {
+    /// The facts of a job as of now.
+    ///
+    /// # Errors
+    /// When the API server does not answer.
+    pub async fn facts(&self, job: &StreamingJob) -> Result<Facts, kube::Error> {
+        let (namespace, name) = (job.namespace().unwrap_or_default(), job.name_any());
+        let mine = |labels: &BTreeMap<String, String>, of: Option<String>| {
+            of.as_deref() == Some(&namespace) && job_of(Some(labels)) == Some(&name)
+        };
+        self.caches.filled().await;
+        let pods: Vec<Pod> = of(&self.caches.pods, |p| mine(p.labels(), p.namespace()));
+        let claims = of(&self.caches.claims, |c| mine(c.labels(), c.namespace()));
+        let versions = of(&self.caches.versions, |c| mine(c.labels(), c.namespace()));
+        let now = crate::clock::now();
+        let said = if pods.is_empty() {
+            None
+        } else {
+            Some(self.ask(&namespace, &name, now).await)
+        };
+        let versions: BTreeMap<String, ConfigMap> = versions
+            .into_iter()
+            .filter_map(|c| Some((version_name(&c, &name)?, c)))
+            .collect();
+        // What was made once was planned then.
+        let sql_faults = if versions.contains_key(&name_of(job)) {
+            Vec::new()
+        } else {
+            let planned = self.linter.faults(job).await;
+            planned.unwrap_or_else(|error| {
+                vec![format!(
+                    "spec.sql: it could not be planned: {error} [PS0075]"
+                )]
+            })
+        };
+        let objects = self.objects(job).await?;
+        let set = objects.get(&(Kind::StatefulSet, names::workers(&name)));
+        Ok(Facts {
+            now,
+            // As it is now: what it remembers must not be a moment old.
+            stateful_set: set.and_then(|s| serde_json::from_value(s.clone()).ok()),
+            objects,
+            job: job.clone(),
+            pods,
+            claims,
+            versions,
+            said,
+            sql_faults,
+        })
+    }
+
+    /// Every object that has a child's name.
+    async fn objects(
+        &self,
+        job: &StreamingJob,
+    ) -> Result<BTreeMap<(Kind, String), serde_json::Value>, kube::Error> {
+        let (namespace, name) = (job.namespace().unwrap_or_default(), job.name_any());
+        let mut objects = BTreeMap::new();
+        for kind in Kind::ALL {
+            let api: Api<DynamicObject> =
+                Api::namespaced_with(self.client.clone(), &namespace, &resource(kind));
+            let wanted = if kind == Kind::ConfigMap {
+                let labels = format!("{}={name}", names::JOB);
+                let list = api.list(&ListParams::default().labels(&labels)).await?;
+                list.items
+            } else {
+                api.get_opt(&names::workers(&name))
+                    .await?
+                    .into_iter()
+                    .collect()
+            };
+            for object in wanted {
+                let value = serde_json::to_value(&object).map_err(kube::Error::SerdeError)?;
+                objects.insert((kind, object.name_any()), value);
+            }
+        }
+        Ok(objects)
+    }
+
+    /// Asks the coordinator; what it said before stays where it does not answer.
+    async fn ask(&self, namespace: &str, name: &str, now: DateTime<Utc>) -> Said {
+        const PATIENCE: Duration = Duration::from_secs(2);
+        let host = format!(
+            "{}.{}.{namespace}.svc:{CONTROL_PORT}",
+            names::pod(name, 0),
+            names::workers(name)
+        );
+        let answer = async {
+            let request = self.http.get(format!("https://{host}/status"));
+            let answer = request.timeout(PATIENCE).send().await?;
+            answer.error_for_status()?.json::<JobStatus>().await
+        };
+        let status = answer.await.map_err(|e| e.to_string());
+        let key = (namespace.to_owned(), name.to_owned());
+        let mut heard = self.heard.lock();
+        match (status, heard.get(&key)) {
+            (Err(_), Some(before)) if before.status.is_ok() => before.clone(),
+            (status, _) => {
+                let said = Said { at: now, status };
+                heard.insert(key, said.clone());
+                said
+            }
+        }
+    }
+}
+
+fn of<K>(store: &Store<K>, mine: impl Fn(&K) -> bool) -> Vec<K>
+where
+    K: kube::runtime::reflector::Lookup<DynamicType = ()> + Clone + 'static,
+{
+    let all = store.state();
+    all.iter()
+        .filter(|o| mine(o))
+        .map(|o| (**o).clone())
+        .collect()
+}
+
+/// The version in a ConfigMap's name.
+fn version_name(of: &ConfigMap, job: &str) -> Option<String> {
+    let name = of.metadata.name.as_deref()?;
+    let version = name.strip_prefix(&names::version(job, ""))?;
+    Some(version.to_owned())
+}

@@ -1,0 +1,259 @@
+//! The status of a job: conditions as kstatus reads them, and the numbers that its coordinator told. Timestamps, never ages.
+
+use chrono::{DateTime, Utc};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use penstock_crds::job::{Phase, StreamingJobStatus};
+use penstock_crds::rpc::JobStatus;
+use penstock_crds::status::{
+    CountStatus, EpochStatus, FailureStatus, LagStatus, RateStatus, RunningVersion, WatermarkStatus,
+};
+
+use crate::build::Size;
+use crate::facts::Facts;
+use crate::names::selector_text;
+use crate::version::log_id;
+
+/// Where a job stands, in one word and one sentence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    pub reason: Reason,
+    pub message: String,
+}
+
+/// The reason of the condition Ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    Starting,
+    WorkersNotReady,
+    Running,
+    Upgrading,
+    RolledBack,
+    Suspending,
+    Suspended,
+    Completed,
+    Failed,
+    PriorLogFound,
+    Invalid,
+    ForeignObject,
+}
+
+impl Reason {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "Starting",
+            Self::WorkersNotReady => "WorkersNotReady",
+            Self::Running => "Running",
+            Self::Upgrading => "Upgrading",
+            Self::RolledBack => "RolledBack",
+            Self::Suspending => "Suspending",
+            Self::Suspended => "Suspended",
+            Self::Completed => "Completed",
+            Self::Failed => "Failed",
+            Self::PriorLogFound => "PriorLogFound",
+            Self::Invalid => "Invalid",
+            Self::ForeignObject => "ForeignObject",
+        }
+    }
+
+    /// Nothing more is to be done: the job is as it was asked for.
+    const fn is_ready(self) -> bool {
+        matches!(self, Self::Running | Self::Suspended | Self::Completed)
+    }
+
+    /// Only a person mends it.
+    const fn is_stalled(self) -> bool {
+        matches!(
+            self,
+            Self::Failed
+                | Self::PriorLogFound
+                | Self::Invalid
+                | Self::ForeignObject
+                | Self::RolledBack
+        )
+    }
+
+    /// Whether its event is a warning.
+    pub const fn is_trouble(self) -> bool {
+        self.is_stalled() || matches!(self, Self::WorkersNotReady)
+    }
+
+    fn phase(self, facts: &Facts) -> Phase {
+        match self {
+            Self::Starting | Self::WorkersNotReady => match facts.status().map(|s| s.phase) {
+                Some(Phase::Restoring) => Phase::Restoring,
+                _ => Phase::Pending,
+            },
+            Self::Running | Self::Upgrading | Self::Suspending => Phase::Running,
+            Self::RolledBack => Phase::RolledBack,
+            Self::Suspended => Phase::Suspended,
+            Self::Completed => Phase::Completed,
+            Self::Failed | Self::PriorLogFound => Phase::Failed,
+            Self::Invalid | Self::ForeignObject => {
+                let before = facts.job.status.as_ref().and_then(|s| s.phase);
+                before
+                    .filter(|_| !facts.pods.is_empty())
+                    .unwrap_or(Phase::Pending)
+            }
+        }
+    }
+}
+
+/// The whole status.
+pub fn of(facts: &Facts, version: &str, size: Size, standing: &Standing) -> StreamingJobStatus {
+    let before = facts.job.status.clone().unwrap_or_default();
+    let reason = standing.reason;
+    let mut wanted = vec![("Ready", reason.is_ready())];
+    let runs = facts.status().is_some_and(|s| s.phase == Phase::Running);
+    wanted.push(("Available", runs && facts.ready() > 0));
+    // Abnormal-true conditions are there only when they are true.
+    if !reason.is_ready() && !reason.is_stalled() {
+        wanted.push(("Reconciling", true));
+    }
+    if reason.is_stalled() {
+        wanted.push(("Stalled", true));
+    }
+    if reason == Reason::RolledBack {
+        wanted.push(("RolledBack", true));
+    }
+    if reason == Reason::Completed {
+        wanted.push(("Completed", true));
+    }
+    let conditions = wanted
+        .into_iter()
+        .map(|(type_, status)| condition(&before.conditions, type_, status, standing, facts));
+    let told = facts.status();
+    StreamingJobStatus {
+        observed_generation: facts.job.metadata.generation,
+        phase: Some(reason.phase(facts)),
+        conditions: conditions.collect(),
+        log_id: log_id(&facts.job),
+        version: told.map_or(before.version, |s| {
+            Some(RunningVersion {
+                spec: facts.job.metadata.generation.unwrap_or(0),
+                plan_hash: version.to_owned(),
+                engine: s.engine.clone(),
+            })
+        }),
+        replicas: Some(i32::try_from(facts.pods.len()).unwrap_or(i32::MAX)),
+        selector: Some(selector_text(facts.name())),
+        desired_replicas: Some(i32::try_from(size.0).unwrap_or(i32::MAX)),
+        ready_replicas: Some(i32::try_from(facts.ready()).unwrap_or(i32::MAX)),
+        epoch: told.and_then(epoch).or(before.epoch),
+        watermark: told.and_then(watermark).or(before.watermark),
+        lag: told.and_then(lag).or(before.lag),
+        rates: told.map(rates).or(before.rates),
+        counts: told.map(counts).or(before.counts),
+        last_failure: told.and_then(last_failure).or(before.last_failure),
+        autoscaling: None,
+    }
+}
+
+/// A condition; its time is that of its last change.
+fn condition(
+    before: &[Condition],
+    type_: &str,
+    status: bool,
+    standing: &Standing,
+    facts: &Facts,
+) -> Condition {
+    let status = if status { "True" } else { "False" };
+    let old = before.iter().find(|c| c.type_ == type_);
+    let since = old
+        .filter(|c| c.status == status)
+        .map_or_else(|| time(facts.now), |c| c.last_transition_time.clone());
+    Condition {
+        type_: type_.to_owned(),
+        status: status.to_owned(),
+        reason: standing.reason.name().to_owned(),
+        message: bounded(&standing.message),
+        observed_generation: facts.job.metadata.generation,
+        last_transition_time: since,
+    }
+}
+
+/// Status has at most 8 KiB, and an event's note one.
+pub fn bounded(message: &str) -> String {
+    const MOST: usize = 1000;
+    if message.len() <= MOST {
+        return message.to_owned();
+    }
+    format!("{}…", &message[..message.floor_char_boundary(MOST)])
+}
+
+fn time(at: DateTime<Utc>) -> Time {
+    Time(k8s_openapi::jiff::Timestamp::from_second(at.timestamp()).unwrap_or_default())
+}
+
+fn two_digits(x: f64) -> f64 {
+    if x <= 0.0 || !x.is_finite() {
+        return 0.0;
+    }
+    let unit = 10f64.powf(x.log10().floor() - 1.0);
+    let rounded = (x / unit).round() * unit;
+    // Whole numbers without a tail of binary fractions.
+    (rounded * 100.0).round() / 100.0
+}
+
+fn epoch(of: &JobStatus) -> Option<EpochStatus> {
+    let e = of.epoch.as_ref()?;
+    Some(EpochStatus {
+        number: e.number,
+        committed_at: e.committed_at,
+        duration: penstock_crds::units::Duration::from_millis(e.duration_ms),
+        bytes: e.bytes,
+        rows_in: e.rows_in,
+        rows_out: e.rows_out,
+    })
+}
+
+fn watermark(of: &JobStatus) -> Option<WatermarkStatus> {
+    let w = of.watermark.as_ref()?;
+    Some(WatermarkStatus {
+        time: w.time,
+        held_back_by: w.held_back_by.clone(),
+    })
+}
+
+fn lag(of: &JobStatus) -> Option<LagStatus> {
+    let l = of.lag.as_ref()?;
+    Some(LagStatus {
+        records: l.records,
+        seconds: l.seconds.round() as u64,
+    })
+}
+
+fn rates(of: &JobStatus) -> RateStatus {
+    RateStatus {
+        rows_in: two_digits(of.rates.rows_in),
+        rows_out: two_digits(of.rates.rows_out),
+    }
+}
+
+fn counts(of: &JobStatus) -> CountStatus {
+    CountStatus {
+        late: of.counts.late,
+        dead_letters: of.counts.dead_letters,
+        restarts: of.counts.restarts,
+    }
+}
+
+fn last_failure(of: &JobStatus) -> Option<FailureStatus> {
+    let f = of.last_failure.as_ref()?;
+    Some(FailureStatus {
+        at: f.at,
+        code: f.code.clone(),
+        message: bounded(&f.message),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::two_digits;
+
+    #[test]
+    fn numbers_have_two_digits() {
+        for (x, shown) in [(0.0, 0.0), (12345.0, 12000.0), (0.1234, 0.12), (9.96, 10.0)] {
+            assert!((two_digits(x) - shown).abs() < 1e-9, "{x}");
+        }
+    }
+}
