@@ -15,10 +15,12 @@
 # KAFKA_DATA      data folder             (default $PENSTOCK_TESTBED/kafka/run-PORT)
 # KAFKA_EXTRA     more broker settings, separated by spaces: "a.b=1 c.d=2"
 # KAFKA_HEAP      heap                    (default 384m)
+# KAFKA_HOST      the address to listen on and to tell to clients (default 127.0.0.1)
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 home=${PENSTOCK_TESTBED:-$HOME/.cache/penstock/testbed}/kafka
 libs=$home/libs
+host=${KAFKA_HOST:-127.0.0.1}
 tool=kafka.sh
 . "$here/../server.sh"
 
@@ -34,7 +36,7 @@ place() {
 ready() {
     alive || return 1
     grep -q 'Kafka Server started' "$log" 2>/dev/null || return 1
-    (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || bash -c "exec 3<>/dev/tcp/127.0.0.1/$port" 2>/dev/null
+    (exec 3<>"/dev/tcp/$host/$port") 2>/dev/null || bash -c "exec 3<>/dev/tcp/$host/$port" 2>/dev/null
 }
 
 install() {
@@ -53,8 +55,8 @@ process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:$cport
 controller.listener.names=CONTROLLER
-listeners=PLAINTEXT://127.0.0.1:$port,CONTROLLER://127.0.0.1:$cport
-advertised.listeners=PLAINTEXT://127.0.0.1:$port
+listeners=PLAINTEXT://$host:$port,CONTROLLER://127.0.0.1:$cport
+advertised.listeners=PLAINTEXT://$host:$port
 log.dirs=$run/data
 num.partitions=1
 auto.create.topics.enable=false
@@ -106,7 +108,7 @@ launch() {
 }
 
 more() {
-    [ "$1" = tool ] || { sed -n '2,18p' "$0"; exit 2; }
+    [ "$1" = tool ] || { sed -n '2,19p' "$0"; exit 2; }
     shift
     exec java -Xshare:auto -XX:TieredStopAtLevel=1 -cp "$libs/*" "$@"
 }

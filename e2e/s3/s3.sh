@@ -14,12 +14,14 @@
 # Everything lives below $PENSTOCK_TESTBED (default ~/.cache/penstock/testbed).
 # S3_ACCESS / S3_SECRET   the one account (default penstock / penstock-secret)
 # S3_DATA                 data folder     (default $PENSTOCK_TESTBED/s3/run-PORT)
+# S3_HOST                 the address to listen on (default 127.0.0.1)
 # Region us-east-1, path-style addresses, bucket names of 3 letters or more.
 set -eu
 version=v1.8.0
 home=${PENSTOCK_TESTBED:-$HOME/.cache/penstock/testbed}/s3
 bin=$home/bin/versitygw-$version
 tool=s3.sh
+host=${S3_HOST:-127.0.0.1}
 . "$(cd "$(dirname "$0")" && pwd)/../server.sh"
 
 place() {
@@ -29,7 +31,7 @@ place() {
     log=$run/server.log
 }
 
-ready() { alive && curl -sf -m 2 -o /dev/null "http://127.0.0.1:$port/health"; }
+ready() { alive && curl -sf -m 2 -o /dev/null "http://$host:$port/health"; }
 
 # signed CURL-ARGS…: a request without a body, signed by the account (the server insists on the hash of the body)
 signed() {
@@ -51,14 +53,14 @@ install() {
 launch() {
     mkdir -p "$run/buckets"
     ROOT_ACCESS_KEY=${S3_ACCESS:-penstock} ROOT_SECRET_KEY=${S3_SECRET:-penstock-secret} \
-        setsid "$bin" --port "127.0.0.1:$port" --health /health --quiet \
+        setsid "$bin" --port "$host:$port" --health /health --quiet \
         posix "$run/buckets" </dev/null >>"$log" 2>&1 &
 }
 
 more() {
-    [ "$1" = bucket ] && [ $# -gt 1 ] || { sed -n '2,19p' "$0"; exit 2; }
+    [ "$1" = bucket ] && [ $# -gt 1 ] || { sed -n '2,20p' "$0"; exit 2; }
     name=$2; shift 2; place "$@"
-    signed "http://127.0.0.1:$port/$name?list-type=2&max-keys=1" 2>/dev/null || signed -X PUT "http://127.0.0.1:$port/$name"
+    signed "http://$host:$port/$name?list-type=2&max-keys=1" 2>/dev/null || signed -X PUT "http://$host:$port/$name"
 }
 
 serve "$@"

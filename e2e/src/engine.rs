@@ -53,8 +53,46 @@ pub struct Status {
     pub running: bool,
 }
 
+/// A job whose status can be asked for, wherever it runs.
+pub trait Watched {
+    /// The status, or none while it cannot be asked. A job that has ended is an error.
+    fn status(&mut self) -> Result<Option<Status>>;
+
+    /// What it said last, for error messages.
+    fn tail(&self) -> String;
+
+    /// Polls the status until `enough` says so.
+    fn until(
+        &mut self,
+        what: &str,
+        patience: Duration,
+        mut enough: impl FnMut(&Status) -> bool,
+    ) -> Result<Status>
+    where
+        Self: Sized,
+    {
+        let until = Instant::now() + patience;
+        let mut last = None;
+        loop {
+            if let Some(status) = self.status()? {
+                if enough(&status) {
+                    return Ok(status);
+                }
+                last = Some(status);
+            }
+            if Instant::now() > until {
+                bail!(
+                    "waited {patience:?} in vain until {what}; the last status was {last:?}{}",
+                    self.tail()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
 impl Status {
-    fn of(body: &Value) -> Self {
+    pub fn of(body: &Value) -> Self {
         Self {
             epoch: body
                 .pointer("/epoch/number")
@@ -183,8 +221,20 @@ impl Engine {
         self.signal(Signal::CONT)
     }
 
-    /// The status, or none while the engine cannot be asked. An engine that has ended is an error.
-    pub fn status(&mut self) -> Result<Option<Status>> {
+    /// Where it serves `/status` and `/metrics`, once a status has been read.
+    pub fn address(&self) -> Option<String> {
+        self.status.clone()
+    }
+
+    fn said(&self) -> Result<String> {
+        let bytes = fs::read(&self.log)?;
+        let from = usize::try_from(self.log_from)?.min(bytes.len());
+        Ok(String::from_utf8_lossy(&bytes[from..]).into_owned())
+    }
+}
+
+impl Watched for Engine {
+    fn status(&mut self) -> Result<Option<Status>> {
         if let Some(status) = self.ended()? {
             bail!("the engine ended with {status}{}", self.tail());
         }
@@ -206,44 +256,6 @@ impl Engine {
             .map(|v| Status::of(&v)))
     }
 
-    /// Polls the status until `enough` says so.
-    pub fn until(
-        &mut self,
-        what: &str,
-        patience: Duration,
-        mut enough: impl FnMut(&Status) -> bool,
-    ) -> Result<Status> {
-        let until = Instant::now() + patience;
-        let mut last = None;
-        loop {
-            if let Some(status) = self.status()? {
-                if enough(&status) {
-                    return Ok(status);
-                }
-                last = Some(status);
-            }
-            if Instant::now() > until {
-                bail!(
-                    "waited {patience:?} in vain until {what}; the last status was {last:?}{}",
-                    self.tail()
-                );
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    }
-
-    /// Where it serves `/status` and `/metrics`, once a status has been read.
-    pub fn address(&self) -> Option<String> {
-        self.status.clone()
-    }
-
-    fn said(&self) -> Result<String> {
-        let bytes = fs::read(&self.log)?;
-        let from = usize::try_from(self.log_from)?.min(bytes.len());
-        Ok(String::from_utf8_lossy(&bytes[from..]).into_owned())
-    }
-
-    /// The last lines that it wrote, for error messages.
     fn tail(&self) -> String {
         let text = self.said().unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();

@@ -1,7 +1,7 @@
 //! `penstock-e2e`: what the end-to-end tests and benches are made of. Layers, each using only those below:
 //!
 //! ```text
-//! suite (flights, exactly_once)     bench (latency, size)
+//! suite (flights, exactly_once, kind)     bench (latency, size)
 //! engine   manifest   dump   drain   bed
 //! kafka   canonical
 //! ```
@@ -128,6 +128,13 @@ enum Suite {
         #[command(flatten)]
         blows: suite::exactly_once::Blows,
     },
+    /// The same job in pods of a cluster that is there
+    Kind {
+        #[command(flatten)]
+        options: suite::Options,
+        #[command(flatten)]
+        place: suite::kind::Place,
+    },
 }
 
 #[derive(Subcommand)]
@@ -175,6 +182,9 @@ fn name(command: &Command) -> Option<&'static str> {
         Command::Suite {
             suite: Suite::ExactlyOnce { .. },
         } => Some("e2e exactly-once"),
+        Command::Suite {
+            suite: Suite::Kind { .. },
+        } => Some("e2e kind"),
         Command::Bench {
             set: Set::Latency(_),
         } => Some("bench latency"),
@@ -249,6 +259,9 @@ fn run(command: Command) -> Result<String> {
         Command::Suite {
             suite: Suite::ExactlyOnce { options, blows },
         } => suite::exactly_once::run(&options, &blows),
+        Command::Suite {
+            suite: Suite::Kind { options, place },
+        } => suite::kind::run(&options, &place),
         Command::Bench {
             set: Set::Latency(options),
         } => bench::latency::run(&options),

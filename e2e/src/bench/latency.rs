@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::percentile;
 use crate::bed::Server;
-use crate::engine::{Engine, Launch};
+use crate::engine::{Engine, Launch, Watched};
 use crate::kafka::{self, Appended, From, Pace, Prompt, Reader, Seen};
 use crate::suite::Work;
 

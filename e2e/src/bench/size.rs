@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 
-use crate::engine::{Engine, Launch, get};
+use crate::engine::{Engine, Launch, Watched, get};
 use crate::suite::Work;
 
 #[derive(Args, Clone)]

@@ -17,7 +17,7 @@ use rand::{Rng, SeedableRng};
 
 use super::{Flights, Options, Work, await_caught_up, await_markers, make_topics};
 use crate::bed::{Server, root};
-use crate::engine::{Engine, Launch, fault_points};
+use crate::engine::{Engine, Launch, Watched, fault_points};
 use crate::kafka::Loader;
 use crate::manifest::Manifest;
 

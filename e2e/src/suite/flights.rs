@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 
 use super::{Flights, Options, Work, await_caught_up, await_markers, make_topics};
 use crate::bed::{Server, root};
-use crate::engine::{Engine, Launch};
+use crate::engine::{Engine, Launch, Watched};
 use crate::kafka::Loader;
 use crate::manifest::Manifest;
 

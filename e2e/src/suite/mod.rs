@@ -2,6 +2,7 @@
 
 pub mod exactly_once;
 pub mod flights;
+pub mod kind;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use clap::Args;
 use serde_json::Value;
 
 use crate::bed::{root, testbed};
-use crate::engine::Engine;
+use crate::engine::Watched;
 use crate::kafka::{self, From, Loader, Reader, Seen, read_lines};
 use crate::{canonical, dump};
 
@@ -290,7 +291,7 @@ pub fn await_markers(
     brokers: &str,
     topic: &str,
     wanted: usize,
-    engine: &mut Engine,
+    engine: &mut impl Watched,
     patience: Duration,
 ) -> Result<()> {
     let mut reader = Reader::new(brokers, topic, From::Beginning)?;
@@ -314,7 +315,7 @@ pub fn await_markers(
 
 /// Waits until everything in the input has been read and committed: no lag, and then one more commit or, since an epoch
 /// without rows may not be committed at all, long enough for one.
-pub fn await_caught_up(engine: &mut Engine, patience: Duration) -> Result<()> {
+pub fn await_caught_up(engine: &mut impl Watched, patience: Duration) -> Result<()> {
     let at = engine.until("the lag is 0", patience, |status| status.lag == Some(0))?;
     let since = Instant::now();
     engine.until("an epoch was committed after that", patience, |status| {
