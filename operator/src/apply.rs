@@ -12,13 +12,13 @@ use parking_lot::Mutex;
 use penstock_crds::job::{StreamingJob, StreamingJobStatus};
 use serde_json::{Value, json};
 
-use crate::build::{Child, Kind};
+use crate::build::Child;
 use crate::certificates::Authority;
 use crate::decide::{Decision, Event};
 use crate::facts::Facts;
+use crate::kind::Kind;
 use crate::metrics::Metrics;
 use crate::names::{APPLIED, MANAGER};
-use crate::observe::resource;
 use crate::same::covers;
 use crate::status::bounded;
 
@@ -118,7 +118,7 @@ impl Writer {
     }
 
     fn api(&self, namespace: &str, kind: Kind) -> Api<DynamicObject> {
-        Api::namespaced_with(self.client.clone(), namespace, &resource(kind))
+        Api::namespaced_with(self.client.clone(), namespace, &kind.resource())
     }
 
     async fn child(

@@ -53,6 +53,7 @@ pub async fn run(
     client: Client,
     settings: Settings,
     authority: Arc<Authority>,
+    linter: Linter,
     metrics: &Arc<Metrics>,
     stop: impl Future<Output = ()> + Send + Sync + 'static,
 ) -> anyhow::Result<()> {
@@ -73,8 +74,12 @@ pub async fn run(
             client: client.clone(),
             namespace: namespace.cloned(),
         };
-        let (authority, metrics) = (Arc::clone(&authority), Arc::clone(metrics));
-        look_after(scope, settings.clone(), authority, metrics, stop.clone())
+        let means = Means {
+            authority: Arc::clone(&authority),
+            linter: linter.clone(),
+            metrics: Arc::clone(metrics),
+        };
+        look_after(scope, settings.clone(), means, stop.clone())
     });
     try_join_all(each).await.map(|_| ())
 }
@@ -98,43 +103,47 @@ impl Scope {
     }
 }
 
+/// What every scope works with.
+struct Means {
+    authority: Arc<Authority>,
+    linter: Linter,
+    metrics: Arc<Metrics>,
+}
+
 async fn look_after(
     scope: Scope,
     settings: Settings,
-    authority: Arc<Authority>,
-    metrics: Arc<Metrics>,
+    means: Means,
     stop: impl Future<Output = ()> + Send + Sync + 'static,
 ) -> anyhow::Result<()> {
     let client = scope.client.clone();
+    let Means {
+        authority,
+        linter,
+        metrics,
+    } = means;
     let (pods, pods_writer) = reflector::store::<Pod>();
     let (claims, claims_writer) = reflector::store::<PersistentVolumeClaim>();
-    let (versions, versions_writer) = reflector::store::<ConfigMap>();
     let ours =
         watcher::Config::default().labels(&format!("app.kubernetes.io/managed-by={MANAGER}"));
-    macro_rules! watch {
-        ($kind:ty, $writer:expr) => {
+    macro_rules! touched {
+        ($kind:ty $(, $kept:expr)?) => {
             watcher(scope.api::<$kind>(), ours.clone())
                 .default_backoff()
-                .reflect($writer)
+                $(.reflect($kept))?
                 .touched_objects()
         };
     }
     let shared = Arc::new(Shared {
         observer: Observer {
             client: client.clone(),
-            caches: Caches {
-                pods,
-                claims,
-                versions,
-            },
+            caches: Caches { pods, claims },
             http: reqwest::Client::builder()
                 .use_preconfigured_tls(authority.client()?)
                 .connect_timeout(Duration::from_secs(1))
                 .build()?,
             heard: Arc::default(),
-            linter: Linter {
-                program: settings.planner.clone(),
-            },
+            linter,
         },
         writer: Writer {
             events: Recorder::new(client.clone(), Reporter::from(MANAGER)),
@@ -153,15 +162,12 @@ async fn look_after(
                 .debounce(Duration::from_millis(50))
                 .concurrency(16),
         )
-        .watches_stream(
-            watcher(scope.api::<StatefulSet>(), ours.clone())
-                .default_backoff()
-                .touched_objects(),
-            |o| owner(&o),
-        )
-        .watches_stream(watch!(Pod, pods_writer), |o| owner(&o))
-        .watches_stream(watch!(PersistentVolumeClaim, claims_writer), |o| owner(&o))
-        .watches_stream(watch!(ConfigMap, versions_writer), |o| owner(&o))
+        .watches_stream(touched!(StatefulSet), |o| owner(&o))
+        .watches_stream(touched!(Pod, pods_writer), |o| owner(&o))
+        .watches_stream(touched!(PersistentVolumeClaim, claims_writer), |o| {
+            owner(&o)
+        })
+        .watches_stream(touched!(ConfigMap), |o| owner(&o))
         .graceful_shutdown_on(stop)
         .run(reconcile, back_off, shared)
         .for_each(|done| async move {

@@ -8,8 +8,9 @@ use penstock_crds::job::{Phase, StreamingJobStatus, Trigger};
 use penstock_crds::units::Quantity;
 use penstock_crds::validate::{self, Place};
 
-use crate::build::{self, Child, Kind, Size};
+use crate::build::{self, Child, Size};
 use crate::facts::{Ended, Facts, Memory, gave_up, is_ready, version_of};
+use crate::kind::Kind;
 use crate::names;
 use crate::settings::Settings;
 use crate::status::{self, Reason, Standing};

@@ -11,7 +11,7 @@ use penstock_crds::rpc::JobStatus;
 use penstock_crds::units::Timestamp;
 use serde_json::Value;
 
-use crate::build::Kind;
+use crate::kind::Kind;
 use crate::names::{self, MEMORY, VERSION};
 
 /// Everything about one job.

@@ -23,9 +23,9 @@ pub fn pod(job: &str, ordinal: u32) -> String {
     format!("{}-{ordinal}", workers(job))
 }
 
-/// The claim of an ordinal.
-pub fn claim(job: &str, ordinal: u32) -> String {
-    format!("{CLAIM}-{}", pod(job, ordinal))
+/// The claim of a pod, by the pod's name.
+pub fn claim(pod: &str) -> String {
+    format!("{CLAIM}-{pod}")
 }
 
 /// The claim template.
@@ -77,7 +77,7 @@ mod tests {
         for name in [
             super::workers(&job),
             super::pod(&job, 1023),
-            super::claim(&job, 1023),
+            super::claim(&super::pod(&job, 1023)),
             super::version(&job, "0123456789abcdef"),
             super::certificate(&job, "0123456789abcdef"),
         ] {

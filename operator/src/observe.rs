@@ -8,14 +8,14 @@ use chrono::{DateTime, Utc};
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod};
 use kube::ResourceExt;
 use kube::api::{Api, DynamicObject, ListParams};
-use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Client, runtime::reflector::Store};
 use parking_lot::Mutex;
 use penstock_crds::job::StreamingJob;
 use penstock_crds::rpc::JobStatus;
 
-use crate::build::{CONTROL_PORT, Kind};
+use crate::build::CONTROL_PORT;
 use crate::facts::{Facts, Said, job_of};
+use crate::kind::Kind;
 use crate::lint::Linter;
 use crate::names;
 use crate::version::name_of;
@@ -25,7 +25,6 @@ use crate::version::name_of;
 pub struct Caches {
     pub pods: Store<Pod>,
     pub claims: Store<PersistentVolumeClaim>,
-    pub versions: Store<ConfigMap>,
 }
 
 impl Caches {
@@ -34,7 +33,6 @@ impl Caches {
         // A writer that is gone is the end of the process.
         let _ = self.pods.wait_until_ready().await;
         let _ = self.claims.wait_until_ready().await;
-        let _ = self.versions.wait_until_ready().await;
     }
 }
 
@@ -50,12 +48,6 @@ pub struct Observer {
     pub linter: Linter,
 }
 
-/// How an object of a kind is asked for.
-pub fn resource(kind: Kind) -> ApiResource {
-    let (group, version, name, plural) = kind.api();
-    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, name), plural)
-}
-
 impl Observer {
     /// The facts of a job as of now.
     ///
@@ -69,16 +61,24 @@ impl Observer {
         self.caches.filled().await;
         let pods: Vec<Pod> = of(&self.caches.pods, |p| mine(p.labels(), p.namespace()));
         let claims = of(&self.caches.claims, |c| mine(c.labels(), c.namespace()));
-        let versions = of(&self.caches.versions, |c| mine(c.labels(), c.namespace()));
         let now = crate::clock::now();
         let said = if pods.is_empty() {
             None
         } else {
             Some(self.ask(&namespace, &name, now).await)
         };
-        let versions: BTreeMap<String, ConfigMap> = versions
-            .into_iter()
-            .filter_map(|c| Some((version_name(&c, &name)?, c)))
+        // As they are now: what a StatefulSet remembers, and which versions were made, must not be a moment old.
+        let objects = self.objects(job).await?;
+        let set = objects.get(&(Kind::StatefulSet, names::workers(&name)));
+        let set = set.and_then(|s| serde_json::from_value(s.clone()).ok());
+        let prefix = names::version(&name, "");
+        let versions: BTreeMap<String, ConfigMap> = objects
+            .iter()
+            .filter(|((kind, _), _)| *kind == Kind::ConfigMap)
+            .filter_map(|((_, map), value)| {
+                let version = map.strip_prefix(&prefix)?.to_owned();
+                Some((version, serde_json::from_value(value.clone()).ok()?))
+            })
             .collect();
         // What was made once was planned then.
         let sql_faults = if versions.contains_key(&name_of(job)) {
@@ -91,12 +91,9 @@ impl Observer {
                 )]
             })
         };
-        let objects = self.objects(job).await?;
-        let set = objects.get(&(Kind::StatefulSet, names::workers(&name)));
         Ok(Facts {
             now,
-            // As it is now: what it remembers must not be a moment old.
-            stateful_set: set.and_then(|s| serde_json::from_value(s.clone()).ok()),
+            stateful_set: set,
             objects,
             job: job.clone(),
             pods,
@@ -116,7 +113,7 @@ impl Observer {
         let mut objects = BTreeMap::new();
         for kind in Kind::ALL {
             let api: Api<DynamicObject> =
-                Api::namespaced_with(self.client.clone(), &namespace, &resource(kind));
+                Api::namespaced_with(self.client.clone(), &namespace, &kind.resource());
             let wanted = if kind == Kind::ConfigMap {
                 let labels = format!("{}={name}", names::JOB);
                 let list = api.list(&ListParams::default().labels(&labels)).await?;
@@ -171,11 +168,4 @@ where
         .filter(|o| mine(o))
         .map(|o| (**o).clone())
         .collect()
-}
-
-/// The version in a ConfigMap's name.
-fn version_name(of: &ConfigMap, job: &str) -> Option<String> {
-    let name = of.metadata.name.as_deref()?;
-    let version = name.strip_prefix(&names::version(job, ""))?;
-    Some(version.to_owned())
 }

@@ -256,7 +256,8 @@ const MORE: [(&str, Disturb); 7] = [
                 .as_str()
                 .context("no SQL")?
                 .to_owned();
-            let broken = sql.replacen("MAX(delay) AS max_delay", "MAX(distance) AS max_delay", 1);
+            // The least is not what the state holds, which is the greatest.
+            let broken = sql.replacen("MAX(delay) AS max_delay", "MIN(delay) AS max_delay", 1);
             ensure!(broken != sql, "nothing was changed");
             let set = |sql: &str| {
                 serde_json::json!([{"op": "replace", "path": "/spec/sql", "value": sql}])

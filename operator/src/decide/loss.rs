@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::Doomed;
 use crate::facts::Facts;
-use crate::names::CLAIM;
+use crate::names::claim;
 
 /// A pod that is to be gone by now may still say goodbye for so long.
 const GOODBYE: Duration = Duration::from_secs(15);
@@ -51,7 +51,7 @@ pub fn stranded(facts: &Facts) -> Vec<(String, Doomed)> {
     });
     pods.filter_map(|pod| {
         let doomed = Doomed::of(pod)?;
-        Some((format!("{CLAIM}-{}", doomed.name), doomed))
+        Some((claim(&doomed.name), doomed))
     })
     .collect()
 }

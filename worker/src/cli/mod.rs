@@ -3,8 +3,11 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::error::{EngineError, Result};
 
 mod check;
 mod log;
@@ -118,4 +121,17 @@ pub fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
     }
+}
+
+/// What runs until the job has ended, on the threads that wait; processing has its own.
+fn until_ended<T>(job: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|e| EngineError::fail("PR0304", "runtime", e.to_string()))?;
+    let ended = runtime.block_on(job);
+    // Blocking calls of clients that were given up do not hold the exit back.
+    runtime.shutdown_timeout(Duration::from_millis(500));
+    ended
 }

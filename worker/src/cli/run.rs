@@ -14,7 +14,7 @@ use penstock_crds::validate::cluster_only_fields;
 use serde_json::json;
 use tokio::sync::watch;
 
-use super::{Output, check, tell};
+use super::{Output, check, tell, until_ended};
 use crate::clock::{Clock, SystemClock};
 use crate::coordinator::Outcome;
 use crate::coordinator::progress::Progress;
@@ -55,19 +55,7 @@ pub fn run(args: RunArgs, output: Output) -> ExitCode {
     if !ignored.is_empty() {
         eprintln!("note: only a cluster acts on {}", ignored.join(", "));
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build();
-    let ended = runtime
-        .map_err(|e| EngineError::fail("PR0304", "runtime", e.to_string()))
-        .and_then(|runtime| {
-            let ended = runtime.block_on(serve(&args, checked, output));
-            // Blocking calls of clients that were given up do not hold the exit back.
-            runtime.shutdown_timeout(Duration::from_millis(500));
-            ended
-        });
-    match ended {
+    match until_ended(serve(&args, checked, output)) {
         Ok(outcome) => say_end(&outcome, output),
         Err(error) => {
             tell::failure(&error, output);

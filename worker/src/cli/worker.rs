@@ -6,7 +6,6 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
 use clap::Args;
 use penstock_checkpoint::ids::LogId;
@@ -14,7 +13,7 @@ use penstock_crds::units::Quantity;
 use serde_json::json;
 use tokio::sync::watch;
 
-use super::{Output, check, tell};
+use super::{Output, check, tell, until_ended};
 use crate::coordinator::progress::Progress;
 use crate::coordinator::{Outcome, Release};
 use crate::error::{EngineError, ErrorKind, Result};
@@ -65,18 +64,7 @@ pub fn worker(args: &WorkerArgs, output: Output) -> ExitCode {
             return code;
         }
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build();
-    let ended = runtime
-        .map_err(|e| EngineError::fail("PR0304", "runtime", e.to_string()))
-        .and_then(|runtime| {
-            let ended = runtime.block_on(serve(args, checked));
-            runtime.shutdown_timeout(Duration::from_millis(500));
-            ended
-        });
-    match ended {
+    match until_ended(serve(args, checked)) {
         Ok(outcome) => {
             tracing::info!(?outcome, "the worker has ended");
             ExitCode::SUCCESS
