@@ -107,6 +107,10 @@ pub struct Fold {
     replan: bool,
     closures: Vec<ClosureEntry>,
     dropped_uids: BTreeSet<OperatorUid>,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    requests: BTreeSet<String>,
+    #[serde(default)]
+    claimed: Micros,
     #[serde(skip)]
     switches: Switches,
 }
@@ -164,6 +168,8 @@ impl Fold {
             replan: false,
             closures: Vec::new(),
             dropped_uids: BTreeSet::new(),
+            requests: BTreeSet::new(),
+            claimed: Micros::default(),
             switches,
         })
     }
@@ -486,6 +492,8 @@ impl Fold {
         self.head = c.restore_epoch;
         self.generation = r.generation;
         self.claim = Some(c.clone());
+        self.requests.extend(c.request.clone());
+        self.claimed = r.time;
         self.claims_since_commit = self.claims_since_commit.saturating_add(1);
         self.stopped = None;
     }
@@ -825,6 +833,16 @@ impl Fold {
 
     pub fn closures(&self) -> &[ClosureEntry] {
         &self.closures
+    }
+
+    /// When the newest claim was made.
+    pub fn claimed(&self) -> Micros {
+        self.claimed
+    }
+
+    /// Whether a claim has fulfilled the request of this name.
+    pub fn fulfilled(&self, request: &str) -> bool {
+        self.requests.contains(request)
     }
 
     pub fn dropped_uids(&self) -> &BTreeSet<OperatorUid> {
