@@ -19,6 +19,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, Resource, ResourceExt};
 use parking_lot::Mutex;
 use penstock_crds::job::StreamingJob;
+use penstock_crds::savepoint::Savepoint;
 use serde_json::json;
 
 use crate::apply::Writer;
@@ -27,9 +28,11 @@ use crate::decide::decide;
 use crate::facts::job_of;
 use crate::lint::Linter;
 use crate::metrics::Metrics;
-use crate::names::MANAGER;
+use crate::names::{FINALIZER, MANAGER};
 use crate::observe::{Caches, Observer};
 use crate::settings::Settings;
+
+mod savepoints;
 
 struct Shared {
     observer: Observer,
@@ -114,7 +117,7 @@ async fn look_after(
     scope: Scope,
     settings: Settings,
     means: Means,
-    stop: impl Future<Output = ()> + Send + Sync + 'static,
+    stop: impl Future<Output = ()> + Clone + Send + Sync + 'static,
 ) -> anyhow::Result<()> {
     let client = scope.client.clone();
     let Means {
@@ -124,6 +127,7 @@ async fn look_after(
     } = means;
     let (pods, pods_writer) = reflector::store::<Pod>();
     let (claims, claims_writer) = reflector::store::<PersistentVolumeClaim>();
+    let (kept, kept_writer) = reflector::store::<Savepoint>();
     let ours =
         watcher::Config::default().labels(&format!("app.kubernetes.io/managed-by={MANAGER}"));
     macro_rules! touched {
@@ -137,7 +141,11 @@ async fn look_after(
     let shared = Arc::new(Shared {
         observer: Observer {
             client: client.clone(),
-            caches: Caches { pods, claims },
+            caches: Caches {
+                pods,
+                claims,
+                savepoints: kept,
+            },
             http: reqwest::Client::builder()
                 .use_preconfigured_tls(authority.client()?)
                 .connect_timeout(Duration::from_secs(1))
@@ -156,7 +164,12 @@ async fn look_after(
         settings,
         failures: Mutex::default(),
     });
-    Controller::new(scope.api::<StreamingJob>(), watcher::Config::default())
+    let savepoints = savepoints::look_after(&scope, Arc::clone(&shared), stop.clone());
+    let made_of = watcher(scope.api::<Savepoint>(), watcher::Config::default())
+        .default_backoff()
+        .reflect(kept_writer)
+        .touched_objects();
+    let jobs = Controller::new(scope.api::<StreamingJob>(), watcher::Config::default())
         .with_config(
             ControllerConfig::default()
                 .debounce(Duration::from_millis(50))
@@ -168,14 +181,19 @@ async fn look_after(
             owner(&o)
         })
         .watches_stream(touched!(ConfigMap), |o| owner(&o))
+        // A job that is deleted may wait for one.
+        .watches_stream(made_of, |s| {
+            let job = ObjectRef::new(&s.spec.job_ref.name);
+            Some(job.within(&s.namespace()?))
+        })
         .graceful_shutdown_on(stop)
         .run(reconcile, back_off, shared)
         .for_each(|done| async move {
             if let Err(error) = done {
                 tracing::debug!(%error, "not reconciled");
             }
-        })
-        .await;
+        });
+    tokio::join!(jobs, savepoints);
     Ok(())
 }
 
@@ -209,7 +227,10 @@ fn owner<K: ResourceExt>(object: &K) -> Option<ObjectRef<StreamingJob>> {
 }
 
 async fn reconcile(job: Arc<StreamingJob>, shared: Arc<Shared>) -> Result<Action, ReconcileError> {
-    if job.metadata.deletion_timestamp.is_some() {
+    let held = |f: &Vec<String>| f.iter().any(|f| f == FINALIZER);
+    if job.metadata.deletion_timestamp.is_some()
+        && !job.metadata.finalizers.as_ref().is_some_and(held)
+    {
         // Children go with their owner.
         return Ok(Action::await_change());
     }

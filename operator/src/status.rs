@@ -35,6 +35,10 @@ pub enum Reason {
     PriorLogFound,
     Invalid,
     ForeignObject,
+    DataLossRisk,
+    UpgradeBlocked,
+    SavepointNotReady,
+    Deleting,
 }
 
 impl Reason {
@@ -52,6 +56,10 @@ impl Reason {
             Self::PriorLogFound => "PriorLogFound",
             Self::Invalid => "Invalid",
             Self::ForeignObject => "ForeignObject",
+            Self::DataLossRisk => "DataLossRisk",
+            Self::UpgradeBlocked => "UpgradeBlocked",
+            Self::SavepointNotReady => "SavepointNotReady",
+            Self::Deleting => "Deleting",
         }
     }
 
@@ -69,6 +77,8 @@ impl Reason {
                 | Self::Invalid
                 | Self::ForeignObject
                 | Self::RolledBack
+                | Self::DataLossRisk
+                | Self::UpgradeBlocked
         )
     }
 
@@ -87,8 +97,10 @@ impl Reason {
             Self::RolledBack => Phase::RolledBack,
             Self::Suspended => Phase::Suspended,
             Self::Completed => Phase::Completed,
-            Self::Failed | Self::PriorLogFound => Phase::Failed,
-            Self::Invalid | Self::ForeignObject => {
+            Self::Failed | Self::PriorLogFound | Self::DataLossRisk | Self::UpgradeBlocked => {
+                Phase::Failed
+            }
+            Self::Invalid | Self::ForeignObject | Self::SavepointNotReady | Self::Deleting => {
                 let before = facts.job.status.as_ref().and_then(|s| s.phase);
                 before
                     .filter(|_| !facts.pods.is_empty())
@@ -126,7 +138,11 @@ pub fn of(facts: &Facts, version: &str, size: Size, standing: &Standing) -> Stre
         observed_generation: facts.job.metadata.generation,
         phase: Some(reason.phase(facts)),
         conditions: conditions.collect(),
-        log_id: log_id(&facts.job),
+        // That of an earlier job, where it was adopted.
+        log_id: told
+            .map(|s| s.log_id.clone())
+            .or(before.log_id)
+            .or_else(|| log_id(&facts.job)),
         version: told.map_or(before.version, |s| {
             Some(RunningVersion {
                 spec: facts.job.metadata.generation.unwrap_or(0),
@@ -180,7 +196,7 @@ pub fn bounded(message: &str) -> String {
     format!("{}…", &message[..message.floor_char_boundary(MOST)])
 }
 
-fn time(at: DateTime<Utc>) -> Time {
+pub fn time(at: DateTime<Utc>) -> Time {
     Time(k8s_openapi::jiff::Timestamp::from_second(at.timestamp()).unwrap_or_default())
 }
 

@@ -99,18 +99,6 @@ pub fn unsupported_in_cluster(spec: &StreamingJobSpec) -> Vec<Diagnostic> {
         "Stateless comes in a later version",
         "use Savepoint, or give the job another name",
     );
-    later(
-        spec.deletion_policy != DeletionPolicy::Retain,
-        "deletionPolicy",
-        "only Retain is there in this version",
-        "leave it out, and remove the log's folder by hand when it is not needed any more",
-    );
-    later(
-        spec.restore_from.is_some(),
-        "restoreFrom",
-        "restoring another log comes in a later version",
-        "leave it out",
-    );
     faults
 }
 

@@ -136,6 +136,14 @@ impl EpochState {
             .get(usize::from(segment.pack))
     }
 
+    /// Bytes that restoring reads: bases, and packs with a segment after them.
+    pub fn bytes(&self) -> u64 {
+        let packs = self.packs.values().flatten().map(|p| p.length);
+        let bases = self.chains.values().filter_map(|c| c.base.as_ref());
+        let files = bases.flat_map(|b| b.files.iter().map(|f| f.length));
+        packs.chain(files).sum()
+    }
+
     /// Every object that restoring needs.
     pub fn objects(&self) -> BTreeSet<String> {
         let mut all = BTreeSet::new();

@@ -8,14 +8,14 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Args;
-use penstock_checkpoint::ids::LogId;
+use penstock_checkpoint::ids::{Epoch, LogId};
 use penstock_crds::units::Quantity;
 use serde_json::json;
 use tokio::sync::watch;
 
 use super::{Output, check, tell, until_ended};
 use crate::coordinator::progress::Progress;
-use crate::coordinator::{Outcome, Release};
+use crate::coordinator::{AcceptLoss, Asked, GoBack, Outcome, Release};
 use crate::error::{EngineError, ErrorKind, Result};
 use crate::job::{self, RunOptions, http};
 
@@ -32,6 +32,15 @@ pub struct WorkerArgs {
     /// This version comes back; the one on trial has failed.
     #[arg(long)]
     rollback: bool,
+    /// `<job>/<logId>` of the savepoint that the job begins with.
+    #[arg(long)]
+    savepoint: Option<String>,
+    /// As of `penstock run`, by a person's word: SOURCE@EPOCH.
+    #[arg(long = "accept-loss", value_parser = accept_loss)]
+    accept_loss: Vec<AcceptLoss>,
+    /// An epoch to go back to, by a person's word: EPOCH@REQUEST.
+    #[arg(long = "go-back", value_parser = go_back)]
+    go_back: Option<GoBack>,
     /// Memory for state, staging and exchange.
     #[arg(long)]
     memory: Quantity,
@@ -53,6 +62,19 @@ pub struct WorkerArgs {
     /// Where to write why the job cannot go on.
     #[arg(long)]
     failure: Option<PathBuf>,
+}
+
+fn accept_loss(text: &str) -> std::result::Result<AcceptLoss, String> {
+    AcceptLoss::parse(text, "kubectl penstock accept-loss")
+}
+
+fn go_back(text: &str) -> std::result::Result<GoBack, String> {
+    let (epoch, request) = text.split_once('@').ok_or("EPOCH@REQUEST")?;
+    let to = epoch.parse().map_err(|_| format!("{epoch} is no epoch"))?;
+    Ok(GoBack {
+        to: Epoch::new(to),
+        request: request.to_owned(),
+    })
 }
 
 pub fn worker(args: &WorkerArgs, output: Output) -> ExitCode {
@@ -91,14 +113,18 @@ fn write_failure(args: &WorkerArgs, code: &str, message: &str) {
 }
 
 async fn serve(args: &WorkerArgs, checked: check::Checked) -> Result<Outcome> {
+    let asking = Arc::new(watch::channel(Asked::default()).0);
     let options = RunOptions {
         secrets: Some(args.secrets.clone()),
         memory: usize::try_from(args.memory.as_bytes()).unwrap_or(usize::MAX),
         state: Some(args.state.clone()),
         memory_state: false,
         drop_state: checked.job.spec.upgrade.drop_state.clone(),
-        accept_loss: Vec::new(),
+        accept_loss: args.accept_loss.clone(),
         log_id: Some(args.log_id),
+        savepoint: args.savepoint.clone(),
+        go_back: args.go_back.clone(),
+        asked: Some(asking.subscribe()),
         release: args.version.clone().map(|version| Release {
             version,
             rollback: args.rollback,
@@ -121,7 +147,7 @@ async fn serve(args: &WorkerArgs, checked: check::Checked) -> Result<Outcome> {
         .await
         .map_err(cannot(args.listen))?;
     if let (Some(address), Some(folder)) = (args.control, &args.certificate) {
-        http::serve_controller(address, folder, shown)
+        http::serve_controller(address, folder, shown, asking.clone())
             .await
             .map_err(cannot(address))?;
     }

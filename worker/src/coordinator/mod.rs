@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use penstock_checkpoint::collect::Collector;
+use penstock_checkpoint::decide::Wish;
 use penstock_checkpoint::gc::Retention;
 use penstock_checkpoint::ids::{Epoch, Generation, MemberId, OperatorUid, SinkName, SourceName};
 use penstock_checkpoint::log::JobLog;
@@ -32,6 +33,7 @@ mod epochs;
 mod lag;
 mod loss;
 mod markers;
+mod pins;
 mod planned;
 pub mod progress;
 mod ranges;
@@ -40,10 +42,12 @@ mod trial;
 
 use bases::Bases;
 use lag::LagMeter;
+pub use loss::AcceptLoss;
 pub use markers::marker_partitions;
+pub use pins::Asked;
 use progress::{Phase, Progress};
 use stop::Waited;
-pub use trial::Release;
+pub use trial::{Adopts, GoBack, Release};
 
 /// Commits ahead of publication (rule 3).
 pub(crate) const K: u64 = 4;
@@ -103,9 +107,15 @@ pub struct Settings {
     /// for publication.
     pub epoch_bytes: u64,
     /// Sources whose lost input a person gives up.
-    pub accept_loss: Vec<String>,
+    pub accept_loss: Vec<AcceptLoss>,
     /// In a cluster: which version this is.
     pub release: Option<Release>,
+    /// The log is that of an earlier job of this name.
+    pub adopts: Option<Adopts>,
+    /// A person goes back to an earlier epoch.
+    pub go_back: Option<GoBack>,
+    /// What is asked for while the job runs.
+    pub asked: watch::Receiver<Asked>,
 }
 
 /// How a job ended.
@@ -325,7 +335,11 @@ impl Coordinator {
     async fn claim(&mut self) -> Result<()> {
         fault::point("claim.before");
         let settings = &self.settings;
-        let wish = trial::wish(self.log.fold(), settings.release.as_ref())?;
+        let wish = trial::wish(self.log.fold(), settings)?;
+        if let Wish::GoBack { to } = wish {
+            self.can_be_had_back(to).await?;
+        }
+        let settings = &self.settings;
         let record = self
             .log
             .claim(wish, |_, _| Claim {
@@ -335,8 +349,9 @@ impl Coordinator {
                 plan_hash: settings.plan_hash.clone(),
                 members: vec![MemberId::ZERO],
                 assignment: assignment(settings),
-                by: None,
+                by: settings.adopts.as_ref().map(|a| a.by.clone()),
                 version: settings.release.as_ref().map(|r| r.version.clone()),
+                request: settings.go_back.as_ref().map(|g| g.request.clone()),
             })
             .await
             .map_err(storage)?;
@@ -345,6 +360,7 @@ impl Coordinator {
         self.done = self.log.fold().done_through();
         self.progress.published(self.done.get());
         self.show_release();
+        self.show_pins();
         tracing::info!(
             generation = self.generation.get(),
             epoch = self.log.fold().head().get(),
@@ -491,6 +507,10 @@ impl Coordinator {
                     // Nobody can ask any more: only the clock and the member are left to wait for.
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
+                None
+            }
+            () = pins::changed(&mut self.settings.asked) => {
+                self.wants_barrier |= self.owes_pins();
                 None
             }
             () = async { match until { Some(t) => tokio::time::sleep_until(t).await, None => std::future::pending().await } } => None,

@@ -89,8 +89,18 @@ pub struct Now {
     /// The version that runs, in a cluster.
     pub version: String,
     pub on_trial: bool,
+    /// Savepoints, by name.
+    pub pins: BTreeMap<String, PinNow>,
     /// What earlier generations of this process had counted.
     before: Counted,
+}
+
+/// A savepoint of the log.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PinNow {
+    pub epoch: u64,
+    /// What restoring it reads; 0 where this process did not make it.
+    pub bytes: u64,
 }
 
 /// Why a generation ended before the job.
@@ -212,6 +222,10 @@ impl Progress {
         let mut now = self.now.lock();
         version.clone_into(&mut now.version);
         now.on_trial = on_trial;
+    }
+
+    pub fn pins(&self, pins: BTreeMap<String, PinNow>) {
+        self.now.lock().pins = pins;
     }
 
     pub fn restored(&self, epoch: u64) {

@@ -37,14 +37,13 @@ fn run(folder: &Path, extra: &str, accept_loss: &[&str]) -> Result<Outcome> {
     let text = JOB.replace("FOLDER", &folder.display().to_string());
     let (spec, plan) = job(&format!("{text}{extra}"));
     let options = RunOptions {
-        secrets: None,
         memory: 64 << 20,
         state: Some(folder.join("volume")),
-        memory_state: false,
-        drop_state: Vec::new(),
-        accept_loss: accept_loss.iter().map(|s| (*s).to_owned()).collect(),
-        log_id: None,
-        release: None,
+        accept_loss: accept_loss
+            .iter()
+            .map(|s| AcceptLoss::parse(s, "a test").expect("a source"))
+            .collect(),
+        ..RunOptions::default()
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
