@@ -156,7 +156,9 @@ async fn look_after(
         settings,
         failures: Mutex::default(),
     });
-    Controller::new(scope.api::<StreamingJob>(), watcher::Config::default())
+    let controller = Controller::new(scope.api::<StreamingJob>(), watcher::Config::default());
+    shared.metrics.show(controller.store());
+    controller
         .with_config(
             ControllerConfig::default()
                 .debounce(Duration::from_millis(50))
