@@ -4,7 +4,7 @@
   check.py [--tools DIR] [--cache DIR] [--update]
 
 Names each check and what is wrong; the last line counts and says PASS or FAIL. --update writes anew what is made from something else:
-golden manifests, charts/plain, the chart's README and the table of alerts in the book.
+golden manifests, charts/plain, the chart's README and the tables of values and alerts in the book.
 """
 import argparse
 import glob
@@ -28,6 +28,7 @@ RULES = f"{CHART}/files/rules/penstock.yaml"
 DASHBOARDS = f"{CHART}/files/dashboards"
 RUNBOOKS = "docs/src/runbooks"
 ALERTS = "docs/src/reference/alerts.md"
+VALUES = "docs/src/reference/chart.md"
 METRICS = ["docs/src/reference/metrics.md", "docs/src/reference/controller-metrics.md"]
 PLAIN = "charts/plain/penstock.yaml"
 GOLDEN = "e2e/chart/golden"
@@ -54,18 +55,21 @@ WRONG = [
     ("monitoring.dashboards.labels.grafana_dashboard=true", "grafana_dashboard"),
 ]
 
-# Manifests that kubeconform must refuse, or its schemas are not strict.
-REFUSED = {
-    "a member that a Service does not have": {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a"}, "spec": {"port": 1}},
-    "a text where a number belongs": {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "a"},
-                                      "spec": {"replicas": "two", "selector": {}, "template": {}}},
-    "a Deployment without a selector": {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "a"}, "spec": {"template": {}}},
-    "a PodMonitor with a misspelt member": {"apiVersion": "monitoring.coreos.com/v1", "kind": "PodMonitor", "metadata": {"name": "a"},
-                                            "spec": {"selector": {}, "podMetricsEndpoint": []}},
-    "a StreamingJob with a misspelt member": {"apiVersion": "penstock.dev/v1alpha1", "kind": "StreamingJob", "metadata": {"name": "a"},
-                                              "spec": {"sources": [], "sinks": [], "sql": "", "tigger": {}}},
-    "a kind that nobody knows": {"apiVersion": "v1", "kind": "Thing", "metadata": {"name": "a"}},
-}
+# Manifests that kubeconform must refuse, and the words by which: its schemas are strict.
+REFUSED = [
+    ("a member that a Service does not have", "'port'",
+     {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a"}, "spec": {"port": 1}}),
+    ("a text where a number belongs", "/spec/replicas",
+     {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "a"}, "spec": {"replicas": "two", "selector": {}, "template": {}}}),
+    ("a Deployment without a selector", "'selector'",
+     {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "a"}, "spec": {"template": {}}}),
+    ("a PodMonitor with a misspelt member", "'podMetricsEndpoint'",
+     {"apiVersion": "monitoring.coreos.com/v1", "kind": "PodMonitor", "metadata": {"name": "a"}, "spec": {"selector": {}, "podMetricsEndpoint": []}}),
+    ("a StreamingJob with a misspelt member", "'tigger'",
+     {"apiVersion": "penstock.dev/v1alpha1", "kind": "StreamingJob", "metadata": {"name": "a"}, "spec": {"sources": [], "sinks": [], "sql": "", "tigger": {}}}),
+    ("a kind that nobody knows", "could not find schema",
+     {"apiVersion": "v1", "kind": "Thing", "metadata": {"name": "a"}}),
+]
 
 # Expressions that name what is not there, or the check of names is blind.
 BLIND = [
@@ -105,7 +109,7 @@ class Checks:
             self.failed += 1
             print(f"FAILED {name}")
             for fault in faults:
-                print("  " + str(fault).rstrip().replace("\n", "\n  "))
+                print("\n".join("  " + line for line in str(fault).splitlines() if line.strip()))
         else:
             print(f"ok {name}")
 
@@ -207,7 +211,16 @@ class Checks:
             return [at]
         missing = set(leaves(yaml.safe_load(read(f"{CHART}/values.yaml")), "")) - set(dict(rows))
         faults += [f"{name} is in values.yaml and not in the README" for name in sorted(missing)]
-        return faults + self.current(f"{CHART}/README.md", text)
+        table = re.search(r"(?s)\n\n(\| Key \|.*?)\n\n", text)[1]
+        return faults + self.current(f"{CHART}/README.md", text) + self.current(VALUES, self.filled(VALUES, "values.yaml", table))
+
+    def filled(self, page, source, made):
+        """A page of the book with what is made of something else in its place."""
+        place = rf"(?s)(<!-- made of {re.escape(source)} -->\n).*?(\n<!-- end -->)"
+        text, places = re.subn(place, lambda m: f"{m[1]}\n{made}\n{m[2]}", read(page))
+        if places != 1:
+            raise RuntimeError(f"{page} has no place for what is made of {source}")
+        return text
 
     # ---- what the API server would say ----------------------------------------------------------------------------------------
 
@@ -220,6 +233,12 @@ class Checks:
             told.append(f"not all was looked at: {said['summary']}")
         return told if status != 0 or told else []
 
+    def nonconforming(self, folder, words, manifest):
+        told = self.conforms(folder, yaml.safe_dump(manifest))
+        if not told:
+            return ["it was taken"]
+        return [] if any(words in t for t in told) else [f"refused without the words {words!r}", *told]
+
     def schemas(self, folder):
         for values in sorted(glob.glob(path(f"{CHART}/ci/*-values.yaml"))):
             name = os.path.basename(values).removesuffix("-values.yaml")
@@ -228,9 +247,8 @@ class Checks:
         for example in sorted(glob.glob(path("examples/*/job.yaml"))):
             name = os.path.relpath(example, root)
             self.check(f"kubeconform: {name}", lambda n=name: self.conforms(folder, read(n)))
-        for what, manifest in REFUSED.items():
-            refused = lambda m=manifest: [] if self.conforms(folder, yaml.safe_dump(m)) else ["it was taken"]
-            self.check(f"kubeconform refuses {what}", refused)
+        for what, words, manifest in REFUSED:
+            self.check(f"kubeconform refuses {what}", self.nonconforming, folder, words, manifest)
 
     # ---- what is watched ------------------------------------------------------------------------------------------------------
 
@@ -275,7 +293,9 @@ class Checks:
             yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}, file)
             file.flush()
             status, out, err = self.tool("promtool", "check", "rules", file.name)
-        return [] if status == 0 and f"{len(rules)} rules found" in out else [out + err]
+        if status == 0 and f"{len(rules)} rules found" in out:
+            return []
+        return [re.sub(r"dashboard:expression:(\d+)", lambda m: expressions[int(m[1])][0], out + err)]
 
     def firing(self):
         """The tests of the rules. Of the annotations only the summary is looked at: the others are fixed texts."""
@@ -349,9 +369,7 @@ class Checks:
             notes = rule["annotations"]
             page = notes["runbook_url"].rsplit("/", 1)[1].replace(".html", ".md")
             rows.append(f"| [{alert}](../runbooks/{page}) | {rule['labels']['severity']} | {rule['for']} | {notes['description']} |")
-        text = read(ALERTS)
-        made = re.sub(r"(?s)(<!-- made of the rules -->\n\n).*?(\n\n<!-- end -->)", lambda m: m[1] + "\n".join(rows) + m[2], text)
-        return self.current(ALERTS, made) if "<!-- made of the rules -->" in text else [f"{ALERTS} has no place for the table"]
+        return self.current(ALERTS, self.filled(ALERTS, "the rules", "\n".join(rows)))
 
     # ---- all of it ------------------------------------------------------------------------------------------------------------
 

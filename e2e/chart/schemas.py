@@ -43,7 +43,8 @@ def strict(node):
 def write(folder, group, version, kind, schema):
     name = f"{kind.lower()}-{group.split('.')[0] + '-' if group else ''}{version}.json"
     with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
-        json.dump(schema, file)
+        # Named, since kubeconform takes what names none for a draft in which half of this is an error.
+        json.dump({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, file)
 
 
 def of_kubernetes(folder):
@@ -81,7 +82,8 @@ def of_resource_definitions(folder, files):
         for version in crd["spec"]["versions"]:
             schema = version["schema"]["openAPIV3Schema"]
             strict(schema)
-            schema["properties"]["metadata"] = {"type": "object"}
+            # These the API server adds to every type.
+            schema["properties"].update({"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": {"type": "object"}})
             write(folder, crd["spec"]["group"], version["name"], crd["spec"]["names"]["kind"], schema)
             count += 1
     return count
