@@ -169,7 +169,9 @@ async fn look_after(
         .default_backoff()
         .reflect(kept_writer)
         .touched_objects();
-    let jobs = Controller::new(scope.api::<StreamingJob>(), watcher::Config::default())
+    let controller = Controller::new(scope.api::<StreamingJob>(), watcher::Config::default());
+    shared.metrics.show(controller.store());
+    let jobs = controller
         .with_config(
             ControllerConfig::default()
                 .debounce(Duration::from_millis(50))
