@@ -123,7 +123,6 @@ codes! {
     AZURE = "PS0063", "Azure Blob Storage comes later", "The schema has storage.azure; this version does not keep logs there yet. Use s3 or local.";
     MANY_WORKERS = "PS0064", "Several workers come later", "The schema has workers.replicas; in this version one worker runs a job. Use workers.slots for more threads.";
     AUTOSCALING_LATER = "PS0065", "Autoscaling comes later", "The schema has autoscaling; in this version its mode is Disabled.";
-    LIFECYCLE_LATER = "PS0066", "this part of a job's life comes later", "The schema has it, and this version of the controller does not act on it: it is refused rather than ignored.";
     // Test files.
     TEST_NAME = "PS0070", "test names no such source or sink", "`input` names sources of the manifest that its SQL reads, `expect` names its sinks.";
     TEST_COLUMN = "PS0071", "test names no such column", "A row of `input` has columns that the source reads from the body, a row of `expect` columns of the rows that the SQL inserts into the sink. Members beyond those, and broken bodies, are given by $raw.";

@@ -53,11 +53,17 @@ impl Writer {
         for child in &decision.apply {
             self.child(facts, &namespace, child).await?;
         }
+        let mut made = true;
         for step in &decision.steps {
-            self.create::<Pod>(&namespace, step).await?;
+            made &= self.create::<Pod>(&namespace, step).await?;
         }
         if let Some(savepoint) = &decision.savepoint {
-            self.create::<Savepoint>(&namespace, savepoint).await?;
+            made &= self.create::<Savepoint>(&namespace, savepoint).await?;
+        }
+        if !made {
+            // Nothing can be started in a namespace that goes: its log stays in the checkpoint storage.
+            tracing::warn!(job = facts.name(), "the namespace is deleted: no clean-up");
+            return self.hold(&facts.job, false).await;
         }
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &namespace);
@@ -155,8 +161,8 @@ impl Writer {
         )
     }
 
-    /// Made once: one that is there already is the same.
-    pub async fn create<K>(&self, namespace: &str, body: &Value) -> Result<(), kube::Error>
+    /// Made once: one that is there already is the same. False: the namespace is being deleted and takes nothing new.
+    pub async fn create<K>(&self, namespace: &str, body: &Value) -> Result<bool, kube::Error>
     where
         K: Resource<Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Serialize + Debug,
         K::DynamicType: Default,
@@ -165,9 +171,12 @@ impl Writer {
         let object: K = serde_json::from_value(body.clone()).map_err(kube::Error::SerdeError)?;
         self.metrics.wrote("Step");
         match api.create(&PostParams::default(), &object).await {
-            Err(kube::Error::Api(e)) if e.code == 409 => Ok(()),
+            Err(kube::Error::Api(e)) if e.code == 409 => Ok(true),
+            Err(kube::Error::Api(e)) if e.code == 403 && e.message.contains("being terminated") => {
+                Ok(false)
+            }
             Err(e) => Err(e),
-            Ok(_) => Ok(()),
+            Ok(_) => Ok(true),
         }
     }
 

@@ -271,8 +271,8 @@ fn outdated(facts: &Facts, version: &Version) -> Vec<Doomed> {
         p.metadata.deletion_timestamp.is_none() && (other || unheard)
     });
     let grace = match facts.job.spec.upgrade.strategy {
-        UpgradeStrategy::LastCheckpoint => Some(AT_ONCE),
-        UpgradeStrategy::Savepoint | UpgradeStrategy::Stateless => None,
+        UpgradeStrategy::LastCheckpoint | UpgradeStrategy::Stateless => Some(AT_ONCE),
+        UpgradeStrategy::Savepoint => None,
     };
     pods.filter_map(|pod| {
         let doomed = Doomed::of(pod)?;
@@ -420,5 +420,5 @@ mod loss;
 pub mod restore;
 pub mod savepoint;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod volumes;

@@ -13,6 +13,10 @@ use crate::facts::Facts;
 use crate::names::selector_text;
 use crate::version::log_id;
 
+mod health;
+
+use health::Health;
+
 /// Where a job stands, in one word and one sentence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Standing {
@@ -130,9 +134,15 @@ pub fn of(facts: &Facts, version: &str, size: Size, standing: &Standing) -> Stre
     if reason == Reason::Completed {
         wanted.push(("Completed", true));
     }
-    let conditions = wanted
-        .into_iter()
-        .map(|(type_, status)| condition(&before.conditions, type_, status, standing, facts));
+    let shown = wanted.into_iter().map(|(type_, status)| Health {
+        type_,
+        status,
+        reason: standing.reason.name(),
+        message: standing.message.clone(),
+    });
+    let conditions = shown
+        .chain(health::of(facts, standing))
+        .map(|shown| condition(&before.conditions, shown, facts));
     let told = facts.status();
     StreamingJobStatus {
         observed_generation: facts.job.metadata.generation,
@@ -165,23 +175,17 @@ pub fn of(facts: &Facts, version: &str, size: Size, standing: &Standing) -> Stre
 }
 
 /// A condition; its time is that of its last change.
-fn condition(
-    before: &[Condition],
-    type_: &str,
-    status: bool,
-    standing: &Standing,
-    facts: &Facts,
-) -> Condition {
-    let status = if status { "True" } else { "False" };
-    let old = before.iter().find(|c| c.type_ == type_);
+fn condition(before: &[Condition], shown: Health, facts: &Facts) -> Condition {
+    let status = if shown.status { "True" } else { "False" };
+    let old = before.iter().find(|c| c.type_ == shown.type_);
     let since = old
         .filter(|c| c.status == status)
         .map_or_else(|| time(facts.now), |c| c.last_transition_time.clone());
     Condition {
-        type_: type_.to_owned(),
+        type_: shown.type_.to_owned(),
         status: status.to_owned(),
-        reason: standing.reason.name().to_owned(),
-        message: bounded(&standing.message),
+        reason: shown.reason.to_owned(),
+        message: bounded(&shown.message),
         observed_generation: facts.job.metadata.generation,
         last_transition_time: since,
     }

@@ -83,8 +83,11 @@ async fn carry_out(
         // It is asked again.
         tracing::warn!(savepoint = %savepoint.name_any(), %error, "the job was not asked");
     }
-    if let Some(step) = &decision.step {
-        writer.create::<Pod>(&namespace, step).await?;
+    if let Some(step) = &decision.step
+        && !writer.create::<Pod>(&namespace, step).await?
+    {
+        tracing::warn!(savepoint = %savepoint.name_any(), "the namespace is deleted: its epoch stays pinned");
+        return writer.hold(savepoint, false).await;
     }
     if let Some(pod) = &decision.sweep {
         let pods: Api<Pod> = Api::namespaced(writer.client.clone(), &namespace);

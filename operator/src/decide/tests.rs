@@ -14,7 +14,7 @@ use crate::build::tests::{job, settings};
 use crate::facts::Said;
 use crate::names::VERSION;
 
-fn now() -> DateTime<Utc> {
+pub(crate) fn now() -> DateTime<Utc> {
     DateTime::from_timestamp(1_800_000_000, 0).unwrap()
 }
 
@@ -102,7 +102,7 @@ fn carried_out(facts: &mut Facts, decision: &Decision) {
 }
 
 /// As the cluster looks when the job runs.
-fn running() -> Facts {
+pub(crate) fn running() -> Facts {
     let job = job();
     let version = name_of(&job);
     let made = build::make_version(&job, &settings(), None);

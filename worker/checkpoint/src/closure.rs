@@ -60,6 +60,7 @@ impl EpochState {
             epoch,
             parent,
             now,
+            forgets_state,
             offsets,
             forgotten,
             seen_files,
@@ -76,6 +77,10 @@ impl EpochState {
         }
         self.epoch = *epoch;
         self.now = *now;
+        if *forgets_state {
+            self.chains.clear();
+            self.packs.clear();
+        }
         for (source, splits) in offsets {
             let of = self.offsets.entry(source.clone()).or_default();
             of.extend(

@@ -109,6 +109,9 @@ pub struct Fold {
     dropped_uids: BTreeSet<OperatorUid>,
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     requests: BTreeSet<String>,
+    /// Epochs in which operators began empty.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    forgets: BTreeSet<Epoch>,
     #[serde(default)]
     claimed: Micros,
     #[serde(skip)]
@@ -169,6 +172,7 @@ impl Fold {
             closures: Vec::new(),
             dropped_uids: BTreeSet::new(),
             requests: BTreeSet::new(),
+            forgets: BTreeSet::new(),
             claimed: Micros::default(),
             switches,
         })
@@ -543,6 +547,9 @@ impl Fold {
                 commit: c.clone(),
             };
             self.commits.insert(c.epoch, entry);
+            if c.forgets_state {
+                self.forgets.insert(c.epoch);
+            }
         }
         if let Some(p) = &e.plan {
             if p.end.is_some() {
@@ -833,6 +840,13 @@ impl Fold {
 
     pub fn closures(&self) -> &[ClosureEntry] {
         &self.closures
+    }
+
+    /// The newest epoch that `epoch` stands on, itself included, in which operators began empty: state of an earlier one is not
+    /// its state.
+    pub fn forgotten_at(&self, epoch: Epoch) -> Option<Epoch> {
+        let mut newest_first = self.forgets.iter().rev().copied();
+        newest_first.find(|f| self.is_ancestor(*f, epoch))
     }
 
     /// When the newest claim was made.

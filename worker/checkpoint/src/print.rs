@@ -105,6 +105,9 @@ fn says(kind: &Kind) -> String {
                     .sum();
                 let mut s = format!("commit {}{parent}: {}", c.epoch, count(splits, "split"));
                 s += &format!(", {} of {bytes} bytes", count(c.packs.len(), "pack"));
+                if c.forgets_state {
+                    s += ", operators begin empty";
+                }
                 if !c.bases.is_empty() {
                     s += &format!(", {}", count(c.bases.len(), "base"));
                 }

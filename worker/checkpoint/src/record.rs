@@ -157,6 +157,9 @@ pub struct Commit {
     pub parent: Epoch,
     /// The epoch's clock: `now()` and TTL.
     pub now: Micros,
+    /// Operators begin empty in this epoch: what they held up to its parent is left behind. Positions and watermarks go on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub forgets_state: bool,
     /// Splits whose state changed (all of them is as good): laid over the parent's.
     #[serde(default)]
     pub offsets: Offsets,

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use penstock_checkpoint::ids::{Epoch, LogId};
+use penstock_crds::job::UpgradeStrategy;
 use penstock_crds::units::Quantity;
 use serde_json::json;
 use tokio::sync::watch;
@@ -113,6 +114,7 @@ fn write_failure(args: &WorkerArgs, code: &str, message: &str) {
 }
 
 async fn serve(args: &WorkerArgs, checked: check::Checked) -> Result<Outcome> {
+    let stateless = checked.job.spec.upgrade.strategy == UpgradeStrategy::Stateless;
     let asking = Arc::new(watch::channel(Asked::default()).0);
     let options = RunOptions {
         secrets: Some(args.secrets.clone()),
@@ -129,6 +131,7 @@ async fn serve(args: &WorkerArgs, checked: check::Checked) -> Result<Outcome> {
             version,
             rollback: args.rollback,
             accept_after: checked.job.spec.upgrade.accept_after.into(),
+            stateless,
         }),
     };
     let job = Arc::new(checked.job);
@@ -155,6 +158,7 @@ async fn serve(args: &WorkerArgs, checked: check::Checked) -> Result<Outcome> {
     tokio::spawn(super::run::interrupts(stop));
     let plan = Arc::new(checked.plan);
     if !args.rollback
+        && !stateless
         && let Some(verdicts) = job::state_verdicts(&job, &plan, &options).await?
         && check::refused(&verdicts)
     {

@@ -172,6 +172,8 @@ pub struct Coordinator {
     /// Of the trial that runs: since when in this process, and what it has staged.
     trial_began: Option<Instant>,
     staged_bytes: u64,
+    /// The next commit says that operators began empty.
+    forgets_state: bool,
 }
 
 /// A commit that is not published yet.
@@ -239,6 +241,7 @@ impl Coordinator {
             gave_up: false,
             trial_began: None,
             staged_bytes: 0,
+            forgets_state: false,
         }
     }
 
@@ -269,7 +272,7 @@ impl Coordinator {
                 _ => Err(error),
             };
         }
-        let restore = self
+        let mut restore = self
             .log
             .restore(self.log.fold().head())
             .await
@@ -281,6 +284,10 @@ impl Coordinator {
             );
         }
         self.take_state(&restore.state);
+        if self.forget_state().await? {
+            let head = self.log.fold().head();
+            restore = self.log.restore(head).await.map_err(storage)?;
+        }
         self.closure().await?;
         let replan = self.log.fold().planned().cloned();
         self.resolve_splits().await?;
@@ -585,10 +592,12 @@ fn assignment(settings: &Settings) -> LogAssignment {
     }
 }
 
-/// The epochs that `head` stands on, itself included, as ranges.
+/// The epochs that `head` stands on, itself included, as ranges; back to where operators began empty.
 fn ancestors(fold: &penstock_checkpoint::Fold) -> Vec<(u64, u64)> {
     let mut ranges: Vec<(u64, u64)> = Vec::new();
-    for epoch in fold.ancestors(fold.head()).map(Epoch::get) {
+    let since = fold.forgotten_at(fold.head()).unwrap_or_default();
+    let all = fold.ancestors(fold.head()).take_while(|e| *e >= since);
+    for epoch in all.map(Epoch::get) {
         match ranges.last_mut() {
             Some(last) if last.0 == epoch + 1 => last.0 = epoch,
             _ => ranges.push((epoch, epoch)),

@@ -24,6 +24,8 @@ pub struct Release {
     pub rollback: bool,
     /// How long a trial lasts at least.
     pub accept_after: Duration,
+    /// Its operators begin empty.
+    pub stateless: bool,
 }
 
 /// Commits that a trial needs, besides its time.
@@ -103,6 +105,23 @@ impl Coordinator {
             let on_trial = self.log.fold().trial().is_some();
             self.progress.release(&release.version, on_trial);
         }
+    }
+
+    /// A version on trial whose operators begin empty says so in its first epoch, before a row is read: a crash before that changes
+    /// nothing, and after it the log knows. The version before it still has its state.
+    pub(super) async fn forget_state(&mut self) -> Result<bool> {
+        let stateless = self.settings.release.as_ref().is_some_and(|r| r.stateless);
+        let fold = self.log.fold();
+        if !stateless || fold.trial().is_none() || fold.staged().next().is_some() {
+            return Ok(false);
+        }
+        self.forgets_state = true;
+        self.commit(None, self.now_ms()).await?;
+        tracing::info!(
+            epoch = self.log.fold().head().get(),
+            "operators begin empty"
+        );
+        Ok(true)
     }
 
     /// Ends the trial when it has lasted long enough, committed often enough, or staged as much as fits.

@@ -14,7 +14,7 @@ use penstock_crds::units::Timestamp;
 use tokio::sync::watch;
 
 use crate::coordinator::Asked;
-use crate::coordinator::progress::{Now, Phase, Progress};
+use crate::coordinator::progress::{LastEpoch, Now, Phase, Progress};
 use crate::task::OperatorCounts;
 
 use super::metrics;
@@ -39,6 +39,10 @@ pub async fn serve(address: SocketAddr, shown: Shown) -> std::io::Result<SocketA
         .route(
             "/status",
             get(|State(s): State<Shown>| async move { Json(status(&s)) }),
+        )
+        .route(
+            "/epochs",
+            get(|State(s): State<Shown>| async move { Json(epochs(&s)) }),
         )
         .route(
             "/metrics",
@@ -160,16 +164,7 @@ pub fn status(shown: &Shown) -> rpc::JobStatus {
                 bytes: pin.bytes,
             })
             .collect(),
-        epoch: Timestamp::from_epoch_millis(now.epoch.committed_at_ms)
-            .filter(|_| now.epoch.number > 0)
-            .map(|at| rpc::Epoch {
-                number: now.epoch.number,
-                committed_at: at,
-                duration_ms: now.epoch.duration_ms,
-                bytes: now.epoch.bytes,
-                rows_in: now.epoch.rows_in,
-                rows_out: now.epoch.rows_out,
-            }),
+        epoch: epoch(&now.epoch),
         watermark: now
             .watermark
             .and_then(|us| Timestamp::from_epoch_millis(us.div_euclid(1000)))
@@ -232,6 +227,29 @@ pub fn status(shown: &Shown) -> rpc::JobStatus {
             })
         }),
     }
+}
+
+fn epoch(of: &LastEpoch) -> Option<rpc::Epoch> {
+    let at = Timestamp::from_epoch_millis(of.committed_at_ms)?;
+    (of.number > 0).then_some(rpc::Epoch {
+        number: of.number,
+        committed_at: at,
+        duration_ms: of.duration_ms,
+        bytes: of.bytes,
+        rows_in: of.rows_in,
+        rows_out: of.rows_out,
+    })
+}
+
+/// The newest epochs, oldest first.
+fn epochs(shown: &Shown) -> Vec<rpc::Epoch> {
+    shown
+        .progress
+        .now()
+        .epochs
+        .iter()
+        .filter_map(epoch)
+        .collect()
 }
 
 /// What all operators hold.

@@ -88,6 +88,9 @@ impl Objects for Breaking {
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
         self.inner.delete(key).await
     }
+    async fn copy(&self, from: &str, to: &str) -> Result<bool, StoreError> {
+        self.inner.copy(from, to).await
+    }
 }
 
 /// The epoch and pack that a record commits, if it is a commit with a pack.

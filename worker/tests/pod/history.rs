@@ -66,11 +66,22 @@ impl Place {
     }
 
     fn worker(&self, name: &str, log_id: &str, spec: &str, more: &[&str]) -> Worker {
+        self.version("v", name, log_id, spec, more)
+    }
+
+    fn version(
+        &self,
+        version: &str,
+        name: &str,
+        log_id: &str,
+        spec: &str,
+        more: &[&str],
+    ) -> Worker {
         let port = free_port();
         let child = Command::new(env!("CARGO_BIN_EXE_penstock"))
             .args(["--output", "json", "worker"])
             .arg(self.manifest(name, spec))
-            .args(["--log-id", log_id, "--version", "v"])
+            .args(["--log-id", log_id, "--version", version])
             .args(["--memory", "256Mi", "--secrets", "/nonexistent"])
             .arg("--state")
             .arg(self.path().join(format!("state-{log_id}")))
@@ -293,4 +304,43 @@ fn a_job_goes_back_to_an_earlier_epoch_once_for_each_time_that_it_is_told_to() {
     let again = place.worker("copies", SECOND, &epoch, &[]);
     let thrice = (0..10).chain((10..20).flat_map(|n| [n, n, n]));
     place.run(again, "copies", thrice.chain((20..30).flat_map(|n| [n, n])));
+}
+
+#[test]
+fn a_stateless_version_begins_empty_where_the_one_before_stopped_and_that_one_still_has_its_state()
+{
+    let place = Place::new();
+    let savepoint = |version: &str, more: &[&str]| {
+        let spec = "upgrade: {acceptAfter: 9m}";
+        place.version(version, "copies", FIRST, spec, more)
+    };
+    place.put("1.jsonl", 0..10);
+    place.run(savepoint("a", &[]), "copies", 0..10);
+    // On trial, with a crash: it reads what is new, and nothing of what the operators held.
+    place.put("2.jsonl", 5..15);
+    let stateless = |accept: &str| {
+        let spec = format!("upgrade: {{strategy: Stateless, acceptAfter: {accept}}}");
+        place.version("b", "copies", FIRST, &spec, &[])
+    };
+    let read = |w: &Worker| {
+        until("it has read", || {
+            let s = w.status()?;
+            (s["on_trial"] == true && s["counts"]["rows_out"].as_u64() >= Some(10)).then_some(())
+        })
+    };
+    let b = stateless("9m");
+    read(&b);
+    drop(b);
+    stateless("9m").stop();
+    assert_eq!(place.published("copies"), (0..10).collect::<Vec<_>>());
+    // It is given up: the one before knows what it has had.
+    place.run(savepoint("a", &["--rollback"]), "copies", 0..15);
+    place.put("3.jsonl", 10..20);
+    // Accepted: rows of the third file are new to it, also those that had left before.
+    let twice = (0..10).chain((10..15).flat_map(|n| [n, n])).chain(15..20);
+    place.run(stateless("1s"), "copies", twice.clone());
+    // From then on it holds what it has read, also from nothing but the checkpoint storage.
+    std::fs::remove_dir_all(place.path().join(format!("state-{FIRST}"))).unwrap();
+    place.put("4.jsonl", 15..25);
+    place.run(stateless("1s"), "copies", twice.chain(20..25));
 }
