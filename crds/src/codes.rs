@@ -188,6 +188,8 @@ codes! {
     RUN_SOURCE = "PR0208", "source failed", "The source cannot be read: the brokers or the store refuse, or do not answer beyond all retries.";
     RUN_SINK = "PR0209", "sink failed", "The sink cannot be written: the brokers or the store refuse, or do not answer beyond all retries.";
     RUN_MARKER = "PR0210", "marker missing or another's", "The exactly-once marker of a sink's shard is missing, or was written by another. Resending could repeat rows, so a person decides.";
+    RUN_LOGIN = "PR0211", "login refused", "The brokers do not accept the user, the password or the mechanism. `penstock run` ends with it when it is so at the start; a job that ran, and every job on a cluster, reads the Secret again and tries on, at most every 10 s.";
+    RUN_TLS = "PR0212", "broker not trusted", "No TLS connection: the broker's certificate has expired, is made out to another host, is signed by no authority of `ssl.ca.pem`, or TLS cannot begin at all. Tried on with as PR0211 is.";
     RUN_MEMORY = "PR0301", "killed for memory", "A worker passed its memory limit and was killed.";
     RUN_OPERATOR = "PR0302", "operator failed", "An expression or aggregate failed on a row: a division by zero, an overflow, a cast that cannot be.";
     RUN_COMPLETE_ROWS = "PR0303", "result too large for Complete", "The result has more rows than `maxCompleteRows`.";

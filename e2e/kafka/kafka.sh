@@ -16,6 +16,9 @@
 # KAFKA_EXTRA     more broker settings, separated by spaces: "a.b=1 c.d=2"
 # KAFKA_HEAP      heap                    (default 384m)
 # KAFKA_HOST      the address to listen on and to tell to clients (default 127.0.0.1)
+# KAFKA_SECURE    folder of e2e/kafka/certificates.sh: listeners with SASL over TLS beside the plain one, each with a
+#                 certificate of its own: port+2 a good one, port+3 one that has expired, port+4 one of another host
+# KAFKA_USER      NAME:PASSWORD of a SCRAM-SHA-512 user, made with the data folder
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 home=${PENSTOCK_TESTBED:-$HOME/.cache/penstock/testbed}/kafka
@@ -28,6 +31,10 @@ tool=kafka.sh
 place() {
     port=${1:-29092}
     cport=$((port + 1))                       # the controller's listener
+    listeners=PLAINTEXT://$host:$port
+    if [ -n "${KAFKA_SECURE:-}" ]; then
+        listeners=$listeners,SECURE://$host:$((port + 2)),EXPIRED://$host:$((port + 3)),ELSEWHERE://$host:$((port + 4))
+    fi
     run=${KAFKA_DATA:-$home/run-$port}
     pidf=$run/pid
     log=$run/server.log
@@ -55,8 +62,8 @@ process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:$cport
 controller.listener.names=CONTROLLER
-listeners=PLAINTEXT://$host:$port,CONTROLLER://127.0.0.1:$cport
-advertised.listeners=PLAINTEXT://$host:$port
+listeners=$listeners,CONTROLLER://127.0.0.1:$cport
+advertised.listeners=$listeners
 log.dirs=$run/data
 num.partitions=1
 auto.create.topics.enable=false
@@ -82,6 +89,7 @@ broker.heartbeat.interval.ms=500
 background.threads=2
 num.recovery.threads.per.data.dir=1
 EOF
+    [ -z "${KAFKA_SECURE:-}" ] || secure >> "$run/server.properties"
     for kv in ${KAFKA_EXTRA:-}; do echo "$kv" >> "$run/server.properties"; done
     cat > "$run/log4j2.properties" <<'EOF'
 rootLogger.level=info
@@ -93,11 +101,28 @@ appender.c.layout.pattern=%d{ISO8601} %p %c{1}: %m%n
 EOF
 }
 
+# The settings of the listeners with TLS. All mechanisms that the engine's image has are offered, so that tests can try them.
+secure() {
+    echo "listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SECURE:SASL_SSL,EXPIRED:SASL_SSL,ELSEWHERE:SASL_SSL"
+    echo "inter.broker.listener.name=PLAINTEXT"
+    for name in secure expired elsewhere; do
+        cat <<EOF
+listener.name.$name.ssl.keystore.type=PEM
+listener.name.$name.ssl.keystore.location=$KAFKA_SECURE/$name.pem
+listener.name.$name.sasl.enabled.mechanisms=SCRAM-SHA-512,SCRAM-SHA-256
+listener.name.$name.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
+listener.name.$name.scram-sha-256.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
+EOF
+    done
+}
+
 launch() {
     config
+    scram=""
+    [ -z "${KAFKA_USER:-}" ] || scram="SCRAM-SHA-512=[name=${KAFKA_USER%%:*},password=${KAFKA_USER#*:}]"
     if [ ! -f "$run/data/meta.properties" ]; then
         java -Xshare:auto -XX:TieredStopAtLevel=1 -cp "$libs/*" kafka.tools.StorageTool format \
-            -t AAAAAAAAQACAAAAAAAAAAQ -c "$run/server.properties" >"$run/format.log" 2>&1 ||
+            -t AAAAAAAAQACAAAAAAAAAAQ -c "$run/server.properties" ${scram:+--add-scram "$scram"} >"$run/format.log" 2>&1 ||
             { cat "$run/format.log" >&2; die "format failed"; }
     fi
     : > "$log"
@@ -108,7 +133,7 @@ launch() {
 }
 
 more() {
-    [ "$1" = tool ] || { sed -n '2,19p' "$0"; exit 2; }
+    [ "$1" = tool ] || { sed -n '2,23p' "$0"; exit 2; }
     shift
     exec java -Xshare:auto -XX:TieredStopAtLevel=1 -cp "$libs/*" "$@"
 }

@@ -6,6 +6,9 @@
 pub enum ErrorKind {
     /// Passing: the same call may succeed later.
     Retry,
+    /// Somebody does not accept who we say we are, or is not who it should be. Trying again with the same Secrets is in vain:
+    /// the generation ends, and the next one reads them anew.
+    Refused,
     /// Nothing here mends it; the job stops.
     Fail,
     /// Somebody newer owns the job; this generation is over.

@@ -1,19 +1,28 @@
 //! What Kafka's source and sink share: the client's properties, its log lines, and what its errors allow. Reading is
-//! `sources::kafka`'s, writing `sinks::kafka`'s.
+//! `sources::kafka`'s, writing `sinks::kafka`'s, and why brokers refuse a client is `refusal`'s.
+
+mod refusal;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
+use parking_lot::Mutex;
 use penstock_crds::validate::{Property, property};
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::consumer::ConsumerContext;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::DeliveryResult;
-use rdkafka::producer::{NoCustomPartitioner, ProducerContext};
+use rdkafka::producer::{BaseProducer, NoCustomPartitioner, ProducerContext};
 use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::types::RDKafkaErrorCode;
 
+use tokio::time::Instant;
+
 use crate::error::{EngineError, Result};
+
+use refusal::{Identity, Refusal};
 
 /// Properties of a client: `bootstrap.servers`, then the manifest's, then the Secret's (file contents, whose last line end
 /// is dropped). A property that is not on the allow-list is refused here too, since a Secret is never seen by the validator.
@@ -62,20 +71,77 @@ pub(crate) fn client_config(
     config
 }
 
-/// Puts a client's own words into the log.
+/// Puts a client's own words into the log, and remembers those that say why brokers do not let it in.
 #[derive(Debug, Clone)]
 pub(crate) struct Logged {
     /// `source payments`, `sink alerts shard 3`.
     pub object: String,
     /// Delivery reports that failed since the last look; only errors are reported.
-    pub undelivered: std::sync::Arc<parking_lot::Mutex<Option<KafkaError>>>,
+    pub undelivered: Arc<Mutex<Option<KafkaError>>>,
+    /// Since the last call that went well.
+    refusal: Arc<Mutex<Option<Refusal>>>,
+    identity: Arc<Identity>,
 }
 
 impl Logged {
-    pub(crate) fn new(object: impl Into<String>) -> Self {
+    /// `client`: its properties, of [`client_properties`].
+    pub(crate) fn new(object: impl Into<String>, client: &BTreeMap<String, String>) -> Self {
         Self {
             object: object.into(),
-            undelivered: std::sync::Arc::default(),
+            undelivered: Arc::default(),
+            refusal: Arc::default(),
+            identity: Arc::new(Identity::of(client)),
+        }
+    }
+
+    /// An error of a call: that the brokers refuse the client, if it has said so since the last call that went well. May
+    /// then block for some seconds.
+    pub(crate) fn failed(&self, code: &'static str, doing: &str, cause: KafkaError) -> EngineError {
+        let refusal = self.refusal.lock().take();
+        match refusal.or_else(|| Refusal::of(native(&cause)?, &cause.to_string())) {
+            Some(refusal) => refusal
+                .error(&self.object, &self.identity)
+                .caused_by(cause),
+            None => error(code, &self.object, doing, cause),
+        }
+    }
+
+    pub(crate) fn is_refused(&self) -> bool {
+        self.refusal.lock().is_some()
+    }
+
+    /// That the brokers refuse the client, where an event says so.
+    pub(crate) fn refused(&self, code: RDKafkaErrorCode, reason: &str) -> Option<EngineError> {
+        let refusal = Refusal::of(code, reason)?;
+        Some(refusal.error(&self.object, &self.identity))
+    }
+
+    /// Calls `call`, in slices of the time it may take. Between them the client's events are looked at by `look`, so that one
+    /// that is refused says so at once; the client itself would try on in silence.
+    pub(crate) fn ask<T>(
+        &self,
+        time: Duration,
+        look: impl Fn(),
+        call: impl Fn(Duration) -> KafkaResult<T>,
+    ) -> KafkaResult<T> {
+        let until = Instant::now() + time;
+        loop {
+            let began = Instant::now();
+            let slice = until.saturating_duration_since(began).min(SLICE);
+            match call(slice.max(Duration::from_millis(1))) {
+                Ok(answer) => {
+                    *self.refusal.lock() = None;
+                    return Ok(answer);
+                }
+                Err(e) => {
+                    look();
+                    // An answer that came before its time is one.
+                    let waited = began.elapsed() + Duration::from_millis(100) >= slice;
+                    if !waited || self.is_refused() || Instant::now() >= until {
+                        return Err(e);
+                    }
+                }
+            }
         }
     }
 }
@@ -104,6 +170,36 @@ impl ClientContext for Logged {
             return;
         }
         tracing::warn!(object = %self.object, %error, reason, "kafka client");
+        if let Some(refusal) = native(&error).and_then(|code| Refusal::of(code, reason)) {
+            *self.refusal.lock() = Some(refusal);
+        }
+    }
+}
+
+/// As long as a connection and a login take with brokers that are well, and more.
+const SLICE: Duration = Duration::from_secs(3);
+/// Events of a client that are looked at in one go; each is a line of its log.
+const EVENTS: usize = 256;
+
+/// Has a consumer that reads nothing tell its events.
+pub(crate) fn listen(consumer: &BaseConsumer<Logged>) {
+    for _ in 0..EVENTS {
+        let _ = consumer.poll(Duration::ZERO);
+    }
+}
+
+/// Has a producer tell its events.
+pub(crate) fn hear(producer: &BaseProducer<Logged>) {
+    for _ in 0..EVENTS {
+        producer.poll(Duration::ZERO);
+    }
+}
+
+/// The client's code of an error, where it has one.
+fn native(error: &KafkaError) -> Option<RDKafkaErrorCode> {
+    match error {
+        KafkaError::Transaction(e) => Some(e.code()),
+        other => other.rdkafka_error_code(),
     }
 }
 
@@ -134,9 +230,6 @@ pub(crate) fn refused(code: RDKafkaErrorCode) -> bool {
             | C::GroupAuthorizationFailed
             | C::ClusterAuthorizationFailed
             | C::TransactionalIdAuthorizationFailed
-            | C::SaslAuthenticationFailed
-            | C::UnsupportedSASLMechanism
-            | C::Authentication
             | C::InvalidTopic
             | C::PolicyViolation
             | C::InvalidReplicationFactor
@@ -152,10 +245,7 @@ pub(crate) fn error(
     doing: &str,
     cause: KafkaError,
 ) -> EngineError {
-    let native = match &cause {
-        KafkaError::Transaction(e) => Some(e.code()),
-        other => other.rdkafka_error_code(),
-    };
+    let native = native(&cause);
     let text = format!("{doing} failed");
     if native.is_some_and(refused) || matches!(cause, KafkaError::ClientConfig(..)) {
         EngineError::fail(code, object, text).caused_by(cause)

@@ -18,6 +18,7 @@ const OWNED: &str = "the engine sets it";
 const FILES: &str = "files come from the Secret's mount; give ssl.ca.pem and its like there";
 const FIELD: &str = "a field of the manifest sets it";
 const HOSTS: &str = "it leads to other hosts";
+const CHECKED: &str = "certificates and host names of brokers are always checked; ssl.ca.pem in the Secret says whom to believe";
 
 const REFUSED: &[(&str, &str)] = &[
     ("plugin.library.paths", LOADS),
@@ -56,6 +57,8 @@ const REFUSED: &[(&str, &str)] = &[
     ("sasl.oauthbearer.method", HOSTS),
     ("https.proxy", HOSTS),
     ("https.ca.location", FILES),
+    ("ssl.endpoint.identification.algorithm", CHECKED),
+    ("enable.ssl.certificate.verification", CHECKED),
 ];
 
 const SECRET: &[&str] = &[
@@ -74,8 +77,6 @@ const ALLOWED: &[&str] = &[
     "sasl.mechanisms",
     "sasl.kerberos.service.name",
     "sasl.kerberos.principal",
-    "ssl.endpoint.identification.algorithm",
-    "enable.ssl.certificate.verification",
     "ssl.cipher.suites",
     "ssl.curves.list",
     "ssl.sigalgs.list",

@@ -204,6 +204,10 @@ impl Progress {
         self.now.lock().phase = phase;
     }
 
+    pub fn is(&self, phase: Phase) -> bool {
+        self.now.lock().phase == phase
+    }
+
     /// A generation begins: its counters start at nothing, those of the process go on.
     pub fn generation(&self) {
         let mut now = self.now.lock();

@@ -18,7 +18,7 @@ use penstock_plan::source_plan::{SinkPlan, SourcePlan};
 
 use crate::clock::{Clock, SystemClock};
 use crate::coordinator::{SourceInfo, marker_partitions};
-use crate::error::{EngineError, Result};
+use crate::error::{EngineError, ErrorKind, Result};
 use crate::formats::json::{JsonDecoder, JsonEncoder, Timestamps};
 use crate::formats::raw::{RawDecoder, RawEncoder};
 use crate::formats::{Decoder, Encoder};
@@ -296,12 +296,12 @@ fn secret(
         return Err(EngineError::fail("PR0208", object.to_owned(), text));
     };
     let folder: PathBuf = folder.join(&reference.name);
+    // A mounted Secret changes as a whole when the link `..data` does: read through it once, keys of two versions do not mix.
+    let folder = folder.join("..data").canonicalize().unwrap_or(folder);
     let failed = |e: std::io::Error| {
-        EngineError::fail(
-            "PR0208",
-            object.to_owned(),
-            format!("cannot read {}: {e}", folder.display()),
-        )
+        // It may be on its way: who waits for a Secret is told, and the next generation looks again.
+        let text = format!("cannot read {}: {e}", folder.display());
+        EngineError::new(ErrorKind::Refused, "PR0208", object.to_owned(), text)
     };
     let mut values = BTreeMap::new();
     for entry in std::fs::read_dir(&folder).map_err(failed)? {

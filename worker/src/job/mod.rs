@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use penstock_checkpoint::gc::Retention;
@@ -233,10 +234,24 @@ async fn generations(
             .join(&namespace)
             .join(&name)
     });
-    one_after_another(&stop, &progress, || {
-        generation(job, &plan, options, &progress, &stop, &store, &volume)
+    let worked = AtomicBool::new(false);
+    let cluster = options.log_id.is_some();
+    one_after_another(&stop, &progress, || async {
+        let ended = generation(job, &plan, options, &progress, &stop, &store, &volume).await;
+        worked.fetch_or(progress.is(Phase::Running), Ordering::Relaxed);
+        ended.map_err(|e| at_the_start(e, cluster, worked.load(Ordering::Relaxed)))
     })
     .await
+}
+
+/// A login that never worked is told to the person who starts the job. One that did is tried on with, until the Secret has been
+/// changed too; and so it is on a cluster, where Secrets come to their places later than pods do.
+fn at_the_start(error: EngineError, cluster: bool, worked: bool) -> EngineError {
+    let kind = match error.kind {
+        ErrorKind::Refused if !cluster && !worked => ErrorKind::Fail,
+        kind => kind,
+    };
+    EngineError { kind, ..error }
 }
 
 /// The store refuses a second create of one key, or the job does not begin.
@@ -271,7 +286,12 @@ pub(crate) async fn one_after_another<F: Future<Output = Result<Outcome>>>(
             });
         }
         match ended {
-            Err(e) if matches!(e.kind, ErrorKind::Fenced | ErrorKind::Retry) => {
+            Err(e)
+                if matches!(
+                    e.kind,
+                    ErrorKind::Fenced | ErrorKind::Retry | ErrorKind::Refused
+                ) =>
+            {
                 // Who asked for a stop has it: what is committed is safe, and the log's next owner goes on with it.
                 if *stop.borrow() {
                     tracing::warn!(error = %e, "stopped by the generation's end");
@@ -280,7 +300,10 @@ pub(crate) async fn one_after_another<F: Future<Output = Result<Outcome>>>(
                 tracing::warn!(error = %e, "the generation is over, joining again");
                 progress.restarted(match e.kind {
                     ErrorKind::Fenced => Restart::Fenced,
-                    ErrorKind::Retry | ErrorKind::Fail | ErrorKind::Invalid => Restart::Retry,
+                    ErrorKind::Retry
+                    | ErrorKind::Refused
+                    | ErrorKind::Fail
+                    | ErrorKind::Invalid => Restart::Retry,
                 });
                 if began.elapsed() > Duration::from_secs(60) {
                     pause = Duration::from_millis(200);
@@ -593,4 +616,19 @@ pub(crate) fn state_fingerprint(plan: &Plan) -> String {
         .filter_map(|n| Some(format!("{}={:016x}", n.uid.0, n.fingerprint?.0)));
     let text = of.collect::<Vec<_>>().join(";");
     format!("{:016x}", xxhash_rust::xxh3::xxh3_64(text.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_login_ends_a_job_that_a_person_has_just_started_and_no_other() {
+        let refused = || EngineError::new(ErrorKind::Refused, "PR0211", "source a", "no");
+        assert_eq!(at_the_start(refused(), false, false).kind, ErrorKind::Fail);
+        assert_eq!(at_the_start(refused(), false, true).kind, ErrorKind::Refused);
+        assert_eq!(at_the_start(refused(), true, false).kind, ErrorKind::Refused);
+        let passing = EngineError::retry("PR0208", "source a", "no");
+        assert_eq!(at_the_start(passing, false, false).kind, ErrorKind::Retry);
+    }
 }

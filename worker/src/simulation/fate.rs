@@ -304,7 +304,10 @@ impl Fate {
                 }
                 Some(Err(e))
                     if *self.running[at].stop.borrow()
-                        && matches!(e.kind, ErrorKind::Fenced | ErrorKind::Retry) =>
+                        && matches!(
+                            e.kind,
+                            ErrorKind::Fenced | ErrorKind::Retry | ErrorKind::Refused
+                        ) =>
                 {
                     again += 1;
                     self.bury(at);

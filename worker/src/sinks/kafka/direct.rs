@@ -47,7 +47,7 @@ impl KafkaDirect {
             settings.set("linger.ms", "1");
         }
         let producer: BaseProducer<Logged> = settings
-            .create_with_context(Logged::new(&object))
+            .create_with_context(Logged::new(&object, &config.client))
             .map_err(|e| kafka::error(CODE, &object, "making a producer", e))?;
         let rows = RowProducer::new(producer, &[config.topic.as_str()])
             .ok_or_else(|| EngineError::fail(CODE, &object, "the topic's name is no name"))?;
@@ -63,7 +63,8 @@ impl KafkaDirect {
 
     fn error(&self, code: RDKafkaErrorCode) -> EngineError {
         let cause = KafkaError::MessageProduction(code);
-        kafka::error(CODE, &self.object, "producing", cause)
+        let rows = self.rows.as_ref().expect("there until dropped");
+        rows.producer.context().failed(CODE, "producing", cause)
     }
 
     /// Takes in the reports that are there.
@@ -73,6 +74,10 @@ impl KafkaDirect {
     }
 
     fn undelivered(&self) -> Result<()> {
+        let rows = self.rows.as_ref().expect("there until dropped");
+        if rows.producer.context().is_refused() {
+            return Err(self.error(RDKafkaErrorCode::AllBrokersDown));
+        }
         self.undelivered
             .map_or(Ok(()), |code| Err(self.error(code)))
     }

@@ -64,9 +64,10 @@ pub(super) fn read(
     key: &[u8],
     deadline: Instant,
 ) -> Result<Option<Marker>> {
-    let failed = |e| kafka::error("PR0209", object, "reading the marker", e);
+    let failed = |e| consumer.context().failed("PR0209", "reading the marker", e);
     let (low, end) = consumer
         .fetch_watermarks(topic, partition, ASK)
+        .inspect_err(|_| kafka::listen(consumer))
         .map_err(failed)?;
     let mut step = 16;
     let mut before = end;

@@ -18,9 +18,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use penstock_crds::sink::{KafkaCompression, OutputMode, PartitionBy};
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
-use rdkafka::client::Client;
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{BaseProducer, Producer};
 
 pub use crate::kafka::client_properties;
 
@@ -175,14 +175,15 @@ impl Sink for KafkaSink {
 
     async fn prepare(&self) -> Result<()> {
         let object = self.config.object();
-        let admin: AdminClient<Logged> = self
+        // A producer and not an admin client, which tells nobody why it has no connection.
+        let asker: BaseProducer<Logged> = self
             .config
             .producer(&[])
-            .create_with_context(Logged::new(&object))
+            .create_with_context(Logged::new(&object, &self.config.client))
             .map_err(|e| kafka::error(CODE, &object, "making a client", e))?;
-        let admin = Arc::new(admin);
-        let outcome = self.prepare_with(&admin).await;
-        kafka::abandon(admin);
+        let asker = Arc::new(asker);
+        let outcome = self.prepare_with(&asker).await;
+        kafka::abandon(asker);
         outcome
     }
 
@@ -219,10 +220,10 @@ impl Sink for KafkaSink {
 }
 
 impl KafkaSink {
-    async fn prepare_with(&self, admin: &Arc<AdminClient<Logged>>) -> Result<()> {
+    async fn prepare_with(&self, asker: &Arc<BaseProducer<Logged>>) -> Result<()> {
         let Self { config, .. } = self;
         let object = config.object();
-        match count(admin, &object, &config.topic).await? {
+        match count(asker, &object, &config.topic).await? {
             Some(n) => self.partitions.store(n, Ordering::Relaxed),
             None => {
                 let text = format!("topic {} does not exist", config.topic);
@@ -237,19 +238,27 @@ impl KafkaSink {
         let options = AdminOptions::new()
             .request_timeout(Some(ASK))
             .operation_timeout(Some(ASK));
-        let answers = match count(admin, &object, topic).await? {
+        let found = count(asker, &object, topic).await?;
+        if found.is_some_and(|n| n >= wanted) {
+            return Ok(());
+        }
+        let admin: AdminClient<Logged> = config
+            .producer(&[])
+            .create_with_context(Logged::new(&object, &config.client))
+            .map_err(|e| kafka::error(CODE, &object, "making a client", e))?;
+        let answers = match found {
             None => {
                 // -1: the brokers' own default.
                 let new = NewTopic::new(topic, wanted, TopicReplication::Fixed(-1))
                     .set("cleanup.policy", "compact");
                 admin.create_topics([&new], &options).await
             }
-            Some(n) if n < wanted => {
+            Some(_) => {
                 let more = NewPartitions::new(topic, wanted as usize);
                 admin.create_partitions([&more], &options).await
             }
-            Some(_) => return Ok(()),
         };
+        kafka::abandon(admin);
         let doing = format!("making the marker topic {topic}");
         for answer in answers.map_err(|e| kafka::error(CODE, &object, &doing, e))? {
             match answer {
@@ -270,7 +279,7 @@ impl KafkaSink {
             }
         }
         let appeared = async {
-            while count(admin, &object, topic)
+            while count(asker, &object, topic)
                 .await?
                 .is_none_or(|n| n < wanted)
             {
@@ -290,12 +299,19 @@ impl KafkaSink {
 }
 
 /// Number of a topic's partitions; `None`: there is no such topic.
-async fn count(admin: &Arc<AdminClient<Logged>>, object: &str, topic: &str) -> Result<Option<i32>> {
-    let (admin, name) = (Arc::clone(admin), topic.to_owned());
-    let asked = tokio::task::spawn_blocking(move || ask_count(admin.inner(), &name));
+async fn count(
+    asker: &Arc<BaseProducer<Logged>>,
+    object: &str,
+    topic: &str,
+) -> Result<Option<i32>> {
+    let (asker, name) = (Arc::clone(asker), topic.to_owned());
     let doing = format!("asking for topic {topic}");
+    let said = doing.clone();
+    let asked = tokio::task::spawn_blocking(move || {
+        ask_count(&asker, &name).map_err(|e| asker.context().failed(CODE, &said, e))
+    });
     match tokio::time::timeout(ASK * 2, asked).await {
-        Ok(Ok(answer)) => answer.map_err(|e| kafka::error(CODE, object, &doing, e)),
+        Ok(Ok(answer)) => answer,
         Ok(Err(e)) => {
             Err(EngineError::retry(CODE, object, format!("{doing} ended early")).caused_by(e))
         }
@@ -307,8 +323,12 @@ async fn count(admin: &Arc<AdminClient<Logged>>, object: &str, topic: &str) -> R
     }
 }
 
-fn ask_count(client: &Client<Logged>, name: &str) -> Result<Option<i32>, KafkaError> {
-    let metadata = client.fetch_metadata(Some(name), ASK)?;
+fn ask_count(asker: &BaseProducer<Logged>, name: &str) -> Result<Option<i32>, KafkaError> {
+    let metadata = asker.context().ask(
+        ASK,
+        || kafka::hear(asker),
+        |time| asker.client().fetch_metadata(Some(name), time),
+    )?;
     let Some(topic) = metadata.topics().iter().find(|t| t.name() == name) else {
         return Ok(None);
     };

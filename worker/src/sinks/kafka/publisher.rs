@@ -124,19 +124,22 @@ impl Shard {
                 ("transactional.id", &id),
                 ("transaction.timeout.ms", "60000"),
             ])
-            .create_with_context(Logged::new(&self.object))
+            .create_with_context(Logged::new(&self.object, &config.client))
             .map_err(|e| self.error("making a producer", e))?;
         let topics = [config.topic.as_str(), config.marker_topic.as_str()];
         let producer = RowProducer::new(producer, &topics)
             .ok_or_else(|| EngineError::fail(CODE, &self.object, "a topic's name is no name"))?;
-        let inited = again(deadline, |left| producer.producer.init_transactions(left));
+        let inited = again(&producer, deadline, |left| {
+            producer.producer.init_transactions(left)
+        });
         if let Err(e) = inited {
+            let error = told(&producer, "init_transactions", e);
             kafka::abandon(producer);
-            return Err(self.error("init_transactions", e));
+            return Err(error);
         }
         let consumer: BaseConsumer<Logged> = config
             .consumer()
-            .create_with_context(Logged::new(&self.object))
+            .create_with_context(Logged::new(&self.object, &config.client))
             .map_err(|e| self.error("making a consumer", e))?;
         let at = (config.marker_topic.as_str(), self.partition);
         let read = marker::read(&consumer, &self.object, at, &self.key, deadline);
@@ -155,19 +158,19 @@ impl Shard {
         let producer = &rows.producer;
         producer
             .begin_transaction()
-            .map_err(|e| self.error("begin_transaction", e))?;
+            .map_err(|e| told(rows, "begin_transaction", e))?;
         rows.put_chunk(ROWS, records, || wait(rows, deadline))
             .map_err(|refused| not_taken(&self.object, refused))?;
         let value = marker::value(marker);
         let record = StagedRecord::plain(self.partition, &self.key, &value);
         rows.put(MARKERS, &record, || wait(rows, deadline))
             .map_err(|refused| not_taken(&self.object, refused))?;
-        drain(rows, deadline).map_err(|e| self.error("producing", e))?;
+        drain(rows, deadline).map_err(|e| told(rows, "producing", e))?;
         if let Some(e) = producer.context().undelivered.lock().take() {
-            return Err(self.error("producing", e));
+            return Err(told(rows, "producing", e));
         }
-        again(deadline, |left| producer.commit_transaction(left))
-            .map_err(|e| self.error("commit_transaction", e))
+        again(rows, deadline, |left| producer.commit_transaction(left))
+            .map_err(|e| told(rows, "commit_transaction", e))
     }
 }
 
@@ -197,23 +200,33 @@ pub(super) fn not_taken(object: &str, refused: Refused) -> EngineError {
 pub(super) fn drain(rows: &RowProducer, deadline: Instant) -> Result<(), KafkaError> {
     // A record that was given up counts as unacknowledged until its report is taken, so reports are looked for in between.
     while !rows.flushed(Duration::from_millis(100)) {
-        if Instant::now() >= deadline {
+        if Instant::now() >= deadline || rows.producer.context().is_refused() {
             return Err(KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut));
         }
-        rows.producer.poll(Duration::ZERO);
+        kafka::hear(&rows.producer);
     }
     rows.producer.poll(Duration::ZERO);
     Ok(())
 }
 
-/// Calls `call` again while it answers that it may be called again.
+/// An error of a producer's call, with what its client has to say to it.
+fn told(rows: &RowProducer, doing: &str, cause: KafkaError) -> EngineError {
+    kafka::hear(&rows.producer);
+    rows.producer.context().failed(CODE, doing, cause)
+}
+
+/// Calls `call` again while it answers that it may be called again, unless the brokers refuse the client.
 fn again(
+    rows: &RowProducer,
     deadline: Instant,
     call: impl Fn(Duration) -> Result<(), KafkaError>,
 ) -> Result<(), KafkaError> {
+    let client = rows.producer.context();
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        match call(left.max(Duration::from_millis(1))) {
+        let asked = client.ask(left, || kafka::hear(&rows.producer), &call);
+        match asked {
+            Err(_) if client.is_refused() => return asked,
             Err(KafkaError::Transaction(e)) if e.is_retriable() && !left.is_zero() => {
                 std::thread::sleep(Duration::from_millis(20));
             }

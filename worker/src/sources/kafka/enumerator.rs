@@ -8,7 +8,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use penstock_crds::source::StartFromKind;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::metadata::Metadata;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaErrorCode;
 
@@ -79,7 +80,7 @@ impl KafkaEnumerator {
 fn consumer(config: &KafkaSourceConfig, group: &str, object: &str) -> Result<BaseConsumer<Logged>> {
     config
         .consumer(group, false)
-        .create_with_context(Logged::new(object))
+        .create_with_context(Logged::new(object, &config.client))
         .map_err(|e| kafka::error(CODE, object, "making a consumer", e))
 }
 
@@ -101,7 +102,18 @@ impl Asker {
     }
 
     fn error(&self, doing: &str, cause: KafkaError) -> EngineError {
-        kafka::error(CODE, &self.object, doing, cause)
+        let consumer = self.consumer();
+        kafka::listen(consumer);
+        consumer.context().failed(CODE, doing, cause)
+    }
+
+    fn metadata(&self, topic: Option<&str>) -> KafkaResult<Metadata> {
+        let consumer = self.consumer();
+        consumer.context().ask(
+            ASK,
+            || kafka::listen(consumer),
+            |time| consumer.fetch_metadata(topic, time),
+        )
     }
 
     /// Partitions of the source's topics, by topic and number.
@@ -124,8 +136,7 @@ impl Asker {
                     EngineError::invalid(CODE, &self.object, "bad topicPattern").caused_by(e)
                 })?;
                 let metadata = self
-                    .consumer()
-                    .fetch_metadata(None, ASK)
+                    .metadata(None)
                     .map_err(|e| self.error("listing topics", e))?;
                 for topic in metadata.topics() {
                     let name = topic.name();
@@ -144,8 +155,7 @@ impl Asker {
     /// Number of a topic's partitions; `None`: there is no such topic.
     fn count(&self, name: &str) -> Result<Option<i32>> {
         let metadata = self
-            .consumer()
-            .fetch_metadata(Some(name), ASK)
+            .metadata(Some(name))
             .map_err(|e| self.error(&format!("asking for topic {name}"), e))?;
         let Some(topic) = metadata.topics().iter().find(|t| t.name() == name) else {
             return Ok(None);

@@ -90,7 +90,7 @@ impl KafkaReader {
         let object = config.object();
         let consumer: BaseConsumer<Logged> = config
             .consumer(&config.group_id, true)
-            .create_with_context(Logged::new(&object))
+            .create_with_context(Logged::new(&object, &config.client))
             .map_err(|e| kafka::error(CODE, &object, "making a consumer", e))?;
         let client = BatchConsumer::new(consumer)
             .ok_or_else(|| EngineError::fail(CODE, &object, "the client has no queue"))?;
@@ -158,6 +158,11 @@ impl KafkaReader {
     fn event(&mut self, split: Option<usize>, code: RDKafkaErrorCode, message: &Native) {
         use RDKafkaErrorCode as C;
         let text = message.error_text();
+        // The client would try on with what it has; the next generation reads the Secret again.
+        if let Some(refused) = self.consumer().context().refused(code, &text) {
+            self.failure = Some(refused);
+            return;
+        }
         let Some(i) = split else {
             tracing::warn!(object = %self.object, ?code, text, "kafka consumer");
             return;
