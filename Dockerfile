@@ -12,5 +12,7 @@ COPY lib/ /usr/local/lib/penstock/
 COPY bin/ /usr/local/bin/
 COPY ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 ENV LD_LIBRARY_PATH=/usr/local/lib/penstock
+# OpenSSL looks where a package would have put them; a slim base has no such package.
+ENV SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt
 USER 10001:10001
 ENTRYPOINT ["penstock"]

@@ -2,9 +2,9 @@
 //! request, stopped and wiped at the end. Where they come from is the scripts' business.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 /// The clone's root: set by `./dev`, else where this crate was built from.
 pub fn root() -> PathBuf {
@@ -27,6 +27,7 @@ pub fn testbed() -> PathBuf {
 pub struct Server {
     script: PathBuf,
     port: u16,
+    environment: Vec<(&'static str, String)>,
 }
 
 /// The account of the S3 server.
@@ -36,16 +37,50 @@ pub const S3_SECRET: &str = "penstock-secret";
 impl Server {
     /// A Kafka broker without data on this port; the next port is its controller's.
     pub fn kafka(port: u16) -> Result<Self> {
-        Self::fresh(root().join("e2e/kafka/kafka.sh"), port)
+        Self::fresh(root().join("e2e/kafka/kafka.sh"), port, Vec::new())
+    }
+
+    /// The same with listeners behind TLS and a user that logs in by SCRAM-SHA-512. `certificates`: of certificates.sh.
+    pub fn secure_kafka(
+        port: u16,
+        certificates: &Path,
+        user: &str,
+        password: &str,
+    ) -> Result<Self> {
+        let environment = vec![
+            ("KAFKA_SECURE", certificates.display().to_string()),
+            ("KAFKA_USER", format!("{user}:{password}")),
+        ];
+        Self::fresh(root().join("e2e/kafka/kafka.sh"), port, environment)
+    }
+
+    /// Gives a user of the Kafka broker another password.
+    pub fn password(&self, user: &str, password: &str) -> Result<()> {
+        let config = format!("SCRAM-SHA-512=[password={password}]");
+        let status = Command::new(&self.script)
+            .args(["tool", "kafka.admin.ConfigCommand", "--bootstrap-server"])
+            .arg(self.address())
+            .args(["--alter", "--entity-type", "users", "--entity-name", user])
+            .args(["--add-config", &config])
+            .env("PENSTOCK_TESTBED", testbed())
+            .stdout(Stdio::null())
+            .status()
+            .context("cannot run ConfigCommand")?;
+        ensure!(status.success(), "ConfigCommand ended with {status}");
+        Ok(())
     }
 
     /// An S3 server without buckets on this port.
     pub fn s3(port: u16) -> Result<Self> {
-        Self::fresh(root().join("e2e/s3/s3.sh"), port)
+        Self::fresh(root().join("e2e/s3/s3.sh"), port, Vec::new())
     }
 
-    fn fresh(script: PathBuf, port: u16) -> Result<Self> {
-        let server = Self { script, port };
+    fn fresh(script: PathBuf, port: u16, environment: Vec<(&'static str, String)>) -> Result<Self> {
+        let server = Self {
+            script,
+            port,
+            environment,
+        };
         server.call(&["wipe"])?;
         server.start()?;
         Ok(server)
@@ -56,7 +91,8 @@ impl Server {
         command
             .args(words)
             .arg(self.port.to_string())
-            .env("PENSTOCK_TESTBED", testbed());
+            .env("PENSTOCK_TESTBED", testbed())
+            .envs(self.environment.iter().map(|(k, v)| (*k, v)));
         if std::env::var_os("KAFKA_EXTRA").is_none() {
             // Big segments: a suite reads what it wrote, and deleting a topic should not take long.
             command.env(

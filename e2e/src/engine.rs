@@ -21,6 +21,8 @@ pub struct Launch {
     pub manifest: PathBuf,
     /// `--state`: the volume; another folder is another node's volume.
     pub state: PathBuf,
+    /// `--secrets`.
+    pub secrets: Option<PathBuf>,
     pub memory: Option<String>,
     /// Standard output and standard error go here, appended.
     pub log: PathBuf,
@@ -51,6 +53,10 @@ pub struct Status {
     pub rows: u64,
     /// Every slot has its state and its volume and reads.
     pub running: bool,
+    /// Generations that ended before the job, since it was started.
+    pub restarts: u64,
+    /// Code and words of what ended the last of them.
+    pub failure: Option<String>,
 }
 
 /// A job whose status can be asked for, wherever it runs.
@@ -108,6 +114,14 @@ impl Status {
                 .and_then(Value::as_u64)
                 .unwrap_or(0),
             running: body.get("phase").and_then(Value::as_str) == Some("Running"),
+            restarts: body
+                .pointer("/counts/restarts")
+                .and_then(Value::as_u64)
+                .unwrap_or(0),
+            failure: body.get("last_failure").and_then(|f| {
+                let text = |name: &str| f.get(name).and_then(Value::as_str);
+                Some(format!("{} {}", text("code")?, text("message")?))
+            }),
         }
     }
 }
@@ -134,6 +148,9 @@ impl Engine {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
+        if let Some(secrets) = &launch.secrets {
+            command.arg("--secrets").arg(secrets);
+        }
         if let Some(memory) = &launch.memory {
             command.args(["--memory", memory]);
         }
@@ -226,7 +243,8 @@ impl Engine {
         self.status.clone()
     }
 
-    fn said(&self) -> Result<String> {
+    /// Everything that it said since it was started.
+    pub fn said(&self) -> Result<String> {
         let bytes = fs::read(&self.log)?;
         let from = usize::try_from(self.log_from)?.min(bytes.len());
         Ok(String::from_utf8_lossy(&bytes[from..]).into_owned())

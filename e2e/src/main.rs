@@ -1,7 +1,7 @@
 //! `penstock-e2e`: what the end-to-end tests and benches are made of. Layers, each using only those below:
 //!
 //! ```text
-//! suite (flights, exactly_once, kind)     bench (latency, size)
+//! suite (flights, exactly_once, secure, kind)     bench (latency, size)
 //! engine   manifest   dump   drain   bed
 //! kafka   canonical
 //! ```
@@ -128,6 +128,11 @@ enum Suite {
         #[command(flatten)]
         blows: suite::exactly_once::Blows,
     },
+    /// The same job over TLS and passwords that change; brokers that refuse
+    Secure {
+        #[command(flatten)]
+        options: suite::Options,
+    },
     /// The same job in pods of a cluster that is there
     Kind {
         #[command(flatten)]
@@ -182,6 +187,9 @@ fn name(command: &Command) -> Option<&'static str> {
         Command::Suite {
             suite: Suite::ExactlyOnce { .. },
         } => Some("e2e exactly-once"),
+        Command::Suite {
+            suite: Suite::Secure { .. },
+        } => Some("e2e secure"),
         Command::Suite {
             suite: Suite::Kind { .. },
         } => Some("e2e kind"),
@@ -259,6 +267,9 @@ fn run(command: Command) -> Result<String> {
         Command::Suite {
             suite: Suite::ExactlyOnce { options, blows },
         } => suite::exactly_once::run(&options, &blows),
+        Command::Suite {
+            suite: Suite::Secure { options },
+        } => suite::secure::run(&options),
         Command::Suite {
             suite: Suite::Kind { options, place },
         } => suite::kind::run(&options, &place),

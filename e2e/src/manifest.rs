@@ -43,6 +43,22 @@ impl Manifest {
         Ok(self)
     }
 
+    /// Sets a field of `kafka` in every member of `spec.sources` or `spec.sinks` that has one. The value is YAML text.
+    pub fn set_kafka(&mut self, list: &str, field: &str, yaml: &str) -> Result<&mut Self> {
+        let value: Value =
+            serde_yaml::from_str(yaml).with_context(|| format!("not YAML: {yaml}"))?;
+        let members = self.0.get_mut("spec").and_then(|spec| spec.get_mut(list));
+        let Some(Value::Sequence(members)) = members else {
+            bail!("spec.{list} is missing")
+        };
+        for member in members {
+            if let Some(Value::Mapping(kafka)) = member.get_mut("kafka") {
+                kafka.insert(Value::from(field), value.clone());
+            }
+        }
+        Ok(self)
+    }
+
     /// Points every Kafka source and sink at these brokers and puts a prefix before the names of all topics.
     pub fn rehome(&mut self, brokers: &str, prefix: &str) -> Result<&mut Self> {
         for list in ["sources", "sinks"] {

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use penstock_crds::validate::{Property, property};
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::consumer::{BaseConsumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseProducer, NoCustomPartitioner, ProducerContext};
@@ -20,7 +20,7 @@ use rdkafka::types::RDKafkaErrorCode;
 
 use tokio::time::Instant;
 
-use crate::error::{EngineError, Result};
+use crate::error::{EngineError, ErrorKind, Result};
 
 use refusal::{Identity, Refusal};
 
@@ -99,9 +99,7 @@ impl Logged {
     pub(crate) fn failed(&self, code: &'static str, doing: &str, cause: KafkaError) -> EngineError {
         let refusal = self.refusal.lock().take();
         match refusal.or_else(|| Refusal::of(native(&cause)?, &cause.to_string())) {
-            Some(refusal) => refusal
-                .error(&self.object, &self.identity)
-                .caused_by(cause),
+            Some(refusal) => refusal.error(&self.object, &self.identity).caused_by(cause),
             None => error(code, &self.object, doing, cause),
         }
     }
@@ -238,7 +236,8 @@ pub(crate) fn refused(code: RDKafkaErrorCode) -> bool {
     )
 }
 
-/// An error of the client as the engine's: `Fail` where asking again cannot help, else `Retry`.
+/// An error of the client as the engine's: `Fail` where asking again cannot help, `Refused` where another Secret may, else
+/// `Retry`.
 pub(crate) fn error(
     code: &'static str,
     object: &str,
@@ -246,6 +245,11 @@ pub(crate) fn error(
     cause: KafkaError,
 ) -> EngineError {
     let native = native(&cause);
+    // A mechanism that the client has not, a certificate that is none: mostly of a Secret, which can be mended.
+    if let KafkaError::ClientCreation(why) = &cause {
+        let text = format!("{doing} failed: {why}");
+        return EngineError::new(ErrorKind::Refused, code, object, text);
+    }
     let text = format!("{doing} failed");
     if native.is_some_and(refused) || matches!(cause, KafkaError::ClientConfig(..)) {
         EngineError::fail(code, object, text).caused_by(cause)

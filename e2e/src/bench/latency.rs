@@ -380,6 +380,7 @@ fn measure(options: &Options, case: &Case, brokers: &str, folder: &Path) -> Resu
         program: options.penstock.clone(),
         manifest,
         state: folder.join(format!("{name}-state")),
+        secrets: None,
         memory: None,
         log: folder.join(format!("{name}.log")),
         fault: None,

@@ -73,6 +73,7 @@ pub fn run(options: &Options) -> Result<String> {
         program: options.penstock.clone(),
         manifest,
         state: state.clone(),
+        secrets: None,
         memory: Some(options.memory.clone()),
         log: work.path("engine.log"),
         fault: None,

@@ -84,6 +84,7 @@ pub fn run(options: &Options, blows: &Blows) -> Result<String> {
         program: options.penstock.clone(),
         manifest,
         state: work.path("state"),
+        secrets: None,
         memory: None,
         log: work.path("engine.log"),
         fault: None,

@@ -79,6 +79,7 @@ impl Case<'_> {
             program: self.options.penstock.clone(),
             manifest: file,
             state: self.work.path(&format!("{}state", self.prefix)),
+            secrets: None,
             memory: None,
             log: self.work.path(&format!("{}engine.log", self.prefix)),
             fault: None,

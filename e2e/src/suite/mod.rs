@@ -3,6 +3,7 @@
 pub mod exactly_once;
 pub mod flights;
 pub mod kind;
+pub mod secure;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -98,10 +98,9 @@ pub fn worker(args: &WorkerArgs, output: Output) -> ExitCode {
             match error.kind {
                 // What is wrong with a row or a manifest is so at the next try too.
                 ErrorKind::Invalid => ExitCode::from(super::supervise::REFUSED),
-                ErrorKind::Retry
-                | ErrorKind::Refused
-                | ErrorKind::Fail
-                | ErrorKind::Fenced => ExitCode::FAILURE,
+                ErrorKind::Retry | ErrorKind::Refused | ErrorKind::Fail | ErrorKind::Fenced => {
+                    ExitCode::FAILURE
+                }
             }
         }
     }

@@ -626,8 +626,14 @@ mod tests {
     fn a_refused_login_ends_a_job_that_a_person_has_just_started_and_no_other() {
         let refused = || EngineError::new(ErrorKind::Refused, "PR0211", "source a", "no");
         assert_eq!(at_the_start(refused(), false, false).kind, ErrorKind::Fail);
-        assert_eq!(at_the_start(refused(), false, true).kind, ErrorKind::Refused);
-        assert_eq!(at_the_start(refused(), true, false).kind, ErrorKind::Refused);
+        assert_eq!(
+            at_the_start(refused(), false, true).kind,
+            ErrorKind::Refused
+        );
+        assert_eq!(
+            at_the_start(refused(), true, false).kind,
+            ErrorKind::Refused
+        );
         let passing = EngineError::retry("PR0208", "source a", "no");
         assert_eq!(at_the_start(passing, false, false).kind, ErrorKind::Retry);
     }

@@ -68,7 +68,10 @@ impl Refusal {
         let reason = reason
             .rsplit_once(" (after ")
             .map_or(reason, |(front, _)| front);
-        let (broker, words) = match reason.split_once("://").and_then(|(_, r)| r.split_once('/')) {
+        let (broker, words) = match reason
+            .split_once("://")
+            .and_then(|(_, r)| r.split_once('/'))
+        {
             Some((broker, rest)) => (
                 Some(broker.to_owned()),
                 rest.split_once(": ").map_or(rest, |(_, words)| words),
@@ -78,7 +81,9 @@ impl Refusal {
         Some(Self {
             step,
             broker,
-            words: words.trim_start_matches("SASL authentication error: ").to_owned(),
+            words: words
+                .trim_start_matches("SASL authentication error: ")
+                .to_owned(),
         })
     }
 
@@ -118,11 +123,17 @@ fn fault(broker: &str, error: &CertificateError) -> Option<String> {
     Some(match error {
         E::Expired => format!("the certificate of {broker} has expired"),
         E::ExpiredContext { not_after, .. } => {
-            format!("the certificate of {broker} has expired at {}", instant(*not_after))
+            format!(
+                "the certificate of {broker} has expired at {}",
+                instant(*not_after)
+            )
         }
         E::NotValidYet => format!("the certificate of {broker} is not valid yet"),
         E::NotValidYetContext { not_before, .. } => {
-            format!("the certificate of {broker} is not valid before {}", instant(*not_before))
+            format!(
+                "the certificate of {broker} is not valid before {}",
+                instant(*not_before)
+            )
         }
         E::NotValidForName => format!("the certificate of {broker} is not made out to {host}"),
         E::NotValidForNameContext { presented, .. } => format!(

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::producer::BaseProducer;
+use rdkafka::producer::{BaseProducer, Producer};
 use tokio::time::Instant;
 
 use super::ffi::{RowProducer, Topic};
