@@ -101,7 +101,7 @@ appender.c.layout.pattern=%d{ISO8601} %p %c{1}: %m%n
 EOF
 }
 
-# The settings of the listeners with TLS. All mechanisms that the engine's image has are offered, so that tests can try them.
+# The settings of the listeners with TLS.
 secure() {
     echo "listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SECURE:SASL_SSL,EXPIRED:SASL_SSL,ELSEWHERE:SASL_SSL"
     echo "inter.broker.listener.name=PLAINTEXT"

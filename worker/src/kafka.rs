@@ -24,6 +24,9 @@ use crate::error::{EngineError, ErrorKind, Result};
 
 use refusal::{Identity, Refusal};
 
+/// What the client is built with, and can use as it is: Kerberos is not built in, and nobody gives OAUTHBEARER its token.
+const MECHANISMS: &[&str] = &["SCRAM-SHA-512", "SCRAM-SHA-256", "PLAIN"];
+
 /// Properties of a client: `bootstrap.servers`, then the manifest's, then the Secret's (file contents, whose last line end
 /// is dropped). A property that is not on the allow-list is refused here too, since a Secret is never seen by the validator.
 pub fn client_properties(
@@ -46,6 +49,15 @@ pub fn client_properties(
                 let text = format!("property {name} is not on the allow-list");
                 return Err(EngineError::invalid("PR0208", "kafka client", text));
             }
+        }
+    }
+    let asked = ["sasl.mechanism", "sasl.mechanisms"].map(|name| out.get(name));
+    for mechanism in asked.into_iter().flatten() {
+        if !MECHANISMS.contains(&mechanism.as_str()) {
+            let there = MECHANISMS.join(", ");
+            let text =
+                format!("sasl.mechanism {mechanism} is not in this version; there are {there}");
+            return Err(EngineError::invalid("PR0208", "kafka client", text));
         }
     }
     Ok(out)
@@ -108,9 +120,14 @@ impl Logged {
         self.refusal.lock().is_some()
     }
 
-    /// That the brokers refuse the client, where an event says so.
+    /// Whether a broker that holds what the client needs refuses it.
+    pub(crate) fn is_shut_out(&self) -> bool {
+        self.refusal.lock().as_ref().is_some_and(Refusal::by_needed)
+    }
+
+    /// That a broker that holds what the client needs refuses it, where an event says so.
     pub(crate) fn refused(&self, code: RDKafkaErrorCode, reason: &str) -> Option<EngineError> {
-        let refusal = Refusal::of(code, reason)?;
+        let refusal = Refusal::of(code, reason).filter(Refusal::by_needed)?;
         Some(refusal.error(&self.object, &self.identity))
     }
 

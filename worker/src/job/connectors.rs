@@ -396,7 +396,11 @@ fn source(
             let plan = decode()?;
             let config = KafkaSourceConfig {
                 name: spec.name.clone(),
-                client: client_properties(&kafka.bootstrap_servers, &kafka.properties, &secret)?,
+                client: client_properties(&kafka.bootstrap_servers, &kafka.properties, &secret)
+                    .map_err(|e| EngineError {
+                        object: object.clone(),
+                        ..e
+                    })?,
                 topics: match &kafka.topic_pattern {
                     Some(pattern) => Topics::Pattern(pattern.clone()),
                     None => Topics::Named(kafka.topics.clone()),
@@ -489,7 +493,11 @@ fn sink(
             let config = KafkaSinkConfig {
                 name: spec.name.clone(),
                 log_id: log_id.to_owned(),
-                client: client_properties(&kafka.bootstrap_servers, &kafka.properties, &secret)?,
+                client: client_properties(&kafka.bootstrap_servers, &kafka.properties, &secret)
+                    .map_err(|e| EngineError {
+                        object: object.clone(),
+                        ..e
+                    })?,
                 topic: kafka.topic.clone(),
                 guarantee: guarantee(spec),
                 mode: spec.output_mode,

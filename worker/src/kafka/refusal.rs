@@ -29,6 +29,8 @@ pub(crate) struct Refusal {
     step: Step,
     /// `host:port`, if the client said it.
     broker: Option<String>,
+    /// It is one of `bootstrapServers`, of which another may do, and none that holds partitions.
+    bootstrap: bool,
     /// The client's words, without the place and the time.
     words: String,
 }
@@ -68,23 +70,33 @@ impl Refusal {
         let reason = reason
             .rsplit_once(" (after ")
             .map_or(reason, |(front, _)| front);
-        let (broker, words) = match reason
+        let place = reason
             .split_once("://")
-            .and_then(|(_, r)| r.split_once('/'))
-        {
-            Some((broker, rest)) => (
-                Some(broker.to_owned()),
-                rest.split_once(": ").map_or(rest, |(_, words)| words),
-            ),
-            None => (None, reason),
+            .and_then(|(_, r)| r.split_once('/'));
+        let (broker, bootstrap, words) = match place {
+            Some((broker, rest)) => {
+                let words = rest.split_once(": ").map_or(rest, |(_, words)| words);
+                (
+                    Some(broker.to_owned()),
+                    rest.starts_with("bootstrap"),
+                    words,
+                )
+            }
+            None => (None, false, reason),
         };
         Some(Self {
             step,
             broker,
+            bootstrap,
             words: words
                 .trim_start_matches("SASL authentication error: ")
                 .to_owned(),
         })
+    }
+
+    /// By a broker that the client cannot do without.
+    pub(crate) fn by_needed(&self) -> bool {
+        !self.bootstrap
     }
 
     /// The engine's error. Asks the broker for its certificate, so it may block for some seconds.
@@ -222,6 +234,18 @@ mod tests {
             refusal.error("sink hourly", &who()).to_string(),
             "sink hourly: no TLS connection to [::1]:1: SSL handshake failed: error:0A000086:SSL routines::certificate verify failed"
         );
+    }
+
+    #[test]
+    fn of_several_bootstrap_servers_another_may_do() {
+        let by = |place: &str| {
+            let reason = format!("sasl_ssl://b:9094/{place}: SSL handshake failed: why");
+            Refusal::of(RDKafkaErrorCode::SSL, &reason)
+                .unwrap()
+                .by_needed()
+        };
+        assert!(!by("bootstrap"));
+        assert!(by("1"));
     }
 
     #[test]

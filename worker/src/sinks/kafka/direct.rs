@@ -75,7 +75,7 @@ impl KafkaDirect {
 
     fn undelivered(&self) -> Result<()> {
         let rows = self.rows.as_ref().expect("there until dropped");
-        if rows.producer.context().is_refused() {
+        if rows.producer.context().is_shut_out() {
             return Err(self.error(RDKafkaErrorCode::AllBrokersDown));
         }
         self.undelivered

@@ -200,7 +200,7 @@ pub(super) fn not_taken(object: &str, refused: Refused) -> EngineError {
 pub(super) fn drain(rows: &RowProducer, deadline: Instant) -> Result<(), KafkaError> {
     // A record that was given up counts as unacknowledged until its report is taken, so reports are looked for in between.
     while !rows.flushed(Duration::from_millis(100)) {
-        if Instant::now() >= deadline || rows.producer.context().is_refused() {
+        if Instant::now() >= deadline || rows.producer.context().is_shut_out() {
             return Err(KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut));
         }
         kafka::hear(&rows.producer);

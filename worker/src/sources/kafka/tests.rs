@@ -447,6 +447,22 @@ fn a_property_that_the_engine_owns_is_refused() {
     assert_eq!(client["sasl.password"], "p");
 }
 
+#[test]
+fn checks_of_brokers_cannot_be_turned_off_and_mechanisms_are_those_that_work() {
+    let with = |name: &str, value: &str| {
+        let secret = BTreeMap::from([(name.to_owned(), value.to_owned())]);
+        client_properties("b:9092", &BTreeMap::new(), &secret)
+    };
+    assert!(with("enable.ssl.certificate.verification", "false").is_err());
+    assert!(with("ssl.endpoint.identification.algorithm", "none").is_err());
+    assert!(with("sasl.mechanism", "SCRAM-SHA-512\n").is_ok());
+    let refused = with("sasl.mechanisms", "GSSAPI").unwrap_err();
+    assert_eq!(
+        refused.message,
+        "sasl.mechanism GSSAPI is not in this version; there are SCRAM-SHA-512, SCRAM-SHA-256, PLAIN"
+    );
+}
+
 #[tokio::test]
 #[ignore = "measures"]
 async fn throughput_of_consuming() {
