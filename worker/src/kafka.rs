@@ -111,7 +111,8 @@ impl Logged {
     pub(crate) fn failed(&self, code: &'static str, doing: &str, cause: KafkaError) -> EngineError {
         let refusal = self.refusal.lock().take();
         match refusal.or_else(|| Refusal::of(native(&cause)?, &cause.to_string())) {
-            Some(refusal) => refusal.error(&self.object, &self.identity).caused_by(cause),
+            // Of the call itself there is no more to say than that it had no connection.
+            Some(refusal) => refusal.error(&self.object, &self.identity),
             None => error(code, &self.object, doing, cause),
         }
     }

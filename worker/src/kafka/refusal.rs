@@ -150,13 +150,22 @@ fn fault(broker: &str, error: &CertificateError) -> Option<String> {
         E::NotValidForName => format!("the certificate of {broker} is not made out to {host}"),
         E::NotValidForNameContext { presented, .. } => format!(
             "the certificate of {broker} is not made out to {host}, but to {}",
-            presented.join(", ")
+            names(presented)
         ),
         E::UnknownIssuer => {
             format!("no authority of ssl.ca.pem has signed the certificate of {broker}")
         }
         _ => return None,
     })
+}
+
+/// `DnsName("a"), IpAddress(::1)` as people write it.
+fn names(presented: &[String]) -> String {
+    let plain = |name: &String| {
+        let inner = name.split_once('(').map_or(name.as_str(), |(_, n)| n);
+        inner.trim_end_matches(')').trim_matches('"').to_owned()
+    };
+    presented.iter().map(plain).collect::<Vec<_>>().join(", ")
 }
 
 fn instant(at: UnixTime) -> String {
@@ -272,11 +281,11 @@ mod tests {
         );
         let name = CertificateError::NotValidForNameContext {
             expected: ServerName::try_from("b").unwrap(),
-            presented: vec!["DnsName(\"c\")".to_owned()],
+            presented: vec!["DnsName(\"c\")".to_owned(), "IpAddress(::1)".to_owned()],
         };
         assert_eq!(
             fault("b:9094", &name).unwrap(),
-            "the certificate of b:9094 is not made out to b, but to DnsName(\"c\")"
+            "the certificate of b:9094 is not made out to b, but to c, ::1"
         );
         assert_eq!(fault("b:9094", &CertificateError::BadEncoding), None);
     }
