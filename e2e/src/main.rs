@@ -132,6 +132,8 @@ enum Suite {
     Secure {
         #[command(flatten)]
         options: suite::Options,
+        #[arg(long, value_delimiter = ',', default_value = "refusals,rotation")]
+        parts: Vec<String>,
     },
     /// The same job in pods of a cluster that is there
     Kind {
@@ -268,8 +270,8 @@ fn run(command: Command) -> Result<String> {
             suite: Suite::ExactlyOnce { options, blows },
         } => suite::exactly_once::run(&options, &blows),
         Command::Suite {
-            suite: Suite::Secure { options },
-        } => suite::secure::run(&options),
+            suite: Suite::Secure { options, parts },
+        } => suite::secure::run(&options, &parts),
         Command::Suite {
             suite: Suite::Kind { options, place },
         } => suite::kind::run(&options, &place),
