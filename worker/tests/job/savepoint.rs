@@ -92,9 +92,9 @@ fn pinned_while_it_runs(trigger: &str, interval: &str) {
         run.await.expect("no panic").expect("it stops");
         let store = whole::open_store(&spec, None).expect("a store");
         let logs = store.logs().await.expect("listed");
-        let records = read_all(&store.below(&logs[0].to_string()));
+        let log = store.below(&logs[0].to_string());
         let mut names = Vec::new();
-        for record in records.await.expect("read") {
+        for record in read_all(&log).await.expect("read") {
             match record.kind {
                 Kind::Pin(pin) => names.push(pin.name),
                 Kind::Unpin(unpin) => names.push(format!("-{}", unpin.name)),
