@@ -28,6 +28,7 @@ fn facts(job: StreamingJob) -> Facts {
         claims: Vec::new(),
         versions: BTreeMap::new(),
         said: None,
+        account: None,
         sql_faults: Vec::new(),
     }
 }
