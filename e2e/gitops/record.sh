@@ -1,0 +1,150 @@
+#!/usr/bin/env bash
+# Records StreamingJobs in every state that GitOps tools judge, on a real cluster with Penstock installed, and shows that nothing of
+# what the controller writes is drift.
+#
+#   record.sh S3           S3: the endpoint of an S3 server as pods reach it, with the bucket streams
+#
+# Uses the kubectl and the context of whoever calls. Works in the namespace e2e-gitops, which goes with it; takes the controller away
+# for moments, and the webhook for one, and puts both back.
+set -euo pipefail
+[ $# = 1 ] || { sed -n '2,8p' "$0"; exit 2; }
+s3=$1
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+out=$here/recorded namespace=e2e-gitops run=$$
+mkdir -p "$out"
+k() { kubectl --namespace "$namespace" "$@"; }
+say() { echo "gitops: $*" >&2; }
+die() { echo "FAIL gitops: $*"; exit 1; }
+
+controller() {
+  kubectl --namespace penstock scale deployment penstock-operator --replicas="$1" >/dev/null
+  [ "$1" = 0 ] && kubectl --namespace penstock wait --for=delete pod -l app.kubernetes.io/name=penstock-operator --timeout=60s >/dev/null
+  [ "$1" = 0 ] || kubectl --namespace penstock rollout status deployment penstock-operator --timeout=120s >/dev/null
+}
+# Where the API server looks for the webhook: at a port where nobody is, it is away.
+webhook() {
+  kubectl patch validatingwebhookconfiguration penstock-operator --type=json \
+    -p "[{\"op\": \"replace\", \"path\": \"/webhooks/0/clientConfig/service/port\", \"value\": $1}]" >/dev/null
+  sleep 3
+}
+put_back() {
+  local status=$?
+  webhook 443 || true
+  controller 1 || true
+  kubectl delete namespace "$namespace" --ignore-not-found --wait=false >/dev/null || true
+  exit $status
+}
+
+# job NAME TRIGGER SQL [ROWS]: a manifest
+job() {
+  cat <<Y
+apiVersion: penstock.dev/v1alpha1
+kind: StreamingJob
+metadata: {name: $1, namespace: $namespace}
+spec:
+  sources:
+    - name: numbers
+      generator: {rowsPerSecond: 10${4:+, rows: $4}}
+      columns: [{name: id, type: BIGINT, generate: {sequence: {}}}]
+  sql: $3
+  sinks:
+    - name: shown
+      print: {}
+  trigger: $2
+  checkpoint:
+    interval: 1s
+    storage: {s3: {bucket: streams, prefix: $namespace-$run, region: us-east-1, endpoint: "$s3", pathStyle: true}, secretRef: {name: s3}}
+  state: {ephemeral: {size: 1Gi}}
+  workers: {resources: {requests: {cpu: 50m, memory: 256Mi}, limits: {memory: 512Mi}}}
+  restart: {maxPerHour: 0}
+  upgrade: {acceptAfter: 1s, progressDeadline: 120s}
+Y
+}
+good='INSERT INTO shown SELECT id FROM numbers WHERE id % 100 = 0'
+
+# wait_for JOB JQ: until the job is so
+wait_for() {
+  local i
+  for ((i = 0; i < 360; i++)); do
+    k get streamingjob "$1" -o json | jq -e "$2" >/dev/null && return 0
+    sleep 0.5
+  done
+  k get streamingjob "$1" -o yaml >&2; k get pods,events >&2
+  die "$1 did not become $2"
+}
+reason() { wait_for "$1" ".status.observedGeneration == .metadata.generation and any(.status.conditions[]?; .type == \"Ready\" and .reason == \"$2\")"; }
+
+# record STATE ARGOCD KSTATUS JOB
+record() {
+  { echo "# argocd: $2"; echo "# kstatus: $3"; k get streamingjob "$4" -o yaml; } > "$out/$1.yaml"
+  say "recorded $1"
+}
+
+# A second apply of the same manifest changes nothing, and every field below spec and metadata is the person's.
+no_drift() {
+  local before after theirs
+  before=$(k get streamingjob "$1" -o json | jq -S 'del(.status, .metadata.managedFields)')
+  k apply -f "$work/$1.yaml" | grep -q unchanged || die "a second apply of $1 changed it"
+  after=$(k get streamingjob "$1" -o json | jq -S 'del(.status, .metadata.managedFields)')
+  [ "$before" = "$after" ] || die "a second apply of $1 changed it: $(diff <(echo "$before") <(echo "$after"))"
+  k diff -f "$work/$1.yaml" || die "kubectl diff sees drift in $1"
+  theirs=$(k get streamingjob "$1" -o json --show-managed-fields |
+    jq -c '[.metadata.managedFields[] | select(.manager == "penstock-operator") | .fieldsV1 | keys[]] | unique')
+  [ "$theirs" = '["f:status"]' ] || die "the controller wrote $theirs into $1"
+  k apply --server-side --field-manager=gitops -f "$work/$1.yaml" >/dev/null || die "server-side apply of $1 conflicts"
+  say "no drift in $1"
+}
+
+work=$(mktemp -d)
+kubectl delete namespace "$namespace" --ignore-not-found --timeout=120s >/dev/null
+kubectl create namespace "$namespace" >/dev/null
+trap put_back EXIT
+kubectl label namespace "$namespace" pod-security.kubernetes.io/enforce=restricted >/dev/null
+k create secret generic s3 --from-literal=access_key_id=penstock --from-literal=secret_access_key=penstock-secret >/dev/null
+job flow '{continuous: {}}' "$good" > "$work/flow.yaml"
+job batch '{availableNow: {}}' "$good" 1000 > "$work/batch.yaml"
+job bad '{continuous: {}}' 'INSERT INTO shown SELECT ix FROM numbers' > "$work/bad.yaml"
+
+controller 0
+k apply -f "$work/flow.yaml" >/dev/null
+record pending Progressing InProgress flow
+controller 1
+wait_for flow 'any(.status.conditions[]?; .type == "Reconciling" and .status == "True")'
+record reconciling Progressing InProgress flow
+k apply -f "$work/batch.yaml" >/dev/null
+reason flow Running
+record running Healthy Current flow
+no_drift flow
+
+controller 0
+k patch streamingjob flow --type=merge -p '{"spec": {"sql": "INSERT INTO shown SELECT 10 / (id - id) AS id FROM numbers"}}' >/dev/null
+record edited Progressing InProgress flow
+controller 1
+reason flow RolledBack
+record rolled-back Degraded Failed flow
+
+k apply -f "$work/flow.yaml" >/dev/null
+reason flow Running
+k patch streamingjob flow --type=merge -p '{"spec": {"suspend": true}}' >/dev/null
+reason flow Suspended
+record suspended Suspended Current flow
+# Nobody measures anything in it, so not even its status is written.
+version=$(k get streamingjob flow -o jsonpath='{.metadata.resourceVersion}')
+k apply -f <(k get streamingjob flow -o json | jq '{apiVersion, kind, metadata: {name: .metadata.name, namespace: .metadata.namespace}, spec}') >/dev/null
+sleep 20
+[ "$(k get streamingjob flow -o jsonpath='{.metadata.resourceVersion}')" = "$version" ] || say "the apply of a live copy wrote its annotation"
+
+reason batch Completed
+record completed Healthy Current batch
+no_drift batch
+
+webhook 444
+k apply -f "$work/bad.yaml" >/dev/null
+webhook 443
+reason bad Invalid
+record stalled Degraded Failed bad
+
+k delete streamingjob batch --cascade=foreground --wait=false >/dev/null
+if k get streamingjob batch -o json | jq -e .metadata.deletionTimestamp >/dev/null; then record deleted Progressing Terminating batch
+else die "batch was gone at once"; fi
+echo "PASS gitops: $(ls "$out" | wc -l) states recorded, no drift"
