@@ -59,6 +59,7 @@ pub fn validate(job: &StreamingJob, place: Place) -> Vec<Diagnostic> {
             "the SQL text is blank",
         ));
     }
+    time_zone(&job.spec.sql_options.time_zone, &mut faults);
     trigger(&job.spec.trigger, &mut faults);
     checkpoint(&job.spec.checkpoint, place, &mut faults);
     state(&job.spec, &mut faults);
@@ -199,6 +200,19 @@ fn within(
 const DAY: Duration = Duration::from_secs(86_400);
 const SECOND: Duration = Duration::from_secs(1);
 const TENTH: Duration = Duration::from_millis(100);
+
+/// The form of a zone's name, which some readers look for as a file; whether there is such a zone the planner knows.
+fn time_zone(zone: &str, faults: &mut Vec<Diagnostic>) {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '_' | '+' | '-' | ':');
+    if zone.starts_with('/') || !zone.chars().all(fits) {
+        let fault = Diagnostic::error(
+            Code::PATTERN,
+            "sqlOptions.timeZone",
+            format!("{zone:?} is not a zone"),
+        );
+        faults.push(fault.with_help("write Europe/Berlin or UTC"));
+    }
+}
 
 fn trigger(trigger: &TriggerSpec, faults: &mut Vec<Diagnostic>) {
     let TriggerSpec {
