@@ -84,7 +84,12 @@ fn finish(mut definition: CustomResourceDefinition) -> CustomResourceDefinition 
 
 /// One that nobody has looked at yet says so: kstatus, and with it Flux, takes an object without a status for done.
 fn unseen(schema: &mut JSONSchemaProps) {
-    if let Some(status) = schema.properties.iter_mut().flatten().find(|(n, _)| *n == "status") {
+    if let Some(status) = schema
+        .properties
+        .iter_mut()
+        .flatten()
+        .find(|(n, _)| *n == "status")
+    {
         status.1.default = Some(JSON(json!({"observedGeneration": -1})));
     }
 }

@@ -19,6 +19,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -282,7 +283,48 @@ def prepare(place):
         kubectl("create", "secret", "generic", name, *(f"--from-literal={k}={v}" for k, v in keys.items()))
 
 
+class Logs:
+    """Follows the log of every pod from its start: one that failed is gone before anybody asks."""
+
+    def __init__(self, folder):
+        self.folder, self.following, self.over = pathlib.Path(folder), {}, False
+        self.thread = threading.Thread(target=self.follow)
+        self.thread.start()
+
+    def follow(self):
+        while not self.over:
+            for pod in get("pods")["items"]:
+                of = (pod["metadata"]["name"], pod["metadata"]["uid"])
+                states = [c["state"] for c in pod["status"].get("containerStatuses", [])]
+                if of not in self.following and any("running" in s or "terminated" in s for s in states):
+                    log = (self.folder / of[1]).open("w")
+                    words = ["kubectl", "-n", A, "logs", "--follow", of[0]]
+                    self.following[of] = subprocess.Popen(words, stdout=log, stderr=subprocess.DEVNULL)
+            time.sleep(0.2)
+
+    def end(self):
+        self.over = True
+        self.thread.join()
+        for child in self.following.values():
+            child.terminate()
+            child.wait()
+        return {name: (self.folder / uid).read_text() for name, uid in self.following}
+
+
 def canary(place):
+    folder = tempfile.TemporaryDirectory()
+    logs = Logs(folder.name)
+    try:
+        shown = canary_jobs(place)
+    finally:
+        followed = logs.end()
+    for name in ("canary-worker-0", "canary-cast-worker-0", "canary-field-worker-0"):
+        if name not in followed:
+            fault(f"the log of {name} was not seen")
+    look(shown | {f"log of {name}": text for name, text in followed.items()})
+
+
+def canary_jobs(place):
     distinct = "INSERT INTO shown SELECT character_length(d.note) AS l FROM (SELECT DISTINCT note FROM rows) d"
     cast = "INSERT INTO shown SELECT CAST(note AS BIGINT) AS n FROM rows"
     number = [{"name": "note", "type": "BIGINT"}]
@@ -300,7 +342,6 @@ def canary(place):
     }
     for pod in get("pods")["items"]:
         name = pod["metadata"]["name"]
-        pages[f"log of {name}"] = kubectl("logs", name, check=False).stdout + kubectl("logs", name, "--previous", check=False).stdout
         if name.startswith("canary-worker"):
             proxy = f"/api/v1/namespaces/{A}/pods/{name}:8080/proxy"
             pages["metrics of the worker"] = kubectl("get", "--raw", f"{proxy}/metrics", namespace=None).stdout
@@ -317,6 +358,10 @@ def canary(place):
     if not names:
         fault(f"no object of a checkpoint is in {store}")
     pages["names of checkpoint objects"] = "\n".join(names)
+    return pages
+
+
+def look(pages):
     for what, text in pages.items():
         if not text:
             fault(f"{what}: nothing to look at")

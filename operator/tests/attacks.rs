@@ -289,7 +289,7 @@ fn by_schema(attack: &Attack, rest: Result<(), String>) -> Result<(), String> {
     let said: Vec<String> = faults
         .iter()
         .filter(|f| BY_SCHEMA.contains(&f.code.as_str()))
-        .map(ToString::to_string)
+        .map(|f| format!("{}: {} [{}]", f.path, f.message, f.code))
         .collect();
     if said.is_empty() {
         return Err("the schema lets it pass".to_owned());
