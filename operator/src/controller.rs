@@ -23,7 +23,7 @@ use serde_json::json;
 
 use crate::apply::Writer;
 use crate::certificates::Authority;
-use crate::decide::decide;
+use crate::decide::{decide, not_taken};
 use crate::facts::job_of;
 use crate::lint::Linter;
 use crate::metrics::Metrics;
@@ -236,7 +236,14 @@ async fn reconcile(job: Arc<Guarded>, shared: Arc<Shared>) -> Result<Action, Rec
 async fn look_at(job: &StreamingJob, shared: &Shared) -> Result<Duration, ReconcileError> {
     let facts = shared.observer.facts(job).await?;
     let decision = decide(&facts, &shared.settings);
-    shared.writer.carry_out(&facts, &decision).await?;
+    let done = shared.writer.carry_out(&facts, &decision).await;
+    if let Err(kube::Error::Api(refusal)) = &done
+        && matches!(refusal.code, 400 | 403 | 422)
+    {
+        let told = not_taken(&facts, &refusal.message);
+        shared.writer.tell_all(&facts, &told).await?;
+    }
+    done?;
     Ok(decision.again)
 }
 

@@ -206,6 +206,12 @@ fn refused(facts: &Facts, mut faults: Vec<String>) -> Decision {
     standing_still(facts, Reason::Invalid, faults.join("; "))
 }
 
+/// What is told where the API server does not take a child: a quota, or a form that only it knows. It is tried again.
+pub fn not_taken(facts: &Facts, why: &str) -> Decision {
+    let text = format!("the API server refuses what the job needs: {why}");
+    standing_still(facts, Reason::ChildRefused, text)
+}
+
 /// Nothing is touched: what runs goes on as it is.
 fn standing_still(facts: &Facts, reason: Reason, message: String) -> Decision {
     let standing = Standing { reason, message };

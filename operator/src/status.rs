@@ -35,6 +35,7 @@ pub enum Reason {
     PriorLogFound,
     Invalid,
     ForeignObject,
+    ChildRefused,
 }
 
 impl Reason {
@@ -52,6 +53,7 @@ impl Reason {
             Self::PriorLogFound => "PriorLogFound",
             Self::Invalid => "Invalid",
             Self::ForeignObject => "ForeignObject",
+            Self::ChildRefused => "ChildRefused",
         }
     }
 
@@ -74,7 +76,7 @@ impl Reason {
 
     /// Whether its event is a warning.
     pub const fn is_trouble(self) -> bool {
-        self.is_stalled() || matches!(self, Self::WorkersNotReady)
+        self.is_stalled() || matches!(self, Self::WorkersNotReady | Self::ChildRefused)
     }
 
     fn phase(self, facts: &Facts) -> Phase {
@@ -88,7 +90,7 @@ impl Reason {
             Self::Suspended => Phase::Suspended,
             Self::Completed => Phase::Completed,
             Self::Failed | Self::PriorLogFound => Phase::Failed,
-            Self::Invalid | Self::ForeignObject => {
+            Self::Invalid | Self::ForeignObject | Self::ChildRefused => {
                 let before = facts.job.status.as_ref().and_then(|s| s.phase);
                 before
                     .filter(|_| !facts.pods.is_empty())
