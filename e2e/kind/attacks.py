@@ -70,13 +70,15 @@ def until(what, enough, patience=240):
 class Attack:
     def __init__(self, path):
         self.path, self.head = path, {}
-        for line in path.read_text().splitlines():
+        text = path.read_text()
+        for line in text.splitlines():
             if not line.startswith("# ") or ": " not in line:
                 break
             name, value = line[2:].split(": ", 1)
             self.head[name] = value
         self.stop = self.head["stop"]
-        self.name = path.stem
+        # As it is stored; what is no name never is.
+        self.name = re.search(r"^metadata:\n  name: (.+)$", text, re.M)[1]
         words = self.head.get("words", "").split("\\u{")[0]
         plain = {"n": "\n", "r": "\r", "t": "\t"}
         words = re.sub(r"\\(.)", lambda m: plain.get(m[1], m[1]), words)
