@@ -42,9 +42,10 @@ func main() {
 		fmt.Printf("%-12s %s\n", state, told)
 	}
 	if wrong > 0 {
-		fmt.Printf("%d of %d recorded objects are taken for something else\n", wrong, len(states))
+		fmt.Printf("FAIL gitops: %d of %d recorded objects are taken for something else\n", wrong, len(states))
 		os.Exit(1)
 	}
+	fmt.Printf("PASS gitops: %d recorded objects are taken for what they are\n", len(states))
 }
 
 func check(script, path string) (string, error) {

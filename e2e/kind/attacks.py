@@ -51,9 +51,10 @@ def get(*words, namespace=A):
     return json.loads(kubectl("get", *words, "-o", "json", namespace=namespace).stdout)
 
 
-def webhook(port):
-    """Where the API server looks for the webhook: at a port where nobody is, it is away."""
-    patch = [{"op": "replace", "path": "/webhooks/0/clientConfig/service/port", "value": port}]
+def webhook(on):
+    """Off: the API server asks it only of objects with a label that none has. (Asking one that does not answer takes seconds each.)"""
+    selector = {} if on else {"matchLabels": {"e2e-attacks": "asked"}}
+    patch = [{"op": "add", "path": "/webhooks/0/objectSelector", "value": selector}]
     kubectl("patch", "validatingwebhookconfiguration", "penstock-operator", "--type=json", "-p", json.dumps(patch), namespace=None)
     time.sleep(3)
 
@@ -196,20 +197,20 @@ def manifests():
     say(f"webhook on: {json.dumps(counts)}")
     clean()
 
-    webhook(444)
+    webhook(False)
     say("the same with the webhook away, and without kubectl's strictness")
-    stored, refused = [], 0
+    stored = []
     try:
+        files = [word for attack in all_of for word in ("-f", str(attack.path))]
+        done = kubectl("create", "--validate=ignore", *files, check=False)
+        if "denied the request" in done.stderr:
+            fault("the webhook is not away")
+        there = {j["metadata"]["name"] for j in get("streamingjobs")["items"]}
         for attack in all_of:
-            done = kubectl("create", "--validate=ignore", "-f", str(attack.path), check=False)
-            if done.returncode == 0:
+            if attack.name in there:
                 stored.append(attack)
-            elif "webhook" in done.stderr and "denied" in done.stderr:
-                fault(f"{attack.name}: the webhook is not away")
-            else:
-                refused += 1
-                if attack.stop not in ("schema", "rules"):
-                    fault(f"{attack.name} (webhook away): {done.stderr.strip()[:300]}")
+            elif attack.stop != "schema" and '"' not in attack.name and "$" not in attack.name:
+                fault(f"{attack.name} (webhook away) was not stored: {done.stderr.strip()[-300:]}")
 
         def judged():
             jobs = {j["metadata"]["name"]: j for j in get("streamingjobs")["items"]}
@@ -218,7 +219,7 @@ def manifests():
 
         jobs = until("the controller has judged all", judged, 420)
     finally:
-        webhook(443)
+        webhook(True)
     same = let = 0
     for attack in stored:
         message = stalled(jobs[attack.name])
@@ -236,7 +237,7 @@ def manifests():
             told = "".join(c for c in message if c.isprintable() or c == "\n").replace("\ufffd", "")
             if shown.replace("\ufffd", "") != told:
                 fault(f"{attack.name}: the webhook said {said[attack.name][:200]}, the controller {message[:200]}")
-    say(f"webhook away: {refused} refused by the API server, {len(stored) - let} stalled ({same} compared word for word), {let} let pass with harmless children")
+    say(f"webhook away: {len(all_of) - len(stored)} refused by the API server, {len(stored) - let} stalled ({same} compared word for word), {let} let pass with harmless children")
     # One that cannot be read has kept nobody from being judged.
     clean()
 
