@@ -132,8 +132,8 @@ codes! {
     TEST_JOB = "PS0074", "job of a test", "`job` names a file with exactly one StreamingJob, relative to the test file.";
     PLANNING = "PS0075", "planning takes too much", "The controller plans the SQL of a job in a process of 1 GiB and 5 seconds, and this text took more. Nest less, or split the job.";
     FIXED = "PS0076", "fixed for life", "The job's history stands on this value: the number of key groups, of a sink's shards, the place of the log. An edit cannot change it.";
-    ACCOUNT = "PS0077", "service account is not for jobs", "workers.serviceAccountName names an account of the job's namespace whose owner has labelled it penstock.dev/allow-jobs=true. Any other would lend its rights to whoever may write a StreamingJob. `kubectl label serviceaccount NAME penstock.dev/allow-jobs=true` allows it.";
-    OTHERS = "PS0078", "somebody else's object", "Certificates, versions, claims and marker topics that the controller or a job made for itself, and the topics that Kafka's brokers keep for themselves, are not for manifests: with them one job could speak for another, read its state or undo what it published.";
+    ACCOUNT = "PS0078", "service account is not for jobs", "workers.serviceAccountName names an account of the job's namespace whose owner has labelled it penstock.dev/allow-jobs=true. Any other would lend its rights to whoever may write a StreamingJob. `kubectl label serviceaccount NAME penstock.dev/allow-jobs=true` allows it.";
+    OTHERS = "PS0079", "somebody else's object", "Certificates, versions, claims and marker topics that the controller or a job made for itself, and the topics that Kafka's brokers keep for themselves, are not for manifests: with them one job could speak for another, read its state or undo what it published.";
     // SQL.
     SQL_SYNTAX = "PS0101", "syntax error", "The SQL text could not be parsed at this position.";
     SQL_UNKNOWN_COLUMN = "PS0102", "unknown column", "No table in scope has a column of this name. Names are case-sensitive; quote them with backticks or double quotes where they are keywords.";
