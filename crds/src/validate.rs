@@ -464,6 +464,43 @@ fn times(spec: &StreamingJobSpec, faults: &mut Vec<Diagnostic>) {
     }
 }
 
+/// What a person ordered by annotation: each word is handed to the workers, so each is read here first.
+pub fn orders(job: &StreamingJob) -> Vec<Diagnostic> {
+    let annotations = job.metadata.annotations.as_ref();
+    let said = |name: &str| annotations.and_then(|a| a.get(name));
+    let number = |n: &str| !n.is_empty() && n.len() <= 19 && n.chars().all(|c| c.is_ascii_digit());
+    let word = |w: &str| {
+        let fits = |c: char| c.is_ascii_alphanumeric() || c == '-';
+        (1..=63).contains(&w.len()) && w.chars().all(fits)
+    };
+    let mut faults = Vec::new();
+    if let Some(losses) = said("penstock.dev/accept-loss") {
+        for loss in losses.split(',').map(str::trim) {
+            let fits = loss.split_once('@').is_some_and(|(source, epoch)| {
+                is_sql_name(source) && source.len() <= 63 && number(epoch)
+            });
+            if !fits {
+                let text = format!("{loss:?} is not SOURCE@EPOCH");
+                let path = "metadata.annotations[penstock.dev/accept-loss]";
+                let help = "copy it from the message of the condition DataLossRisk";
+                faults.push(Diagnostic::error(Code::ORDER, path, text).with_help(help));
+            }
+        }
+    }
+    if let Some(back) = said("penstock.dev/go-back") {
+        let fits = back
+            .split_once('@')
+            .is_some_and(|(epoch, request)| number(epoch) && word(request));
+        if !fits {
+            let text = format!("{back:?} is not EPOCH@REQUEST");
+            let path = "metadata.annotations[penstock.dev/go-back]";
+            let help = "let `kubectl penstock rollback` write it";
+            faults.push(Diagnostic::error(Code::ORDER, path, text).with_help(help));
+        }
+    }
+    faults
+}
+
 fn restore(spec: &StreamingJobSpec, faults: &mut Vec<Diagnostic>) {
     let Some(restore) = &spec.restore_from else {
         return;

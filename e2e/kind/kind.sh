@@ -7,6 +7,8 @@
 #   kind.sh env [name]           only print it
 #   kind.sh load [name] IMAGE…   put images of the local engine into every node
 #   kind.sh down [name]
+#   kind.sh helm                 only helm
+#   kind.sh tool NAME PACKAGE@VERSION   only another Go program, beside it
 #   kind.sh base                 only the base image debian:12-slim, from Debian's packages where it cannot be pulled
 #
 # Everything lives below $PENSTOCK_TESTBED (default ~/.cache/penstock/testbed). Needs root, go 1.25+, apt.
@@ -40,6 +42,8 @@ build() {
     { tail "$home/$1.log" >&2; return 1; }
   rm -rf "$d"
 }
+
+build_helm() { build helm helm.sh/helm/v3/cmd/helm@$helm; }
 
 # The Kubernetes module refers to its staging modules by relative path; name their published versions instead.
 build_kubernetes() {
@@ -160,7 +164,7 @@ END
 install_all() {
   mkdir -p "$bin"; packages
   build kind sigs.k8s.io/kind@$kind
-  build helm helm.sh/helm/v3/cmd/helm@$helm
+  build_helm
   command -v kubectl >/dev/null || build_kubernetes
   engine; image=$(node_image)
 }
@@ -180,10 +184,12 @@ up() {
 command=${1:-help}; [ $# -gt 0 ] && shift
 case $command in
   install) install_all ;;
+  helm) mkdir -p "$bin"; build_helm ;;
+  tool) mkdir -p "$bin"; build "$@" ;;
   base) mkdir -p "$bin"; base ;;
   up) up "$@" ;;
   env) environment "$@" ;;
   load) name=penstock; have_image "$1" || { name=$1; shift; }; kind load docker-image "$@" --name "$name" ;;
   down) kind delete cluster --name "${1:-penstock}" ;;
-  *) sed -n '2,14p' "${BASH_SOURCE[0]}"; exit 2 ;;
+  *) sed -n '2,15p' "${BASH_SOURCE[0]}"; exit 2 ;;
 esac

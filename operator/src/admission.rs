@@ -28,6 +28,7 @@ pub fn judge(old: Option<&StreamingJob>, new: &StreamingJob) -> Verdict {
     if !faults.iter().any(Diagnostic::is_error) {
         faults.extend(validate::unsupported(&new.spec));
         faults.extend(validate::unsupported_in_cluster(&new.spec));
+        faults.extend(validate::orders(new));
         if let Some(old) = old {
             faults.extend(validate::transition(old, new));
         }
@@ -80,7 +81,14 @@ pub async fn verdict(linter: &Linter, request: &Value) -> Verdict {
     };
     // One that was stored by another version and cannot be read is no old one.
     let old = read(&request["oldObject"]).ok();
-    if same_spec(old.as_ref(), &new) || new.metadata.deletion_timestamp.is_some() {
+    if same_spec(old.as_ref(), &new) && new.metadata.deletion_timestamp.is_none() {
+        // Orders are annotations.
+        let faults = validate::orders(&new);
+        let errors = faults.iter().map(ToString::to_string).collect();
+        let warnings = Vec::new();
+        return Verdict { errors, warnings };
+    }
+    if new.metadata.deletion_timestamp.is_some() {
         return Verdict::default();
     }
     let mut verdict = judge(old.as_ref(), &new);

@@ -1,24 +1,29 @@
 //! Carries a decision out: the only place that writes. Server-side apply under one name; what would change nothing is not sent.
 
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolumeClaim, Pod, Secret};
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::NamespaceResourceScope;
 use kube::runtime::events::{Event as Published, EventType, Recorder};
 use kube::{Client, Resource, ResourceExt};
 use parking_lot::Mutex;
 use penstock_crds::job::{StreamingJob, StreamingJobStatus};
+use penstock_crds::savepoint::Savepoint;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::build::{Child, Kind};
+use crate::build::Child;
 use crate::certificates::Authority;
 use crate::decide::{Decision, Event};
 use crate::facts::Facts;
+use crate::kind::Kind;
 use crate::metrics::Metrics;
-use crate::names::{APPLIED, MANAGER};
-use crate::observe::resource;
+use crate::names::{APPLIED, FINALIZER, HOLDER, MANAGER};
 use crate::same::covers;
 use crate::status::bounded;
 
@@ -42,8 +47,23 @@ impl Writer {
         if let Some(version) = &decision.certificate {
             self.certificate(facts, &namespace, version).await?;
         }
+        if let Some(hold) = decision.hold {
+            self.hold(&facts.job, hold).await?;
+        }
         for child in &decision.apply {
             self.child(facts, &namespace, child).await?;
+        }
+        let mut made = true;
+        for step in &decision.steps {
+            made &= self.create::<Pod>(&namespace, step).await?;
+        }
+        if let Some(savepoint) = &decision.savepoint {
+            made &= self.create::<Savepoint>(&namespace, savepoint).await?;
+        }
+        if !made {
+            // Nothing can be started in a namespace that goes: its log stays in the checkpoint storage.
+            tracing::warn!(job = facts.name(), "the namespace is deleted: no clean-up");
+            return self.hold(&facts.job, false).await;
         }
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &namespace);
@@ -73,11 +93,9 @@ impl Writer {
                 }
             }
         }
-        let replace = decision.replace.iter().map(|p| (p, None));
-        let force = decision.force.iter().map(|p| (p, Some(0)));
-        for (pod, grace) in replace.chain(force) {
+        for pod in decision.replace.iter().chain(&decision.force) {
             let params = DeleteParams {
-                grace_period_seconds: grace,
+                grace_period_seconds: pod.grace,
                 preconditions: Some(Preconditions {
                     uid: Some(pod.uid.clone()),
                     resource_version: None,
@@ -100,7 +118,9 @@ impl Writer {
     /// # Errors
     /// When the API server refuses the status.
     pub async fn tell_all(&self, facts: &Facts, decision: &Decision) -> Result<(), kube::Error> {
-        self.status(facts, &decision.status).await?;
+        if decision.hold != Some(false) {
+            self.status(facts, &decision.status).await?;
+        }
         for event in &decision.events {
             self.tell(&facts.job, event).await;
         }
@@ -125,8 +145,51 @@ impl Writer {
         }
     }
 
+    /// Holds an object when it is deleted, or lets it go. What others hold it by is theirs.
+    pub async fn hold<K>(&self, object: &K, hold: bool) -> Result<(), kube::Error>
+    where
+        K: Resource<Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
+        K::DynamicType: Default,
+    {
+        let namespace = object.namespace().unwrap_or_default();
+        let api: Api<K> = Api::namespaced(self.client.clone(), &namespace);
+        let kind = K::DynamicType::default();
+        let ours: &[&str] = if hold { &[FINALIZER] } else { &[] };
+        let body = json!({
+            "apiVersion": K::api_version(&kind),
+            "kind": K::kind(&kind),
+            // Of this object, and of no later one of its name.
+            "metadata": {"uid": object.uid(), "finalizers": ours},
+        });
+        let params = PatchParams::apply(HOLDER).force();
+        self.metrics.wrote("Finalizer");
+        gone(
+            api.patch(&object.name_any(), &params, &Patch::Apply(&body))
+                .await,
+        )
+    }
+
+    /// Made once: one that is there already is the same. False: the namespace is being deleted and takes nothing new.
+    pub async fn create<K>(&self, namespace: &str, body: &Value) -> Result<bool, kube::Error>
+    where
+        K: Resource<Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Serialize + Debug,
+        K::DynamicType: Default,
+    {
+        let api: Api<K> = Api::namespaced(self.client.clone(), namespace);
+        let object: K = serde_json::from_value(body.clone()).map_err(kube::Error::SerdeError)?;
+        self.metrics.wrote("Step");
+        match api.create(&PostParams::default(), &object).await {
+            Err(kube::Error::Api(e)) if e.code == 409 => Ok(true),
+            Err(kube::Error::Api(e)) if e.code == 403 && e.message.contains("being terminated") => {
+                Ok(false)
+            }
+            Err(e) => Err(e),
+            Ok(_) => Ok(true),
+        }
+    }
+
     fn api(&self, namespace: &str, kind: Kind) -> Api<DynamicObject> {
-        Api::namespaced_with(self.client.clone(), namespace, &resource(kind))
+        Api::namespaced_with(self.client.clone(), namespace, &kind.resource())
     }
 
     async fn child(
@@ -182,8 +245,12 @@ impl Writer {
     }
 
     /// An event that cannot be written is no reason to do anything again.
-    async fn tell(&self, job: &StreamingJob, event: &Event) {
-        let of: ObjectReference = job.object_ref(&());
+    pub async fn tell<K>(&self, object: &K, event: &Event)
+    where
+        K: Resource,
+        K::DynamicType: Default,
+    {
+        let of: ObjectReference = object.object_ref(&K::DynamicType::default());
         let published = Published {
             type_: if event.warning {
                 EventType::Warning

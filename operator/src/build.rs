@@ -1,66 +1,18 @@
 //! The children of a job as objects of Kubernetes: pure functions of the job, its version and the settings.
 
+mod step;
 mod workload;
 
 use penstock_crds::job::StreamingJob;
 use serde_json::{Value, json};
 
+use crate::kind::Kind;
 use crate::names::{self, selector, version, workers};
 use crate::settings::Settings;
 use crate::version::{MANIFEST, TEMPLATE, Version};
 
-pub use workload::{Size, stateful_set, template};
-
-/// Kinds of children, in the order in which they are made: what a pod needs comes before it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
-    ServiceAccount,
-    ConfigMap,
-    Service,
-    NetworkPolicy,
-    PodDisruptionBudget,
-    StatefulSet,
-}
-
-impl Kind {
-    pub const ALL: [Self; 6] = [
-        Self::ServiceAccount,
-        Self::ConfigMap,
-        Self::Service,
-        Self::NetworkPolicy,
-        Self::PodDisruptionBudget,
-        Self::StatefulSet,
-    ];
-
-    /// Group, version, kind and plural.
-    pub const fn api(self) -> (&'static str, &'static str, &'static str, &'static str) {
-        match self {
-            Self::ServiceAccount => ("", "v1", "ServiceAccount", "serviceaccounts"),
-            Self::ConfigMap => ("", "v1", "ConfigMap", "configmaps"),
-            Self::Service => ("", "v1", "Service", "services"),
-            Self::NetworkPolicy => (
-                "networking.k8s.io",
-                "v1",
-                "NetworkPolicy",
-                "networkpolicies",
-            ),
-            Self::PodDisruptionBudget => (
-                "policy",
-                "v1",
-                "PodDisruptionBudget",
-                "poddisruptionbudgets",
-            ),
-            Self::StatefulSet => ("apps", "v1", "StatefulSet", "statefulsets"),
-        }
-    }
-
-    fn api_version(self) -> String {
-        match self.api() {
-            ("", version, ..) => version.to_owned(),
-            (group, version, ..) => format!("{group}/{version}"),
-        }
-    }
-}
+pub use step::{For, Step, is_worker, step_pod};
+pub use workload::{Size, orders, stateful_set, template};
 
 /// A child as it should be.
 #[derive(Debug, Clone, PartialEq)]
@@ -87,14 +39,7 @@ fn child(job: &StreamingJob, kind: Kind, name: String, content: Value) -> Child 
             "name": name,
             "namespace": job.metadata.namespace,
             "labels": names::labels(&of),
-            "ownerReferences": [{
-                "apiVersion": "penstock.dev/v1alpha1",
-                "kind": "StreamingJob",
-                "name": of,
-                "uid": job.metadata.uid,
-                "controller": true,
-                "blockOwnerDeletion": true,
-            }],
+            "ownerReferences": [owner(job)],
         },
     });
     if let (Value::Object(body), Value::Object(content)) = (&mut body, content) {
@@ -103,12 +48,24 @@ fn child(job: &StreamingJob, kind: Kind, name: String, content: Value) -> Child 
     Child { kind, name, body }
 }
 
-/// The version that the spec asks for, made anew.
-pub fn make_version(job: &StreamingJob, settings: &Settings) -> Version {
+/// What makes an object a child of the job.
+pub fn owner(job: &StreamingJob) -> Value {
+    json!({
+        "apiVersion": "penstock.dev/v1alpha1",
+        "kind": "StreamingJob",
+        "name": job.metadata.name,
+        "uid": job.metadata.uid,
+        "controller": true,
+        "blockOwnerDeletion": true,
+    })
+}
+
+/// The version that the spec asks for, made anew. `savepoint`: `<job>/<logId>` of the one that it begins with.
+pub fn make_version(job: &StreamingJob, settings: &Settings, savepoint: Option<&str>) -> Version {
     let name = crate::version::name_of(job);
     Version {
         manifest: crate::version::manifest(job, settings),
-        template: template(job, &name, settings),
+        template: template(job, &name, settings, savepoint),
         name,
     }
 }

@@ -19,6 +19,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, Resource, ResourceExt};
 use parking_lot::Mutex;
 use penstock_crds::job::StreamingJob;
+use penstock_crds::savepoint::Savepoint;
 use serde_json::json;
 
 use crate::apply::Writer;
@@ -27,10 +28,12 @@ use crate::decide::{decide, not_taken};
 use crate::facts::job_of;
 use crate::lint::Linter;
 use crate::metrics::Metrics;
-use crate::names::MANAGER;
+use crate::names::{FINALIZER, MANAGER};
 use crate::observe::{Caches, Observer};
 use crate::settings::Settings;
 use crate::unreadable;
+
+mod savepoints;
 
 struct Shared {
     observer: Observer,
@@ -54,6 +57,7 @@ pub async fn run(
     client: Client,
     settings: Settings,
     authority: Arc<Authority>,
+    linter: Linter,
     metrics: &Arc<Metrics>,
     stop: impl Future<Output = ()> + Send + Sync + 'static,
 ) -> anyhow::Result<()> {
@@ -74,8 +78,12 @@ pub async fn run(
             client: client.clone(),
             namespace: namespace.cloned(),
         };
-        let (authority, metrics) = (Arc::clone(&authority), Arc::clone(metrics));
-        look_after(scope, settings.clone(), authority, metrics, stop.clone())
+        let means = Means {
+            authority: Arc::clone(&authority),
+            linter: linter.clone(),
+            metrics: Arc::clone(metrics),
+        };
+        look_after(scope, settings.clone(), means, stop.clone())
     });
     try_join_all(each).await.map(|_| ())
 }
@@ -99,24 +107,35 @@ impl Scope {
     }
 }
 
+/// What every scope works with.
+struct Means {
+    authority: Arc<Authority>,
+    linter: Linter,
+    metrics: Arc<Metrics>,
+}
+
 async fn look_after(
     scope: Scope,
     settings: Settings,
-    authority: Arc<Authority>,
-    metrics: Arc<Metrics>,
-    stop: impl Future<Output = ()> + Send + Sync + 'static,
+    means: Means,
+    stop: impl Future<Output = ()> + Clone + Send + Sync + 'static,
 ) -> anyhow::Result<()> {
     let client = scope.client.clone();
+    let Means {
+        authority,
+        linter,
+        metrics,
+    } = means;
     let (pods, pods_writer) = reflector::store::<Pod>();
     let (claims, claims_writer) = reflector::store::<PersistentVolumeClaim>();
-    let (versions, versions_writer) = reflector::store::<ConfigMap>();
+    let (kept, kept_writer) = reflector::store::<Savepoint>();
     let ours =
         watcher::Config::default().labels(&format!("app.kubernetes.io/managed-by={MANAGER}"));
-    macro_rules! watch {
-        ($kind:ty, $writer:expr) => {
+    macro_rules! touched {
+        ($kind:ty $(, $kept:expr)?) => {
             watcher(scope.api::<$kind>(), ours.clone())
                 .default_backoff()
-                .reflect($writer)
+                $(.reflect($kept))?
                 .touched_objects()
         };
     }
@@ -126,16 +145,14 @@ async fn look_after(
             caches: Caches {
                 pods,
                 claims,
-                versions,
+                savepoints: kept,
             },
             http: reqwest::Client::builder()
                 .use_preconfigured_tls(authority.client()?)
                 .connect_timeout(Duration::from_secs(1))
                 .build()?,
             heard: Arc::default(),
-            linter: Linter {
-                program: settings.planner.clone(),
-            },
+            linter,
         },
         writer: Writer {
             events: Recorder::new(client.clone(), Reporter::from(MANAGER)),
@@ -148,29 +165,38 @@ async fn look_after(
         settings,
         failures: Mutex::default(),
     });
-    Controller::new(scope.api::<Guarded>(), watcher::Config::default())
+    let savepoints = savepoints::look_after(&scope, Arc::clone(&shared), stop.clone());
+    let made_of = watcher(scope.api::<Savepoint>(), watcher::Config::default())
+        .default_backoff()
+        .reflect(kept_writer)
+        .touched_objects();
+    let controller = Controller::new(scope.api::<Guarded>(), watcher::Config::default());
+    shared.metrics.show(controller.store());
+    let jobs = controller
         .with_config(
             ControllerConfig::default()
                 .debounce(Duration::from_millis(50))
                 .concurrency(16),
         )
-        .watches_stream(
-            watcher(scope.api::<StatefulSet>(), ours.clone())
-                .default_backoff()
-                .touched_objects(),
-            |o| owner(&o),
-        )
-        .watches_stream(watch!(Pod, pods_writer), |o| owner(&o))
-        .watches_stream(watch!(PersistentVolumeClaim, claims_writer), |o| owner(&o))
-        .watches_stream(watch!(ConfigMap, versions_writer), |o| owner(&o))
+        .watches_stream(touched!(StatefulSet), |o| owner(&o))
+        .watches_stream(touched!(Pod, pods_writer), |o| owner(&o))
+        .watches_stream(touched!(PersistentVolumeClaim, claims_writer), |o| {
+            owner(&o)
+        })
+        .watches_stream(touched!(ConfigMap), |o| owner(&o))
+        // A job that is deleted may wait for one.
+        .watches_stream(made_of, |s| {
+            let job = ObjectRef::new(&s.spec.job_ref.name);
+            Some(job.within(&s.namespace()?))
+        })
         .graceful_shutdown_on(stop)
         .run(reconcile, back_off, shared)
         .for_each(|done| async move {
             if let Err(error) = done {
                 tracing::debug!(%error, "not reconciled");
             }
-        })
-        .await;
+        });
+    tokio::join!(jobs, savepoints);
     Ok(())
 }
 
@@ -217,7 +243,10 @@ async fn reconcile(job: Arc<Guarded>, shared: Arc<Shared>) -> Result<Action, Rec
             return Ok(Action::await_change());
         }
     };
-    if job.metadata.deletion_timestamp.is_some() {
+    let held = |f: &Vec<String>| f.iter().any(|f| f == FINALIZER);
+    if job.metadata.deletion_timestamp.is_some()
+        && !job.metadata.finalizers.as_ref().is_some_and(held)
+    {
         // Children go with their owner.
         return Ok(Action::await_change());
     }

@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use penstock_crds::diagnostic::{Code, Diagnostic};
-use penstock_crds::job::{Phase, StreamingJobStatus, Trigger};
+use penstock_crds::job::{DeletionPolicy, Phase, StreamingJobStatus, Trigger, UpgradeStrategy};
 use penstock_crds::units::Quantity;
 use penstock_crds::validate::{self, Place};
+use serde_json::Value;
 
-use crate::build::{self, Child, Kind, Size};
+use crate::build::{self, Child, Size};
 use crate::facts::{Ended, Facts, Memory, gave_up, is_ready, version_of};
+use crate::kind::Kind;
 use crate::names;
 use crate::settings::Settings;
 use crate::status::{self, Reason, Standing};
@@ -32,6 +34,12 @@ pub struct Decision {
     pub grow: Vec<(String, Quantity)>,
     /// Children that nothing needs any more.
     pub remove: Vec<(Kind, String)>,
+    /// Pods of steps on the log that are to be there.
+    pub steps: Vec<Value>,
+    /// A savepoint that is to be there.
+    pub savepoint: Option<Value>,
+    /// Whether the job is to be held, when it is deleted, until it was cleaned up after; `None`: as it is.
+    pub hold: Option<bool>,
     pub status: StreamingJobStatus,
     pub events: Vec<Event>,
     pub again: Duration,
@@ -42,6 +50,8 @@ pub struct Decision {
 pub struct Doomed {
     pub name: String,
     pub uid: String,
+    /// Seconds for its goodbye; `None`: as long as it was given.
+    pub grace: Option<u32>,
 }
 
 impl Doomed {
@@ -49,6 +59,7 @@ impl Doomed {
         Some(Self {
             name: pod.metadata.name.clone()?,
             uid: pod.metadata.uid.clone()?,
+            grace: None,
         })
     }
 }
@@ -67,16 +78,28 @@ const POLL: Duration = Duration::from_secs(15);
 const SOON: Duration = Duration::from_secs(2);
 /// What a worker says that finds the log of an earlier job of this name.
 const PRIOR_LOG: &str = "PR0407";
+/// Input that is gone.
+const DATA_LOSS: &str = "PR0207";
+/// A log that was written by a newer engine.
+const NEWER_LOG: &str = "PR0406";
 
 pub fn decide(facts: &Facts, settings: &Settings) -> Decision {
+    if facts.job.metadata.deletion_timestamp.is_some() {
+        return farewell::decide(facts);
+    }
     let faults = faults(facts);
     if !faults.is_empty() {
         return refused(facts, faults);
     }
     let wanted = name_of(&facts.job);
     let mut memory = facts.memory().next(facts, &wanted);
-    let version = known(facts, memory.to_run(&wanted).0)
-        .unwrap_or_else(|| build::make_version(&facts.job, settings));
+    let version = match known(facts, memory.to_run(&wanted).0) {
+        Some(version) => version,
+        None => match restore::place(facts, settings) {
+            Ok(savepoint) => build::make_version(&facts.job, settings, savepoint.as_deref()),
+            Err((reason, message)) => return standing_still(facts, reason, message),
+        },
+    };
     memory.ended = ended(facts, &memory, &version);
     let size = match memory.ended {
         Some(_) => Size(0),
@@ -111,6 +134,8 @@ pub fn decide(facts: &Facts, settings: &Settings) -> Decision {
         | Reason::Completed
         | Reason::Failed
         | Reason::PriorLogFound
+        | Reason::DataLossRisk
+        | Reason::UpgradeBlocked
         | Reason::RolledBack => POLL,
         _ => SOON,
     };
@@ -123,6 +148,10 @@ pub fn decide(facts: &Facts, settings: &Settings) -> Decision {
         abandon: stranded.into_iter().map(|(claim, _)| claim).collect(),
         status: status::of(facts, &version.name, size, &standing),
         events: events(facts, &standing),
+        steps: Vec::new(),
+        savepoint: None,
+        hold: Some(facts.job.spec.deletion_policy != DeletionPolicy::Retain)
+            .filter(|hold| *hold != farewell::is_held(facts)),
         apply,
         again,
     }
@@ -181,6 +210,7 @@ fn faults(facts: &Facts) -> Vec<String> {
     if faults.is_empty() {
         faults.extend(validate::unsupported(&facts.job.spec));
         faults.extend(validate::unsupported_in_cluster(&facts.job.spec));
+        faults.extend(validate::orders(&facts.job));
         faults.extend(forbidden(facts));
         faults.extend(account(facts));
     }
@@ -225,6 +255,9 @@ fn standing_still(facts: &Facts, reason: Reason, message: String) -> Decision {
         abandon: Vec::new(),
         grow: Vec::new(),
         remove: Vec::new(),
+        steps: Vec::new(),
+        savepoint: None,
+        hold: None,
         status: status::of(facts, &version, size, &standing),
         events: events(facts, &standing),
         again: POLL,
@@ -233,13 +266,15 @@ fn standing_still(facts: &Facts, reason: Reason, message: String) -> Decision {
 
 /// How the run of this version ended, if it has. Written down before the pods that show it are scaled away.
 fn ended(facts: &Facts, memory: &Memory, version: &Version) -> Option<Ended> {
-    if let Some(ended) = memory.ended.as_ref().filter(|e| e.version == version.name) {
+    let orders = build::orders(&facts.job).join(" ");
+    let known = memory.ended.as_ref();
+    if let Some(ended) = known.filter(|e| e.version == version.name && e.orders == orders) {
         return Some(ended.clone());
     }
     let mut mine = facts
         .pods
         .iter()
-        .filter(|p| version_of(p) == Some(&version.name));
+        .filter(|p| version_of(p) == Some(&version.name) && orders_of(p) == orders);
     let failed = mine.find_map(gave_up);
     let bounded = matches!(
         facts.job.spec.trigger.kind(),
@@ -248,16 +283,39 @@ fn ended(facts: &Facts, memory: &Memory, version: &Version) -> Option<Ended> {
     let completed = bounded && facts.status().is_some_and(|s| s.phase == Phase::Completed);
     (failed.is_some() || completed).then(|| Ended {
         version: version.name.clone(),
+        orders,
         failed,
     })
 }
 
 /// Pods of another version than the one that is to run.
 fn outdated(facts: &Facts, version: &Version) -> Vec<Doomed> {
+    /// Long enough to be told, too short to be waited for.
+    const AT_ONCE: u32 = 1;
+    let orders = build::orders(&facts.job).join(" ");
     let pods = facts.pods.iter().filter(|p| {
-        p.metadata.deletion_timestamp.is_none() && version_of(p).is_some_and(|v| v != version.name)
+        let other = version_of(p).is_some_and(|v| v != version.name);
+        // An order that was taken back has been carried out, or means nothing any more.
+        let unheard = !orders.is_empty() && orders_of(p) != orders;
+        p.metadata.deletion_timestamp.is_none() && (other || unheard)
     });
-    pods.filter_map(Doomed::of).collect()
+    let grace = match facts.job.spec.upgrade.strategy {
+        UpgradeStrategy::LastCheckpoint | UpgradeStrategy::Stateless => Some(AT_ONCE),
+        UpgradeStrategy::Savepoint => None,
+    };
+    pods.filter_map(|pod| {
+        let doomed = Doomed::of(pod)?;
+        Some(Doomed { grace, ..doomed })
+    })
+    .collect()
+}
+
+/// What a pod was started with by a person's word.
+fn orders_of(pod: &Pod) -> &str {
+    let annotations = pod.metadata.annotations.as_ref();
+    annotations
+        .and_then(|a| a.get(names::ORDERS))
+        .map_or("", String::as_str)
 }
 
 /// ConfigMaps of versions that neither run, nor are wanted, nor may come back.
@@ -288,6 +346,8 @@ fn standing(facts: &Facts, version: &Version, size: Size, memory: &Memory) -> St
         }) => {
             let reason = match why.code.as_str() {
                 PRIOR_LOG => Reason::PriorLogFound,
+                DATA_LOSS => Reason::DataLossRisk,
+                NEWER_LOG => Reason::UpgradeBlocked,
                 _ => Reason::Failed,
             };
             return Standing {
@@ -384,7 +444,10 @@ fn events(facts: &Facts, standing: &Standing) -> Vec<Event> {
     }]
 }
 
+pub mod farewell;
 mod loss;
+pub mod restore;
+pub mod savepoint;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod volumes;

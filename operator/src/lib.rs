@@ -14,7 +14,7 @@
 //! 3  decide
 //! 2  build (children), status (conditions), upgrade (which version)
 //! 1  facts, version
-//! 0  settings, names, same, metrics, clock
+//! 0  settings, names, kind, same, metrics, clock
 //! ```
 //!
 //! It reads no Secret but its own, and speaks to no bucket and no broker: what a job's log says it learns from the job.
@@ -28,6 +28,7 @@ pub mod controller;
 pub mod decide;
 pub mod election;
 pub mod facts;
+pub mod kind;
 pub mod lint;
 pub mod metrics;
 pub mod names;

@@ -2,22 +2,33 @@
 
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use penstock_crds::job::StreamingJob;
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
+use tokio::sync::Semaphore;
 
 /// How long a child may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The program that plans.
+/// The program that plans. Clones share one turn: a child may take 1 GiB, so there is never more than one of them, and the
+/// container of the controller has room for it (`resources` of the chart).
 #[derive(Debug, Clone)]
 pub struct Linter {
-    pub program: PathBuf,
+    program: PathBuf,
+    turn: Arc<Semaphore>,
 }
 
 impl Linter {
+    pub fn new(program: PathBuf) -> Self {
+        Self {
+            program,
+            turn: Arc::new(Semaphore::new(1)),
+        }
+    }
+
     /// What `penstock lint` says against the job; empty when nothing.
     ///
     /// # Errors
@@ -43,6 +54,7 @@ impl Linter {
     }
 
     async fn run(&self, manifest: String) -> std::io::Result<(std::process::ExitStatus, Vec<u8>)> {
+        let _turn = self.turn.acquire().await.map_err(std::io::Error::other)?;
         let mut child = tokio::process::Command::new(&self.program)
             .args(["--output", "json", "lint", "--bounded", "-"])
             .env_clear()

@@ -55,11 +55,10 @@ async fn main() -> anyhow::Result<()> {
         .await
         .context("no cluster to speak to")?;
     let authority = Arc::new(Authority::open(&client, &settings.own_namespace).await?);
+    let linter = Linter::new(settings.planner.clone());
     if !settings.webhook_host.is_empty() {
         let tls = Arc::new(authority.server(&settings.webhook_host)?);
-        let linter = Linter {
-            program: settings.planner.clone(),
-        };
+        let linter = linter.clone();
         tokio::spawn(async move {
             if let Err(error) = admission::serve(args.webhook, tls, linter).await {
                 tracing::error!(%error, "the webhook has ended");
@@ -87,7 +86,7 @@ async fn main() -> anyhow::Result<()> {
     let over = async move {
         let _ = over.await;
     };
-    controller::run(client, settings, authority, &metrics, over).await?;
+    controller::run(client, settings, authority, linter, &metrics, over).await?;
     metrics.leads(false);
     election.resign().await;
     Ok(())

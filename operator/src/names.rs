@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 /// Who writes: the field manager of every apply, and the value of `managed-by`.
 pub const MANAGER: &str = "penstock-operator";
+/// The field manager of finalizers alone: with another name than of the status, so that applying one takes nothing from the other.
+pub const HOLDER: &str = "penstock-operator-finalizer";
 /// The label that names the job.
 pub const JOB: &str = "penstock.dev/job";
 /// The label by which a service account's owner lends it to jobs.
@@ -15,6 +17,19 @@ pub const APPLIED: &str = "penstock.dev/applied";
 /// The annotation by which the StatefulSet remembers versions: accepted, on its way, failed, ended.
 pub const MEMORY: &str = "penstock.dev/memory";
 
+/// The annotation of pods that were started by a person's word, with these words.
+pub const ORDERS: &str = "penstock.dev/orders";
+/// The finalizer of jobs and savepoints that leave something in their checkpoint storage.
+pub const FINALIZER: &str = "penstock.dev/checkpoint";
+/// The label that names the savepoint of a step's pod.
+pub const SAVEPOINT: &str = "penstock.dev/savepoint";
+/// What a person may annotate a job with: to go on without input that is gone, `SOURCE@EPOCH`, several by commas.
+pub const ACCEPT_LOSS: &str = "penstock.dev/accept-loss";
+/// To go back to an earlier epoch, `EPOCH@REQUEST`.
+pub const GO_BACK: &str = "penstock.dev/go-back";
+/// To let a job or a savepoint go without its clean-up: `true`.
+pub const SKIP_CLEANUP: &str = "penstock.dev/skip-cleanup";
+
 /// The StatefulSet, its headless Service, its disruption budget, its network policy and its service account.
 pub fn workers(job: &str) -> String {
     format!("{job}-worker")
@@ -25,9 +40,9 @@ pub fn pod(job: &str, ordinal: u32) -> String {
     format!("{}-{ordinal}", workers(job))
 }
 
-/// The claim of an ordinal.
-pub fn claim(job: &str, ordinal: u32) -> String {
-    format!("{CLAIM}-{}", pod(job, ordinal))
+/// The claim of a pod, by the pod's name.
+pub fn claim(pod: &str) -> String {
+    format!("{CLAIM}-{pod}")
 }
 
 /// The claim template.
@@ -43,6 +58,19 @@ pub fn certificate(job: &str, version: &str) -> String {
     format!("{job}-c-{version}")
 }
 
+/// The savepoint that a job leaves when it is deleted: of this job, and of no later one of its name.
+pub fn farewell(job: &str, uid: &str) -> String {
+    format!("{job}-{}", uid.get(..8).unwrap_or(uid))
+}
+
+/// The pod of a step on the log of a job, and the ConfigMap that it reads where the job is gone.
+pub fn step(of: &str, step: &str) -> String {
+    format!("{of}-{step}")
+}
+
+/// The component of pods that run a job; a step's pods have another.
+pub const WORKER: &str = "worker";
+
 /// What picks the pods of a job.
 pub fn selector(job: &str) -> BTreeMap<String, String> {
     BTreeMap::from([
@@ -56,7 +84,7 @@ pub fn labels(job: &str) -> BTreeMap<String, String> {
     let mut labels = selector(job);
     for (name, value) in [
         ("app.kubernetes.io/instance", job),
-        ("app.kubernetes.io/component", "worker"),
+        ("app.kubernetes.io/component", WORKER),
         ("app.kubernetes.io/part-of", "penstock"),
         ("app.kubernetes.io/managed-by", MANAGER),
     ] {
@@ -79,7 +107,7 @@ mod tests {
         for name in [
             super::workers(&job),
             super::pod(&job, 1023),
-            super::claim(&job, 1023),
+            super::claim(&super::pod(&job, 1023)),
             super::version(&job, "0123456789abcdef"),
             super::certificate(&job, "0123456789abcdef"),
         ] {

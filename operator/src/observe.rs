@@ -6,16 +6,19 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, ServiceAccount};
+use kube::Client;
 use kube::ResourceExt;
 use kube::api::{Api, DynamicObject, ListParams};
-use kube::core::{ApiResource, GroupVersionKind};
-use kube::{Client, runtime::reflector::Store};
+use kube::runtime::reflector::{ObjectRef, Store};
 use parking_lot::Mutex;
-use penstock_crds::job::StreamingJob;
+use penstock_crds::job::{RestoreKind, StreamingJob};
 use penstock_crds::rpc::JobStatus;
+use penstock_crds::savepoint::Savepoint;
 
-use crate::build::{CONTROL_PORT, Kind};
+use crate::build::{CONTROL_PORT, is_worker};
+use crate::decide::savepoint::{Ask, SavepointFacts};
 use crate::facts::{Facts, Said, job_of};
+use crate::kind::Kind;
 use crate::lint::Linter;
 use crate::names;
 use crate::version::name_of;
@@ -25,7 +28,7 @@ use crate::version::name_of;
 pub struct Caches {
     pub pods: Store<Pod>,
     pub claims: Store<PersistentVolumeClaim>,
-    pub versions: Store<ConfigMap>,
+    pub savepoints: Store<Savepoint>,
 }
 
 impl Caches {
@@ -34,8 +37,20 @@ impl Caches {
         // A writer that is gone is the end of the process.
         let _ = self.pods.wait_until_ready().await;
         let _ = self.claims.wait_until_ready().await;
-        let _ = self.versions.wait_until_ready().await;
+        let _ = self.savepoints.wait_until_ready().await;
     }
+}
+
+/// How long a coordinator may take to answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Where a job's coordinator answers the controller.
+fn host(namespace: &str, job: &str) -> String {
+    format!(
+        "{}.{}.{namespace}.svc:{CONTROL_PORT}",
+        names::pod(job, 0),
+        names::workers(job)
+    )
 }
 
 /// What coordinators said, by namespace and job.
@@ -50,12 +65,6 @@ pub struct Observer {
     pub linter: Linter,
 }
 
-/// How an object of a kind is asked for.
-pub fn resource(kind: Kind) -> ApiResource {
-    let (group, version, name, plural) = kind.api();
-    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, name), plural)
-}
-
 impl Observer {
     /// The facts of a job as of now.
     ///
@@ -67,18 +76,36 @@ impl Observer {
             of.as_deref() == Some(&namespace) && job_of(Some(labels)) == Some(&name)
         };
         self.caches.filled().await;
-        let pods: Vec<Pod> = of(&self.caches.pods, |p| mine(p.labels(), p.namespace()));
+        let all: Vec<Pod> = of(&self.caches.pods, |p| mine(p.labels(), p.namespace()));
+        let (pods, steps): (Vec<Pod>, Vec<Pod>) = all.into_iter().partition(|p| {
+            let component = p.labels().get("app.kubernetes.io/component");
+            is_worker(component)
+        });
         let claims = of(&self.caches.claims, |c| mine(c.labels(), c.namespace()));
-        let versions = of(&self.caches.versions, |c| mine(c.labels(), c.namespace()));
+        let uid = job.uid().unwrap_or_default();
+        let restores = job.spec.restore_from.as_ref().and_then(|r| r.kind());
+        let restores = match restores {
+            Some(RestoreKind::Savepoint(of)) => Some(of),
+            Some(RestoreKind::Latest | RestoreKind::Epoch(_)) | None => None,
+        };
         let now = crate::clock::now();
         let said = if pods.is_empty() {
             None
         } else {
             Some(self.ask(&namespace, &name, now).await)
         };
-        let versions: BTreeMap<String, ConfigMap> = versions
-            .into_iter()
-            .filter_map(|c| Some((version_name(&c, &name)?, c)))
+        // As they are now: what a StatefulSet remembers, and which versions were made, must not be a moment old.
+        let objects = self.objects(job).await?;
+        let set = objects.get(&(Kind::StatefulSet, names::workers(&name)));
+        let set = set.and_then(|s| serde_json::from_value(s.clone()).ok());
+        let prefix = names::version(&name, "");
+        let versions: BTreeMap<String, ConfigMap> = objects
+            .iter()
+            .filter(|((kind, _), _)| *kind == Kind::ConfigMap)
+            .filter_map(|((_, map), value)| {
+                let version = map.strip_prefix(&prefix)?.to_owned();
+                Some((version, serde_json::from_value(value.clone()).ok()?))
+            })
             .collect();
         // What was made once was planned then.
         let sql_faults = if versions.contains_key(&name_of(job)) {
@@ -91,15 +118,19 @@ impl Observer {
                 )]
             })
         };
-        let objects = self.objects(job).await?;
-        let set = objects.get(&(Kind::StatefulSet, names::workers(&name)));
         Ok(Facts {
             now,
-            // As it is now: what it remembers must not be a moment old.
-            stateful_set: set.and_then(|s| serde_json::from_value(s.clone()).ok()),
+            stateful_set: set,
             objects,
             job: job.clone(),
             pods,
+            // Those of savepoints are theirs.
+            steps: steps
+                .into_iter()
+                .filter(|p| !p.labels().contains_key(names::SAVEPOINT))
+                .collect(),
+            restores_from: restores.and_then(|of| self.savepoint(&namespace, of)),
+            farewell: self.savepoint(&namespace, &names::farewell(&name, &uid)),
             claims,
             versions,
             said,
@@ -124,6 +155,88 @@ impl Observer {
         api.get_opt(name).await
     }
 
+    fn savepoint(&self, namespace: &str, name: &str) -> Option<Savepoint> {
+        let at = ObjectRef::new(name).within(namespace);
+        self.caches.savepoints.get(&at).map(|s| (*s).clone())
+    }
+
+    /// The facts of a savepoint as of now.
+    ///
+    /// # Errors
+    /// When the API server does not answer.
+    pub async fn savepoint_facts(
+        &self,
+        savepoint: &Savepoint,
+        job: Option<StreamingJob>,
+    ) -> Result<SavepointFacts, kube::Error> {
+        let namespace = savepoint.namespace().unwrap_or_default();
+        let (name, of_job) = (savepoint.name_any(), savepoint.spec.job_ref.name.clone());
+        self.caches.filled().await;
+        let workers = of(&self.caches.pods, |p| {
+            p.namespace().as_deref() == Some(&namespace)
+                && job_of(Some(p.labels())) == Some(&of_job)
+                && is_worker(p.labels().get("app.kubernetes.io/component"))
+        });
+        let steps = of(&self.caches.pods, |p| {
+            p.namespace().as_deref() == Some(&namespace)
+                && p.labels().get(names::SAVEPOINT) == Some(&name)
+        });
+        let maps: Api<ConfigMap> = Api::namespaced(self.client.clone(), &namespace);
+        let kept = maps.get_opt(&names::step(&name, "savepoint")).await?;
+        let kept = kept.filter(|map| {
+            let owners = map.metadata.owner_references.as_ref();
+            owners.is_some_and(|o| {
+                o.iter()
+                    .any(|o| Some(&o.uid) == savepoint.metadata.uid.as_ref())
+            })
+        });
+        let now = crate::clock::now();
+        let said = match workers.is_empty() {
+            true => None,
+            false => self.ask(&namespace, &of_job, now).await.status.ok(),
+        };
+        let version = match (&kept, &job) {
+            (None, Some(job)) => {
+                let sets: Api<DynamicObject> = Api::namespaced_with(
+                    self.client.clone(),
+                    &namespace,
+                    &Kind::StatefulSet.resource(),
+                );
+                let set = sets.get_opt(&names::workers(&of_job)).await?;
+                let runs = set.and_then(|s| {
+                    let at = "/spec/template/metadata/annotations/penstock.dev~1version";
+                    s.data.pointer(at)?.as_str().map(str::to_owned)
+                });
+                let wanted = runs.unwrap_or_else(|| name_of(job));
+                maps.get_opt(&names::version(&of_job, &wanted)).await?
+            }
+            _ => None,
+        };
+        Ok(SavepointFacts {
+            now,
+            savepoint: savepoint.clone(),
+            job,
+            workers: workers.len(),
+            said,
+            version,
+            kept,
+            steps,
+        })
+    }
+
+    /// Asks a running job for something; whether it has heard. `/status` shows what has become of it.
+    pub async fn demand(&self, savepoint: &Savepoint, ask: &Ask) -> Result<(), reqwest::Error> {
+        let namespace = savepoint.namespace().unwrap_or_default();
+        let host = host(&namespace, &savepoint.spec.job_ref.name);
+        let url = format!("https://{host}/savepoints/{}", savepoint.name_any());
+        let request = match ask {
+            Ask::Pin => self.http.put(url),
+            Ask::Unpin => self.http.delete(url),
+        };
+        let answer = request.timeout(PATIENCE).send().await?;
+        answer.error_for_status().map(|_| ())
+    }
+
     /// Every object that has a child's name.
     async fn objects(
         &self,
@@ -133,7 +246,7 @@ impl Observer {
         let mut objects = BTreeMap::new();
         for kind in Kind::ALL {
             let api: Api<DynamicObject> =
-                Api::namespaced_with(self.client.clone(), &namespace, &resource(kind));
+                Api::namespaced_with(self.client.clone(), &namespace, &kind.resource());
             let wanted = if kind == Kind::ConfigMap {
                 let labels = format!("{}={name}", names::JOB);
                 let list = api.list(&ListParams::default().labels(&labels)).await?;
@@ -154,12 +267,7 @@ impl Observer {
 
     /// Asks the coordinator; what it said before stays where it does not answer.
     async fn ask(&self, namespace: &str, name: &str, now: DateTime<Utc>) -> Said {
-        const PATIENCE: Duration = Duration::from_secs(2);
-        let host = format!(
-            "{}.{}.{namespace}.svc:{CONTROL_PORT}",
-            names::pod(name, 0),
-            names::workers(name)
-        );
+        let host = host(namespace, name);
         let answer = async {
             let request = self.http.get(format!("https://{host}/status"));
             let answer = request.timeout(PATIENCE).send().await?;
@@ -188,11 +296,4 @@ where
         .filter(|o| mine(o))
         .map(|o| (**o).clone())
         .collect()
-}
-
-/// The version in a ConfigMap's name.
-fn version_name(of: &ConfigMap, job: &str) -> Option<String> {
-    let name = of.metadata.name.as_deref()?;
-    let version = name.strip_prefix(&names::version(job, ""))?;
-    Some(version.to_owned())
 }

@@ -13,6 +13,10 @@ use crate::facts::Facts;
 use crate::names::selector_text;
 use crate::version::log_id;
 
+mod health;
+
+use health::Health;
+
 /// Where a job stands, in one word and one sentence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Standing {
@@ -36,6 +40,10 @@ pub enum Reason {
     Invalid,
     ForeignObject,
     ChildRefused,
+    DataLossRisk,
+    UpgradeBlocked,
+    SavepointNotReady,
+    Deleting,
 }
 
 impl Reason {
@@ -54,6 +62,10 @@ impl Reason {
             Self::Invalid => "Invalid",
             Self::ForeignObject => "ForeignObject",
             Self::ChildRefused => "ChildRefused",
+            Self::DataLossRisk => "DataLossRisk",
+            Self::UpgradeBlocked => "UpgradeBlocked",
+            Self::SavepointNotReady => "SavepointNotReady",
+            Self::Deleting => "Deleting",
         }
     }
 
@@ -71,6 +83,8 @@ impl Reason {
                 | Self::Invalid
                 | Self::ForeignObject
                 | Self::RolledBack
+                | Self::DataLossRisk
+                | Self::UpgradeBlocked
         )
     }
 
@@ -89,8 +103,14 @@ impl Reason {
             Self::RolledBack => Phase::RolledBack,
             Self::Suspended => Phase::Suspended,
             Self::Completed => Phase::Completed,
-            Self::Failed | Self::PriorLogFound => Phase::Failed,
-            Self::Invalid | Self::ForeignObject | Self::ChildRefused => {
+            Self::Failed | Self::PriorLogFound | Self::DataLossRisk | Self::UpgradeBlocked => {
+                Phase::Failed
+            }
+            Self::Invalid
+            | Self::ForeignObject
+            | Self::ChildRefused
+            | Self::SavepointNotReady
+            | Self::Deleting => {
                 let before = facts.job.status.as_ref().and_then(|s| s.phase);
                 before
                     .filter(|_| !facts.pods.is_empty())
@@ -120,15 +140,25 @@ pub fn of(facts: &Facts, version: &str, size: Size, standing: &Standing) -> Stre
     if reason == Reason::Completed {
         wanted.push(("Completed", true));
     }
-    let conditions = wanted
-        .into_iter()
-        .map(|(type_, status)| condition(&before.conditions, type_, status, standing, facts));
+    let shown = wanted.into_iter().map(|(type_, status)| Health {
+        type_,
+        status,
+        reason: standing.reason.name(),
+        message: standing.message.clone(),
+    });
+    let conditions = shown
+        .chain(health::of(facts, standing))
+        .map(|shown| condition(&before.conditions, shown, facts));
     let told = facts.status();
     StreamingJobStatus {
         observed_generation: facts.job.metadata.generation,
         phase: Some(reason.phase(facts)),
         conditions: conditions.collect(),
-        log_id: log_id(&facts.job),
+        // That of an earlier job, where it was adopted.
+        log_id: told
+            .map(|s| s.log_id.clone())
+            .or(before.log_id)
+            .or_else(|| log_id(&facts.job)),
         version: told.map_or(before.version, |s| {
             Some(RunningVersion {
                 spec: facts.job.metadata.generation.unwrap_or(0),
@@ -151,23 +181,17 @@ pub fn of(facts: &Facts, version: &str, size: Size, standing: &Standing) -> Stre
 }
 
 /// A condition; its time is that of its last change.
-fn condition(
-    before: &[Condition],
-    type_: &str,
-    status: bool,
-    standing: &Standing,
-    facts: &Facts,
-) -> Condition {
-    let status = if status { "True" } else { "False" };
-    let old = before.iter().find(|c| c.type_ == type_);
+fn condition(before: &[Condition], shown: Health, facts: &Facts) -> Condition {
+    let status = if shown.status { "True" } else { "False" };
+    let old = before.iter().find(|c| c.type_ == shown.type_);
     let since = old
         .filter(|c| c.status == status)
         .map_or_else(|| time(facts.now), |c| c.last_transition_time.clone());
     Condition {
-        type_: type_.to_owned(),
+        type_: shown.type_.to_owned(),
         status: status.to_owned(),
-        reason: standing.reason.name().to_owned(),
-        message: bounded(&standing.message),
+        reason: shown.reason.to_owned(),
+        message: bounded(&shown.message),
         observed_generation: facts.job.metadata.generation,
         last_transition_time: since,
     }
@@ -196,7 +220,7 @@ fn is_shown(c: char) -> bool {
     c == '\n' || !(c.is_control() || hidden)
 }
 
-fn time(at: DateTime<Utc>) -> Time {
+pub fn time(at: DateTime<Utc>) -> Time {
     Time(k8s_openapi::jiff::Timestamp::from_second(at.timestamp()).unwrap_or_default())
 }
 

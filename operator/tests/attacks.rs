@@ -175,6 +175,9 @@ async fn facts(job: &StreamingJob, linter: &Linter) -> Facts {
         objects: BTreeMap::new(),
         stateful_set: None,
         pods: Vec::new(),
+        steps: Vec::new(),
+        restores_from: None,
+        farewell: None,
         claims: Vec::new(),
         versions: BTreeMap::new(),
         said: None,
@@ -205,7 +208,7 @@ fn as_status(errors: &[String]) -> String {
 
 #[tokio::test]
 async fn every_attack_is_stopped_by_the_check_that_it_names() {
-    let linter = Linter { program: planner() };
+    let linter = Linter::new(planner());
     let attacks = attacks();
     assert!(attacks.len() >= 40, "{} attacks", attacks.len());
     let mut wrong = Vec::new();

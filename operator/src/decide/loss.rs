@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::Doomed;
 use crate::facts::Facts;
-use crate::names::CLAIM;
+use crate::names::claim;
 
 /// A pod that is to be gone by now may still say goodbye for so long.
 const GOODBYE: Duration = Duration::from_secs(15);
@@ -36,7 +36,13 @@ pub fn lost(facts: &Facts) -> Vec<Doomed> {
         });
         evicted || since(facts, Some(deadline), GOODBYE)
     });
-    pods.filter_map(Doomed::of).collect()
+    pods.filter_map(at_once).collect()
+}
+
+fn at_once(pod: &Pod) -> Option<Doomed> {
+    let doomed = Doomed::of(pod)?;
+    let grace = Some(0);
+    Some(Doomed { grace, ..doomed })
 }
 
 /// Pods that no node takes, because the volume of their claim is on one that is gone, each with its claim.
@@ -50,8 +56,8 @@ pub fn stranded(facts: &Facts) -> Vec<(String, Doomed)> {
         })
     });
     pods.filter_map(|pod| {
-        let doomed = Doomed::of(pod)?;
-        Some((format!("{CLAIM}-{}", doomed.name), doomed))
+        let doomed = at_once(pod)?;
+        Some((claim(&doomed.name), doomed))
     })
     .collect()
 }

@@ -3,12 +3,16 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::error::{EngineError, Result};
 
 mod check;
 mod log;
 mod run;
+mod step;
 mod supervise;
 mod tell;
 mod test;
@@ -76,6 +80,9 @@ enum Command {
     /// The first process of a pod: starts `penstock worker` and starts it again when it ends.
     #[command(hide = true)]
     Supervise(supervise::SuperviseArgs),
+    /// One step on the log of a job that does not run.
+    #[command(hide = true)]
+    Step(step::StepArgs),
     /// Names of the steps at which a test may kill the engine.
     #[command(hide = true)]
     FaultPoints,
@@ -111,6 +118,7 @@ pub fn main() -> ExitCode {
         Command::Log { file, secrets } => log::log(&file, secrets.as_ref(), cli.output),
         Command::Worker(args) => worker::worker(&args, cli.output),
         Command::Supervise(args) => supervise::supervise(&args),
+        Command::Step(args) => step::step(&args, cli.output),
         Command::FaultPoints => {
             for name in crate::fault::POINTS {
                 println!("{name}");
@@ -118,4 +126,17 @@ pub fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
     }
+}
+
+/// What runs until the job has ended, on the threads that wait; processing has its own.
+fn until_ended<T>(job: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|e| EngineError::fail("PR0304", "runtime", e.to_string()))?;
+    let ended = runtime.block_on(job);
+    // Blocking calls of clients that were given up do not hold the exit back.
+    runtime.shutdown_timeout(Duration::from_millis(500));
+    ended
 }

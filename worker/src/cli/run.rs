@@ -14,10 +14,10 @@ use penstock_crds::validate::cluster_only_fields;
 use serde_json::json;
 use tokio::sync::watch;
 
-use super::{Output, check, tell};
+use super::{Output, check, tell, until_ended};
 use crate::clock::{Clock, SystemClock};
-use crate::coordinator::Outcome;
 use crate::coordinator::progress::Progress;
+use crate::coordinator::{AcceptLoss, Outcome};
 use crate::error::{EngineError, Result};
 use crate::job::{self, RunOptions, http};
 
@@ -40,9 +40,14 @@ pub struct RunArgs {
     /// Operators (by uid) whose state may be dropped when the manifest has changed.
     #[arg(long = "drop-state")]
     drop_state: Vec<String>,
-    /// Sources whose input is gone in part (DataLossRisk) and that go on all the same. The log keeps what was given up.
-    #[arg(long = "accept-loss", value_name = "SOURCE")]
-    accept_loss: Vec<String>,
+    /// Sources whose input is gone in part (DataLossRisk) and that go on all the same; SOURCE@EPOCH: only at that epoch. The log
+    /// keeps what was given up.
+    #[arg(long = "accept-loss", value_name = "SOURCE", value_parser = accept_loss)]
+    accept_loss: Vec<AcceptLoss>,
+}
+
+fn accept_loss(text: &str) -> std::result::Result<AcceptLoss, String> {
+    AcceptLoss::parse(text, "penstock run --accept-loss")
 }
 
 pub fn run(args: RunArgs, output: Output) -> ExitCode {
@@ -55,19 +60,7 @@ pub fn run(args: RunArgs, output: Output) -> ExitCode {
     if !ignored.is_empty() {
         eprintln!("note: only a cluster acts on {}", ignored.join(", "));
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build();
-    let ended = runtime
-        .map_err(|e| EngineError::fail("PR0304", "runtime", e.to_string()))
-        .and_then(|runtime| {
-            let ended = runtime.block_on(serve(&args, checked, output));
-            // Blocking calls of clients that were given up do not hold the exit back.
-            runtime.shutdown_timeout(Duration::from_millis(500));
-            ended
-        });
-    match ended {
+    match until_ended(serve(&args, checked, output)) {
         Ok(outcome) => say_end(&outcome, output),
         Err(error) => {
             tell::failure(&error, output);
@@ -88,11 +81,10 @@ async fn serve(args: &RunArgs, checked: check::Checked, output: Output) -> Resul
         memory_state,
         drop_state: args.drop_state.clone(),
         accept_loss: args.accept_loss.clone(),
-        log_id: None,
-        release: None,
+        ..RunOptions::default()
     };
     let job = Arc::new(checked.job);
-    for name in &options.accept_loss {
+    for AcceptLoss { source: name, .. } in &options.accept_loss {
         if !job.spec.sources.iter().any(|s| s.name == *name) {
             let text = format!("--accept-loss {name}: the job has no source of this name");
             return Err(EngineError::invalid("PR0207", "command line", text));

@@ -6,17 +6,17 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
 use clap::Args;
-use penstock_checkpoint::ids::LogId;
+use penstock_checkpoint::ids::{Epoch, LogId};
+use penstock_crds::job::UpgradeStrategy;
 use penstock_crds::units::Quantity;
 use serde_json::json;
 use tokio::sync::watch;
 
-use super::{Output, check, tell};
+use super::{Output, check, tell, until_ended};
 use crate::coordinator::progress::Progress;
-use crate::coordinator::{Outcome, Release};
+use crate::coordinator::{AcceptLoss, Asked, GoBack, Outcome, Release};
 use crate::error::{EngineError, ErrorKind, Result};
 use crate::job::{self, RunOptions, http};
 
@@ -33,6 +33,15 @@ pub struct WorkerArgs {
     /// This version comes back; the one on trial has failed.
     #[arg(long)]
     rollback: bool,
+    /// `<job>/<logId>` of the savepoint that the job begins with.
+    #[arg(long)]
+    savepoint: Option<String>,
+    /// As of `penstock run`, by a person's word: SOURCE@EPOCH.
+    #[arg(long = "accept-loss", value_parser = accept_loss)]
+    accept_loss: Vec<AcceptLoss>,
+    /// An epoch to go back to, by a person's word: EPOCH@REQUEST.
+    #[arg(long = "go-back", value_parser = go_back)]
+    go_back: Option<GoBack>,
     /// Memory for state, staging and exchange.
     #[arg(long)]
     memory: Quantity,
@@ -56,6 +65,19 @@ pub struct WorkerArgs {
     failure: Option<PathBuf>,
 }
 
+fn accept_loss(text: &str) -> std::result::Result<AcceptLoss, String> {
+    AcceptLoss::parse(text, "kubectl penstock accept-loss")
+}
+
+fn go_back(text: &str) -> std::result::Result<GoBack, String> {
+    let (epoch, request) = text.split_once('@').ok_or("EPOCH@REQUEST")?;
+    let to = epoch.parse().map_err(|_| format!("{epoch} is no epoch"))?;
+    Ok(GoBack {
+        to: Epoch::new(to),
+        request: request.to_owned(),
+    })
+}
+
 pub fn worker(args: &WorkerArgs, output: Output) -> ExitCode {
     let checked = match check::check(&args.file, output) {
         Ok(checked) => checked,
@@ -65,18 +87,7 @@ pub fn worker(args: &WorkerArgs, output: Output) -> ExitCode {
             return code;
         }
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build();
-    let ended = runtime
-        .map_err(|e| EngineError::fail("PR0304", "runtime", e.to_string()))
-        .and_then(|runtime| {
-            let ended = runtime.block_on(serve(args, checked));
-            runtime.shutdown_timeout(Duration::from_millis(500));
-            ended
-        });
-    match ended {
+    match until_ended(serve(args, checked)) {
         Ok(outcome) => {
             tracing::info!(?outcome, "the worker has ended");
             ExitCode::SUCCESS
@@ -122,18 +133,24 @@ fn write_failure(args: &WorkerArgs, code: &str, message: &str) {
 }
 
 async fn serve(args: &WorkerArgs, checked: check::Checked) -> Result<Outcome> {
+    let stateless = checked.job.spec.upgrade.strategy == UpgradeStrategy::Stateless;
+    let asking = Arc::new(watch::channel(Asked::default()).0);
     let options = RunOptions {
         secrets: Some(args.secrets.clone()),
         memory: usize::try_from(args.memory.as_bytes()).unwrap_or(usize::MAX),
         state: Some(args.state.clone()),
         memory_state: false,
         drop_state: checked.job.spec.upgrade.drop_state.clone(),
-        accept_loss: Vec::new(),
+        accept_loss: args.accept_loss.clone(),
         log_id: Some(args.log_id),
+        savepoint: args.savepoint.clone(),
+        go_back: args.go_back.clone(),
+        asked: Some(asking.subscribe()),
         release: args.version.clone().map(|version| Release {
             version,
             rollback: args.rollback,
             accept_after: checked.job.spec.upgrade.accept_after.into(),
+            stateless,
         }),
     };
     let job = Arc::new(checked.job);
@@ -152,7 +169,7 @@ async fn serve(args: &WorkerArgs, checked: check::Checked) -> Result<Outcome> {
         .await
         .map_err(cannot(args.listen))?;
     if let (Some(address), Some(folder)) = (args.control, &args.certificate) {
-        http::serve_controller(address, folder, shown)
+        http::serve_controller(address, folder, shown, asking.clone())
             .await
             .map_err(cannot(address))?;
     }
@@ -160,6 +177,7 @@ async fn serve(args: &WorkerArgs, checked: check::Checked) -> Result<Outcome> {
     tokio::spawn(super::run::interrupts(stop));
     let plan = Arc::new(checked.plan);
     if !args.rollback
+        && !stateless
         && let Some(verdicts) = job::state_verdicts(&job, &plan, &options).await?
         && check::refused(&verdicts)
     {

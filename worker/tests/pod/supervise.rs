@@ -1,13 +1,11 @@
 //! The first process of a pod: it starts the engine again, ends when it is told to, and leaves its last words when it gives up.
 
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::time::Instant;
+
+use super::{LOG_ID, ended, free_port, get, signal, terminate, until};
 
 const JOB: &str = r#"
 apiVersion: penstock.dev/v1alpha1
@@ -29,11 +27,6 @@ struct Supervisor {
     engine: u16,
 }
 
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
-}
-
 impl Supervisor {
     fn start(folder: &Path, job: &str, more: &[&str]) -> Self {
         let file = folder.join("job.yaml");
@@ -49,7 +42,7 @@ impl Supervisor {
             .args(more)
             .arg("--")
             .arg(file)
-            .args(["--log-id", "0f3c0000111122223333444455556666"])
+            .args(["--log-id", LOG_ID])
             .args(["--memory", "256Mi", "--secrets", "/nonexistent"])
             .arg("--state")
             .arg(folder.join("state"))
@@ -80,22 +73,7 @@ impl Supervisor {
     }
 
     fn wait(&self, what: &str, enough: impl Fn(&Self) -> bool) {
-        let until = Instant::now() + Duration::from_secs(60);
-        while !enough(self) {
-            assert!(Instant::now() < until, "in vain: {what}");
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    }
-
-    fn ended(&mut self) -> Option<i32> {
-        let until = Instant::now() + Duration::from_secs(60);
-        while Instant::now() < until {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status.code();
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        panic!("the supervisor did not end");
+        until(what, || enough(self).then_some(()));
     }
 }
 
@@ -109,17 +87,6 @@ impl Drop for Supervisor {
     }
 }
 
-fn get(port: u16, path: &str) -> Option<String> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
-    let request = format!("GET {path} HTTP/1.0\r\nHost: test\r\n\r\n");
-    stream.write_all(request.as_bytes()).ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).ok()?;
-    let (head, body) = answer.split_once("\r\n\r\n")?;
-    head.contains(" 200 ").then(|| body.to_owned())
-}
-
 #[test]
 fn an_engine_that_is_killed_starts_again_and_goes_on() {
     let folder = tempfile::tempdir().unwrap();
@@ -129,13 +96,12 @@ fn an_engine_that_is_killed_starts_again_and_goes_on() {
     s.wait("readiness", |s| get(s.engine, "/readyz").is_some());
     let before = s.epoch().unwrap();
     let first = s.engine_pid().unwrap();
-    kill_process(Pid::from_raw(first).unwrap(), Signal::KILL).unwrap();
+    signal(first, Signal::KILL);
     assert_eq!(get(s.health, "/healthz").as_deref(), Some("ok\n"));
     s.wait("a later epoch", |s| s.epoch().is_some_and(|e| e > before));
     assert_ne!(s.engine_pid(), Some(first));
-    let own = i32::try_from(s.child.id()).unwrap();
-    kill_process(Pid::from_raw(own).unwrap(), Signal::TERM).unwrap();
-    assert_eq!(s.ended(), Some(0));
+    terminate(&s.child);
+    assert_eq!(ended(&mut s.child), Some(0));
 }
 
 #[test]
@@ -143,7 +109,7 @@ fn a_job_that_is_refused_ends_the_container_and_says_why() {
     let folder = tempfile::tempdir().unwrap();
     let wrong = JOB.replace("SELECT n FROM", "SELECT m FROM");
     let mut s = Supervisor::start(folder.path(), &wrong, &[]);
-    assert_eq!(s.ended(), Some(2));
+    assert_eq!(ended(&mut s.child), Some(2));
     let words = std::fs::read_to_string(folder.path().join("words")).unwrap();
     assert!(words.contains("PR0410"), "{words}");
 }
@@ -154,7 +120,7 @@ fn a_job_that_fails_again_and_again_is_given_up_with_its_own_words() {
     // The place of the log is a file.
     std::fs::write(folder.path().join("checkpoint"), "").unwrap();
     let mut s = Supervisor::start(folder.path(), JOB, &["--restarts-per-hour", "2"]);
-    assert_eq!(s.ended(), Some(1));
+    assert_eq!(ended(&mut s.child), Some(1));
     let words = std::fs::read_to_string(folder.path().join("words")).unwrap();
     assert!(words.contains("\"code\""), "{words}");
 }

@@ -1,15 +1,12 @@
 //! A new version on trial (rule 10), with the program as it runs in a pod: nothing of it is published before it is accepted, a
 //! version that comes back reads again what the failed one had read, and one that was accepted cannot be undone.
 
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use tokio::time::Instant;
+
+use super::{LOG_ID, ended, free_port, get, terminate, until};
 
 const JOB: &str = r#"
 apiVersion: penstock.dev/v1alpha1
@@ -41,21 +38,12 @@ impl Worker {
             .replace("VERSION", version)
             .replace("ACCEPT", accept_after);
         std::fs::write(&file, text).unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        drop(listener);
+        let port = free_port();
         let child = Command::new(env!("CARGO_BIN_EXE_penstock"))
             .args(["--output", "json", "worker"])
             .arg(file)
-            .args(["--log-id", "0f3c0000111122223333444455556666"])
-            .args([
-                "--version",
-                version,
-                "--memory",
-                "256Mi",
-                "--secrets",
-                "/nonexistent",
-            ])
+            .args(["--log-id", LOG_ID, "--version", version])
+            .args(["--memory", "256Mi", "--secrets", "/nonexistent"])
             .arg("--state")
             .arg(folder.join("state"))
             .arg("--failure")
@@ -71,43 +59,16 @@ impl Worker {
     }
 
     fn status(&self) -> Option<Value> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
-        stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
-        stream
-            .write_all(b"GET /status HTTP/1.0\r\nHost: test\r\n\r\n")
-            .ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        serde_json::from_str(answer.split_once("\r\n\r\n")?.1).ok()
+        serde_json::from_str(&get(self.port, "/status")?).ok()
     }
 
     fn wait(&self, what: &str, enough: impl Fn(&Value) -> bool) -> Value {
-        let until = Instant::now() + Duration::from_secs(60);
-        loop {
-            match self.status() {
-                Some(status) if enough(&status) => return status,
-                status => assert!(Instant::now() < until, "in vain: {what}: {status:?}"),
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        until(what, || self.status().filter(&enough))
     }
 
-    /// As the kubelet stops a pod.
     fn stop(mut self) {
-        let pid = i32::try_from(self.child.id()).unwrap();
-        kill_process(Pid::from_raw(pid).unwrap(), Signal::TERM).unwrap();
-        assert_eq!(self.ended(), Some(0));
-    }
-
-    fn ended(&mut self) -> Option<i32> {
-        let until = Instant::now() + Duration::from_secs(60);
-        while Instant::now() < until {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status.code();
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        panic!("the worker did not end");
+        terminate(&self.child);
+        assert_eq!(ended(&mut self.child), Some(0));
     }
 }
 
@@ -152,12 +113,11 @@ fn expected(parts: &[(std::ops::Range<u64>, &str)]) -> Vec<(u64, String)> {
     rows.collect()
 }
 
-fn until_published(folder: &Path, worker: &Worker, rows: &[(u64, String)]) {
-    let until = Instant::now() + Duration::from_secs(60);
-    while published(folder).len() < rows.len() && Instant::now() < until {
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    assert_eq!(published(folder), rows, "{:?}", worker.status());
+fn until_published(folder: &Path, rows: &[(u64, String)]) {
+    until("as many rows are published", || {
+        (published(folder).len() >= rows.len()).then_some(())
+    });
+    assert_eq!(published(folder), rows);
 }
 
 fn on_trial(status: &Value) -> bool {
@@ -171,7 +131,7 @@ fn nothing_of_a_trial_is_published_before_it_is_accepted_and_a_rollback_reads_ag
     std::fs::create_dir(folder.join("in")).unwrap();
     put(folder, "1.jsonl", 0..10);
     let a = Worker::start(folder, "a", "9m", &[]);
-    until_published(folder, &a, &expected(&[(0..10, "a")]));
+    until_published(folder, &expected(&[(0..10, "a")]));
     let status = a.wait("version a runs", |s| s["version"] == "a");
     assert!(
         !on_trial(&status),
@@ -197,7 +157,7 @@ fn nothing_of_a_trial_is_published_before_it_is_accepted_and_a_rollback_reads_ag
 
     // It is given up: the version before reads again what it had read.
     let a = Worker::start(folder, "a", "9m", &["--rollback"]);
-    until_published(folder, &a, &expected(&[(0..20, "a")]));
+    until_published(folder, &expected(&[(0..20, "a")]));
     assert!(!on_trial(&a.status().unwrap()));
     a.stop();
     // The way back may be walked twice: a pod starts again with the same words.
@@ -208,15 +168,15 @@ fn nothing_of_a_trial_is_published_before_it_is_accepted_and_a_rollback_reads_ag
     // Another try, which is accepted, and everything that was staged leaves.
     put(folder, "3.jsonl", 20..30);
     let b = Worker::start(folder, "b", "1s", &[]);
-    until_published(folder, &b, &expected(&[(0..20, "a"), (20..30, "b")]));
+    until_published(folder, &expected(&[(0..20, "a"), (20..30, "b")]));
     b.wait("it is accepted", |s| !on_trial(s));
     put(folder, "4.jsonl", 30..40);
-    until_published(folder, &b, &expected(&[(0..20, "a"), (20..40, "b")]));
+    until_published(folder, &expected(&[(0..20, "a"), (20..40, "b")]));
     b.stop();
 
     // What was published cannot be undone.
     let mut a = Worker::start(folder, "a", "9m", &["--rollback"]);
-    assert_eq!(a.ended(), Some(2));
+    assert_eq!(ended(&mut a.child), Some(2));
     let words = std::fs::read_to_string(folder.join("failure")).unwrap();
     assert!(words.contains("PR0413"), "{words}");
     assert_eq!(published(folder), expected(&[(0..20, "a"), (20..40, "b")]));
