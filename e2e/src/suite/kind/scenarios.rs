@@ -304,6 +304,7 @@ pub const MORE: [(&str, Disturb); 14] = [
     // A savepoint of a job that rests is taken by a step on its log.
     ("savepoint-of-suspended", |job, when| match when {
         After(3) => {
+            job.wait_reason("Running")?;
             job.patch(r#"{"spec": {"suspend": true}}"#)?;
             job.wait_reason("Suspended")?;
             job.savepoint("resting")?;
