@@ -157,6 +157,7 @@ pub const MORE: [(&str, Disturb); 14] = [
     }),
     ("node-stopped", |job, when| match when {
         After(2) => {
+            job.wait_reason("Running")?;
             let node = job.node()?;
             docker(&["stop", "-t", "1", &node])?;
             std::thread::sleep(Duration::from_secs(120));
@@ -167,6 +168,7 @@ pub const MORE: [(&str, Disturb); 14] = [
     }),
     ("node-gone", |job, when| match when {
         After(2) => {
+            job.wait_reason("Running")?;
             let node = job.node()?;
             docker(&["stop", "-t", "1", &node])?;
             let gone = Instant::now();
