@@ -363,7 +363,7 @@ pub const MORE: [(&str, Disturb); 14] = [
         }
         After(_) => Ok(()),
     }),
-    ("api-restarted", |job, when| match when {
+    ("api-restarted", |_, when| match when {
         After(2 | 4) => {
             let kill = "pkill -9 -x kube-apiserver";
             docker(&["exec", "penstock-control-plane", "sh", "-c", kill])?;
