@@ -84,7 +84,10 @@ fn pinned_while_it_runs(trigger: &str, interval: &str) {
         asking.send_modify(|asked| asked.pin("two"));
         let later = until(&progress, "the second", |n| n.pins.contains_key("two")).await;
         assert_eq!(later.pins["one"], pinned, "it stays where it is");
-        assert!(later.pins["two"].epoch > pinned.epoch);
+        // A planned epoch is made when there is input: the newest may still be the same.
+        let planned = !trigger.contains("continuous");
+        let two = later.pins["two"].epoch;
+        assert!(two > pinned.epoch || planned && two == pinned.epoch);
         asking.send_modify(|asked| asked.unpin("one"));
         asking.send_modify(|asked| asked.pin("three"));
         until(&progress, "it is given up", |n| !n.pins.contains_key("one")).await;
