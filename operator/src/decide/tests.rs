@@ -449,10 +449,13 @@ fn a_volume_on_a_node_that_is_gone_is_given_up() {
     assert!(decide(&facts, &settings()).abandon.is_empty());
     facts.pods = vec![waiting("0/3 nodes are available: 3 Insufficient cpu", 3600)];
     assert!(decide(&facts, &settings()).abandon.is_empty());
-    facts.pods = vec![waiting(conflict, 30)];
-    let decision = decide(&facts, &settings());
-    assert_eq!(decision.abandon, ["state-payments-worker-0"]);
-    assert_eq!(decision.force.len(), 1);
+    let newer = "0/3 nodes are available: 1 node(s) didn't match PersistentVolume's node affinity, 1 node(s) had untolerated taint";
+    for message in [conflict, newer] {
+        facts.pods = vec![waiting(message, 30)];
+        let decision = decide(&facts, &settings());
+        assert_eq!(decision.abandon, ["state-payments-worker-0"], "{message}");
+        assert_eq!(decision.force.len(), 1);
+    }
 }
 
 fn claim(size: &str) -> k8s_openapi::api::core::v1::PersistentVolumeClaim {
