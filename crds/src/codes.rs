@@ -111,7 +111,7 @@ codes! {
     DELIVERY = "PS0045", "more than the sink can give", "A terminal cannot take rows back: print gives AtLeastOnce at most.";
     AUTOSCALING = "PS0046", "autoscaling bounds", "DryRun and Active need maxReplicas, at least minReplicas; replicas lies between them.";
     LOCAL_IN_CLUSTER = "PS0047", "local folder in a cluster", "A folder of a node is lost with the node, and other workers do not see it. Use an object store.";
-    POD_TEMPLATE = "PS0048", "not allowed in podTemplate", "The pod template is an allow-list: no labels of penstock.dev, no variables that load libraries or carry cloud credentials, no volumes of the host.";
+    POD_TEMPLATE = "PS0048", "not allowed in podTemplate", "The pod template is an allow-list: no labels of penstock.dev or of the cluster itself, no variables that load libraries or carry cloud credentials, no volumes of the host, no mounts over the system's or the engine's folders, no token of an account that is not for jobs, no nodes of the control plane, no priority of the system.";
     WINDOW_OF_TIME = "PS0049", "range of time is empty", "What ends at or before it begins reads nothing.";
     KEY_COLUMNS = "PS0050", "keys differ", "In Update and Complete mode the record's key is the primary key: keyColumns is absent or the same.";
     UNUSED_FIELD = "PS0051", "field without effect", "The field has no effect beside the others; remove one of them.";
@@ -132,6 +132,8 @@ codes! {
     PLANNING = "PS0075", "planning takes too much", "The controller plans the SQL of a job in a process of 1 GiB and 5 seconds, and this text took more. Nest less, or split the job.";
     FIXED = "PS0076", "fixed for life", "The job's history stands on this value: the number of key groups, of a sink's shards, the place of the log. An edit cannot change it.";
     ORDER = "PS0077", "an order cannot be read", "A person tells a job by annotation to go on without input that is gone (penstock.dev/accept-loss: SOURCE@EPOCH, several by commas) or to go back to an epoch (penstock.dev/go-back: EPOCH@REQUEST). `kubectl penstock` writes both.";
+    ACCOUNT = "PS0078", "service account is not for jobs", "workers.serviceAccountName names an account of the job's namespace whose owner has labelled it penstock.dev/allow-jobs=true. Any other would lend its rights to whoever may write a StreamingJob. `kubectl label serviceaccount NAME penstock.dev/allow-jobs=true` allows it.";
+    OTHERS = "PS0079", "somebody else's object", "Certificates, versions, claims and marker topics that the controller or a job made for itself, and the topics that Kafka's brokers keep for themselves, are not for manifests: with them one job could speak for another, read its state or undo what it published.";
     // SQL.
     SQL_SYNTAX = "PS0101", "syntax error", "The SQL text could not be parsed at this position.";
     SQL_UNKNOWN_COLUMN = "PS0102", "unknown column", "No table in scope has a column of this name. Names are case-sensitive; quote them with backticks or double quotes where they are keywords.";

@@ -352,7 +352,7 @@ class Checks:
 
     def commands(self):
         """What the runbooks tell a person to type is there."""
-        enum = re.search(r"\nenum Command \{\n(.*?)\n\}\n", read("operator/src/bin/kubectl-penstock.rs"), re.S)[1]
+        enum = re.search(r"\nenum Command \{\n(.*?)\n\}\n", read("operator/src/bin/kubectl-penstock/main.rs"), re.S)[1]
         there = {re.sub(r"(?<!^)(?=[A-Z])", "-", name).lower() for name in re.findall(r"(?m)^    ([A-Z]\w+)\b", enum)}
         pages = glob.glob(path(f"{RUNBOOKS}/*.md")) + glob.glob(path("docs/src/how-to/*.md")) + glob.glob(path("docs/src/kubernetes/*.md"))
         faults = []

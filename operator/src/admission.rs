@@ -13,6 +13,7 @@ use penstock_crds::validate::{self, Place};
 use serde_json::{Value, json};
 
 use crate::lint::Linter;
+use crate::unreadable::read;
 
 /// What is said of a manifest.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -67,19 +68,19 @@ async fn review(State(linter): State<Linter>, Json(review): Json<Value>) -> Json
     }))
 }
 
-async fn verdict(linter: &Linter, request: &Value) -> Verdict {
-    let read = |name: &str| serde_json::from_value::<StreamingJob>(request[name].clone());
-    let new = match read("object") {
+/// What is said of an AdmissionRequest.
+pub async fn verdict(linter: &Linter, request: &Value) -> Verdict {
+    let new = match read(&request["object"]) {
         Ok(new) => new,
-        Err(e) => {
+        Err(why) => {
             return Verdict {
-                errors: vec![format!("the manifest cannot be read: {e}")],
+                errors: vec![why],
                 ..Verdict::default()
             };
         }
     };
     // One that was stored by another version and cannot be read is no old one.
-    let old = read("oldObject").ok();
+    let old = read(&request["oldObject"]).ok();
     if same_spec(old.as_ref(), &new) && new.metadata.deletion_timestamp.is_none() {
         // Orders are annotations.
         let faults = validate::orders(&new);

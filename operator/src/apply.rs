@@ -110,6 +110,14 @@ impl Writer {
             self.metrics.wrote(kind.api().2);
             gone(api.delete(name, &DeleteParams::default()).await)?;
         }
+        self.tell_all(facts, decision).await
+    }
+
+    /// Status and events alone.
+    ///
+    /// # Errors
+    /// When the API server refuses the status.
+    pub async fn tell_all(&self, facts: &Facts, decision: &Decision) -> Result<(), kube::Error> {
         if decision.hold != Some(false) {
             self.status(facts, &decision.status).await?;
         }

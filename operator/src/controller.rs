@@ -11,7 +11,7 @@ use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod};
 use kube::api::{Api, Patch, PatchParams};
-use kube::core::NamespaceResourceScope;
+use kube::core::{DeserializeGuard, NamespaceResourceScope};
 use kube::runtime::controller::{Action, Config as ControllerConfig, Controller};
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::{self, ObjectRef};
@@ -24,13 +24,14 @@ use serde_json::json;
 
 use crate::apply::Writer;
 use crate::certificates::Authority;
-use crate::decide::decide;
+use crate::decide::{decide, not_taken};
 use crate::facts::job_of;
 use crate::lint::Linter;
 use crate::metrics::Metrics;
 use crate::names::{FINALIZER, MANAGER};
 use crate::observe::{Caches, Observer};
 use crate::settings::Settings;
+use crate::unreadable;
 
 mod savepoints;
 
@@ -169,7 +170,7 @@ async fn look_after(
         .default_backoff()
         .reflect(kept_writer)
         .touched_objects();
-    let controller = Controller::new(scope.api::<StreamingJob>(), watcher::Config::default());
+    let controller = Controller::new(scope.api::<Guarded>(), watcher::Config::default());
     shared.metrics.show(controller.store());
     let jobs = controller
         .with_config(
@@ -223,12 +224,25 @@ async fn trust(client: &Client, name: &str, authority: &str) -> Result<(), kube:
 }
 
 /// The job that an object is a child of, by its label.
-fn owner<K: ResourceExt>(object: &K) -> Option<ObjectRef<StreamingJob>> {
+fn owner<K: ResourceExt>(object: &K) -> Option<ObjectRef<Guarded>> {
     let job = job_of(Some(object.labels()))?;
     Some(ObjectRef::new(job).within(&object.namespace()?))
 }
 
-async fn reconcile(job: Arc<StreamingJob>, shared: Arc<Shared>) -> Result<Action, ReconcileError> {
+/// One manifest that cannot be read must not end the watch of all.
+type Guarded = DeserializeGuard<StreamingJob>;
+
+async fn reconcile(job: Arc<Guarded>, shared: Arc<Shared>) -> Result<Action, ReconcileError> {
+    let job = match &job.0 {
+        Ok(job) => job,
+        Err(unread) => {
+            let of = &unread.metadata;
+            let [namespace, name] =
+                [&of.namespace, &of.name].map(|n| n.as_deref().unwrap_or_default());
+            unreadable::tell(&shared.observer.client, namespace, name).await?;
+            return Ok(Action::await_change());
+        }
+    };
     let held = |f: &Vec<String>| f.iter().any(|f| f == FINALIZER);
     if job.metadata.deletion_timestamp.is_some()
         && !job.metadata.finalizers.as_ref().is_some_and(held)
@@ -237,7 +251,7 @@ async fn reconcile(job: Arc<StreamingJob>, shared: Arc<Shared>) -> Result<Action
         return Ok(Action::await_change());
     }
     let began = tokio::time::Instant::now();
-    let done = look_at(&job, &shared).await;
+    let done = look_at(job, &shared).await;
     shared.metrics.looked(done.is_ok(), began.elapsed());
     let again = done?;
     shared
@@ -251,12 +265,19 @@ async fn reconcile(job: Arc<StreamingJob>, shared: Arc<Shared>) -> Result<Action
 async fn look_at(job: &StreamingJob, shared: &Shared) -> Result<Duration, ReconcileError> {
     let facts = shared.observer.facts(job).await?;
     let decision = decide(&facts, &shared.settings);
-    shared.writer.carry_out(&facts, &decision).await?;
+    let done = shared.writer.carry_out(&facts, &decision).await;
+    if let Err(kube::Error::Api(refusal)) = &done
+        && matches!(refusal.code, 400 | 403 | 422)
+    {
+        let told = not_taken(&facts, &refusal.message);
+        shared.writer.tell_all(&facts, &told).await?;
+    }
+    done?;
     Ok(decision.again)
 }
 
 /// Twice as long each time, from half a second to five minutes.
-fn back_off(job: Arc<StreamingJob>, error: &ReconcileError, shared: Arc<Shared>) -> Action {
+fn back_off(job: Arc<Guarded>, error: &ReconcileError, shared: Arc<Shared>) -> Action {
     let mut failures = shared.failures.lock();
     let count = failures.entry(job.uid().unwrap_or_default()).or_default();
     let pause = Duration::from_millis(500 << (*count).min(10)).min(Duration::from_secs(300));

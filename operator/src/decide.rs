@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
-use penstock_crds::diagnostic::Diagnostic;
+use penstock_crds::diagnostic::{Code, Diagnostic};
 use penstock_crds::job::{DeletionPolicy, Phase, StreamingJobStatus, Trigger, UpgradeStrategy};
 use penstock_crds::units::Quantity;
 use penstock_crds::validate::{self, Place};
@@ -181,6 +181,28 @@ fn forbidden(facts: &Facts) -> Vec<Diagnostic> {
     faults
 }
 
+/// The account that a job names lends it its rights, so its owner must have said that it may.
+fn account(facts: &Facts) -> Option<Diagnostic> {
+    let name = &facts.job.spec.workers.service_account_name;
+    if name.is_empty() {
+        return None;
+    }
+    let told = match &facts.account {
+        None => format!("the service account {name:?} is not there"),
+        Some(account) => {
+            let labels = account.metadata.labels.as_ref();
+            let allowed = labels.and_then(|l| l.get(names::ALLOW_JOBS));
+            if allowed.is_some_and(|value| value == "true") {
+                return None;
+            }
+            format!("the service account {name:?} is not for jobs")
+        }
+    };
+    let path = "workers.serviceAccountName";
+    let help = format!("its owner labels it {}=true", names::ALLOW_JOBS);
+    Some(Diagnostic::error(Code::ACCOUNT, path, told).with_help(help))
+}
+
 /// What is wrong with the spec, in the words of `penstock lint`; no warnings.
 fn faults(facts: &Facts) -> Vec<String> {
     let mut faults = validate::validate(&facts.job, Place::Cluster);
@@ -190,6 +212,7 @@ fn faults(facts: &Facts) -> Vec<String> {
         faults.extend(validate::unsupported_in_cluster(&facts.job.spec));
         faults.extend(validate::orders(&facts.job));
         faults.extend(forbidden(facts));
+        faults.extend(account(facts));
     }
     let mut texts: Vec<String> = faults.iter().map(ToString::to_string).collect();
     if texts.is_empty() {
@@ -211,6 +234,12 @@ fn refused(facts: &Facts, mut faults: Vec<String>) -> Decision {
         faults.push(format!("and {more} more"));
     }
     standing_still(facts, Reason::Invalid, faults.join("; "))
+}
+
+/// What is told where the API server does not take a child: a quota, or a form that only it knows. It is tried again.
+pub fn not_taken(facts: &Facts, why: &str) -> Decision {
+    let text = format!("the API server refuses what the job needs: {why}");
+    standing_still(facts, Reason::ChildRefused, text)
 }
 
 /// Nothing is touched: what runs goes on as it is.

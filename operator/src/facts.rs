@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, ServiceAccount};
 use penstock_crds::job::StreamingJob;
 use penstock_crds::rpc::JobStatus;
 use penstock_crds::savepoint::Savepoint;
@@ -36,6 +36,8 @@ pub struct Facts {
     pub versions: BTreeMap<String, ConfigMap>,
     /// What the job's coordinator said last.
     pub said: Option<Said>,
+    /// The service account that the spec names, if it names one that is there.
+    pub account: Option<ServiceAccount>,
     /// What is wrong with the SQL of a version that was not made yet, in the words of `penstock lint`.
     pub sql_faults: Vec<String>,
 }

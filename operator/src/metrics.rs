@@ -10,6 +10,7 @@ use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
 use kube::ResourceExt;
+use kube::core::DeserializeGuard;
 use kube::runtime::reflector::Store;
 use parking_lot::Mutex;
 use penstock_crds::job::StreamingJob;
@@ -45,7 +46,7 @@ struct ByCondition {
 /// The jobs that this replica looks after, as the API server knows them. Read at each scrape, so that a job that is gone, or a
 /// condition that is over, has no series.
 #[derive(Clone, Default)]
-struct Jobs(Arc<Mutex<Vec<Store<StreamingJob>>>>);
+struct Jobs(Arc<Mutex<Vec<Store<DeserializeGuard<StreamingJob>>>>>);
 
 impl fmt::Debug for Jobs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -59,8 +60,9 @@ impl Collector for Jobs {
         let mut family =
             encoder.encode_descriptor("job_condition", help, None, MetricType::Gauge)?;
         for jobs in self.0.lock().iter() {
-            for job in jobs.state() {
-                for of in conditions(&job) {
+            let jobs = jobs.state();
+            for job in jobs.iter().filter_map(|job| job.0.as_ref().ok()) {
+                for of in conditions(job) {
                     family.encode_family(&of)?.encode_gauge(&1i64)?;
                 }
             }
@@ -140,7 +142,7 @@ impl Metrics {
     }
 
     /// Jobs whose conditions are to be on the page: a watch's cache.
-    pub fn show(&self, jobs: Store<StreamingJob>) {
+    pub fn show(&self, jobs: Store<DeserializeGuard<StreamingJob>>) {
         self.jobs.0.lock().push(jobs);
     }
 
@@ -207,15 +209,15 @@ mod tests {
     #[test]
     fn conditions_of_jobs_are_on_the_page_as_long_as_the_jobs_are_there() {
         let metrics = Metrics::default();
-        let (jobs, mut watch) = reflector::store::<StreamingJob>();
+        let (jobs, mut watch) = reflector::store::<DeserializeGuard<StreamingJob>>();
         metrics.show(jobs);
         let line = "penstock_operator_job_condition{namespace=\"risk\",streamingjob=\"payments\",\
                     type=\"Stalled\",status=\"True\",reason=\"Failed\"} 1";
         let shown = || metrics.page().lines().any(|l| l == line);
         assert!(!shown(), "nobody has listed the job yet");
-        watch.apply_watcher_event(&watcher::Event::Apply(job()));
+        watch.apply_watcher_event(&watcher::Event::Apply(DeserializeGuard(Ok(job()))));
         assert!(shown(), "{}", metrics.page());
-        watch.apply_watcher_event(&watcher::Event::Delete(job()));
+        watch.apply_watcher_event(&watcher::Event::Delete(DeserializeGuard(Ok(job()))));
         assert!(!shown(), "{}", metrics.page());
     }
 
@@ -224,9 +226,9 @@ mod tests {
         let metrics = Metrics::default();
         metrics.wrote("Pod");
         metrics.looked(true, std::time::Duration::ZERO);
-        let (jobs, mut watch) = reflector::store::<StreamingJob>();
+        let (jobs, mut watch) = reflector::store::<DeserializeGuard<StreamingJob>>();
         metrics.show(jobs);
-        watch.apply_watcher_event(&watcher::Event::Apply(job()));
+        watch.apply_watcher_event(&watcher::Event::Apply(DeserializeGuard(Ok(job()))));
         let page = metrics.page();
         let found: BTreeSet<&str> = page
             .lines()

@@ -8,6 +8,8 @@ pub const MANAGER: &str = "penstock-operator";
 pub const HOLDER: &str = "penstock-operator-finalizer";
 /// The label that names the job.
 pub const JOB: &str = "penstock.dev/job";
+/// The label by which a service account's owner lends it to jobs.
+pub const ALLOW_JOBS: &str = "penstock.dev/allow-jobs";
 /// The annotation that names a version, on pods and on the StatefulSet's template.
 pub const VERSION: &str = "penstock.dev/version";
 /// The annotation with the hash of what was applied last.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, ServiceAccount};
 use kube::Client;
 use kube::ResourceExt;
 use kube::api::{Api, DynamicObject, ListParams};
@@ -134,8 +134,25 @@ impl Observer {
             claims,
             versions,
             said,
+            account: self.account(job, &namespace).await?,
             sql_faults,
         })
+    }
+
+    /// The account that the spec names.
+    async fn account(
+        &self,
+        job: &StreamingJob,
+        namespace: &str,
+    ) -> Result<Option<ServiceAccount>, kube::Error> {
+        let name = &job.spec.workers.service_account_name;
+        // What is no name is refused by what it is, and asks the API server for something else.
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.');
+        if name.is_empty() || !name.chars().all(plain) {
+            return Ok(None);
+        }
+        let api: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
+        api.get_opt(name).await
     }
 
     fn savepoint(&self, namespace: &str, name: &str) -> Option<Savepoint> {

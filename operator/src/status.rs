@@ -39,6 +39,7 @@ pub enum Reason {
     PriorLogFound,
     Invalid,
     ForeignObject,
+    ChildRefused,
     DataLossRisk,
     UpgradeBlocked,
     SavepointNotReady,
@@ -60,6 +61,7 @@ impl Reason {
             Self::PriorLogFound => "PriorLogFound",
             Self::Invalid => "Invalid",
             Self::ForeignObject => "ForeignObject",
+            Self::ChildRefused => "ChildRefused",
             Self::DataLossRisk => "DataLossRisk",
             Self::UpgradeBlocked => "UpgradeBlocked",
             Self::SavepointNotReady => "SavepointNotReady",
@@ -88,7 +90,7 @@ impl Reason {
 
     /// Whether its event is a warning.
     pub const fn is_trouble(self) -> bool {
-        self.is_stalled() || matches!(self, Self::WorkersNotReady)
+        self.is_stalled() || matches!(self, Self::WorkersNotReady | Self::ChildRefused)
     }
 
     fn phase(self, facts: &Facts) -> Phase {
@@ -104,7 +106,11 @@ impl Reason {
             Self::Failed | Self::PriorLogFound | Self::DataLossRisk | Self::UpgradeBlocked => {
                 Phase::Failed
             }
-            Self::Invalid | Self::ForeignObject | Self::SavepointNotReady | Self::Deleting => {
+            Self::Invalid
+            | Self::ForeignObject
+            | Self::ChildRefused
+            | Self::SavepointNotReady
+            | Self::Deleting => {
                 let before = facts.job.status.as_ref().and_then(|s| s.phase);
                 before
                     .filter(|_| !facts.pods.is_empty())
@@ -192,12 +198,26 @@ fn condition(before: &[Condition], shown: Health, facts: &Facts) -> Condition {
 }
 
 /// Status has at most 8 KiB, and an event's note one.
+///
+/// What a manifest or a row wrote into a message stays text: nothing in it moves the cursor of whoever reads it in a terminal, or
+/// hides what comes after it.
 pub fn bounded(message: &str) -> String {
     const MOST: usize = 1000;
+    let message: String = message
+        .chars()
+        .map(|c| if is_shown(c) { c } else { '\u{fffd}' })
+        .collect();
+    let message = message.as_str();
     if message.len() <= MOST {
         return message.to_owned();
     }
     format!("{}…", &message[..message.floor_char_boundary(MOST)])
+}
+
+/// Whether a character is seen where it stands: no control, no mark of another direction, nothing without width.
+fn is_shown(c: char) -> bool {
+    let hidden = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+    c == '\n' || !(c.is_control() || hidden)
 }
 
 pub fn time(at: DateTime<Utc>) -> Time {
@@ -269,6 +289,12 @@ fn last_failure(of: &JobStatus) -> Option<FailureStatus> {
 #[cfg(test)]
 mod tests {
     use super::two_digits;
+
+    #[test]
+    fn a_message_moves_no_cursor() {
+        let told = super::bounded("unknown column \u{1b}[2Jx\u{202e}y");
+        assert_eq!(told, "unknown column \u{fffd}[2Jx\u{fffd}y");
+    }
 
     #[test]
     fn numbers_have_two_digits() {

@@ -23,6 +23,10 @@ const CHECKED: &str = "certificates and host names of brokers are always checked
 const REFUSED: &[(&str, &str)] = &[
     ("plugin.library.paths", LOADS),
     ("sasl.kerberos.kinit.cmd", LOADS),
+    // librdkafka puts them into the line that a shell runs.
+    ("sasl.kerberos.service.name", LOADS),
+    ("sasl.kerberos.principal", LOADS),
+    ("sasl.kerberos.keytab", LOADS),
     ("ssl.engine.location", LOADS),
     ("ssl.engine.id", LOADS),
     ("ssl.providers", LOADS),
@@ -75,8 +79,6 @@ const ALLOWED: &[&str] = &[
     "security.protocol",
     "sasl.mechanism",
     "sasl.mechanisms",
-    "sasl.kerberos.service.name",
-    "sasl.kerberos.principal",
     "ssl.cipher.suites",
     "ssl.curves.list",
     "ssl.sigalgs.list",

@@ -319,9 +319,9 @@ impl<'a> Job<'a> {
         self.kubectl(&["apply", "-f", &file.display().to_string()])?;
         let what = format!("savepoint/{name}");
         let waited = self.kubectl(&["wait", "--for=condition=Ready", &what, "--timeout=90s"]);
-        waited.map(drop).or_else(|error| {
+        waited.map(drop).map_err(|error| {
             let seen = self.kubectl(&["get", "savepoint,pods", "-o", "yaml"]);
-            Err(error.context(seen.unwrap_or_default()))
+            error.context(seen.unwrap_or_default())
         })
     }
 

@@ -128,3 +128,20 @@ fn every_secret_is_mounted_once() {
     // The workers' own certificate is the first.
     assert_eq!(secrets[1..], ["kafka-client", "s3"]);
 }
+
+#[test]
+fn a_secret_of_any_name_has_a_volume() {
+    let mut job = job();
+    let long = format!("{}.prod", "k".repeat(60));
+    let kafka = job.spec.sources[0].kafka.as_mut().unwrap();
+    kafka.secret_ref.as_mut().unwrap().name = long.clone();
+    let version = make_version(&job, &settings(), None);
+    let pod = &version.template["spec"];
+    let volumes = pod["volumes"].as_array().unwrap();
+    let volume = volumes.iter().find(|v| v["secret"]["secretName"] == long);
+    let name = volume.unwrap()["name"].as_str().unwrap();
+    assert!(name.len() <= 63 && !name.contains('.'), "{name}");
+    let mounts = pod["containers"][0]["volumeMounts"].as_array().unwrap();
+    let mount = mounts.iter().find(|m| m["name"] == name).unwrap();
+    assert_eq!(mount["mountPath"], format!("/etc/penstock/secrets/{long}"));
+}

@@ -1,8 +1,8 @@
 //! The StatefulSet: one pod for each worker, whose first process is the supervisor, of Pod Security "restricted".
 
 use penstock_crds::job::{DeletionPolicy, StateSpec, StreamingJob};
-use penstock_crds::units::Quantity;
-use penstock_crds::workers::{IntOrText, PodTemplate, Resources};
+use penstock_crds::validate::quantity;
+use penstock_crds::workers::{PodTemplate, Resources};
 use serde_json::{Map, Value, json};
 
 use super::{CONTROL_PORT, Child, HEALTH_PORT, Kind, PUBLIC_PORT, child};
@@ -159,7 +159,7 @@ fn pod(job: &StreamingJob, version: &str, settings: &Settings, added: &PodTempla
         json!({"name": "certificate", "secret": {"secretName": names::certificate(of, version)}}),
     ];
     for secret in secrets(job, settings) {
-        let name = format!("secret-{secret}");
+        let name = volume_name(&secret);
         mounts.push(
             json!({"name": name, "mountPath": format!("{SECRETS}/{secret}"), "readOnly": true}),
         );
@@ -190,6 +190,18 @@ fn pod(job: &StreamingJob, version: &str, settings: &Settings, added: &PodTempla
         place(spec, added);
     }
     spec
+}
+
+/// A volume's name is a label, a Secret's may be longer and have dots.
+fn volume_name(secret: &str) -> String {
+    let name = format!("secret-{secret}");
+    if name.len() <= 63 && !name.contains('.') {
+        return name;
+    }
+    format!(
+        "secret-{:016x}",
+        xxhash_rust::xxh3::xxh3_64(secret.as_bytes())
+    )
 }
 
 /// Over nodes, unless the person says how.
@@ -317,8 +329,7 @@ fn list(of: &penstock_crds::workers::ResourceList) -> Value {
 fn memory(job: &StreamingJob, resources: &Resources) -> u64 {
     const UNLIMITED: u64 = 2 << 30;
     let limit = match &resources.limits.memory {
-        Some(IntOrText::Int(bytes)) => u64::try_from(*bytes).ok(),
-        Some(IntOrText::Text(text)) => text.parse::<Quantity>().ok().map(|q| q.as_bytes()),
+        Some(limit) => quantity(limit).map(|bytes| bytes as u64),
         None => None,
     };
     limit.unwrap_or(UNLIMITED) / 100 * u64::from(job.spec.workers.memory)

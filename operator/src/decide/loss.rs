@@ -45,13 +45,20 @@ fn at_once(pod: &Pod) -> Option<Doomed> {
     Some(Doomed { grace, ..doomed })
 }
 
+/// In the words of schedulers: "had volume node affinity conflict", and in Kubernetes 1.34 "didn't match PersistentVolume's node
+/// affinity".
+fn is_about_the_volume(message: &str) -> bool {
+    let message = message.to_ascii_lowercase();
+    message.contains("volume") && message.contains("node affinity")
+}
+
 /// Pods that no node takes, because the volume of their claim is on one that is gone, each with its claim.
 pub fn stranded(facts: &Facts) -> Vec<(String, Doomed)> {
     let pods = facts.pods.iter().filter(|pod| {
         condition(pod, "PodScheduled").is_some_and(|c| {
             let message = c.message.as_deref().unwrap_or_default();
             c.status == "False"
-                && message.contains("volume node affinity conflict")
+                && is_about_the_volume(message)
                 && since(facts, c.last_transition_time.as_ref(), WAITED)
         })
     });

@@ -31,6 +31,7 @@ fn facts(job: StreamingJob) -> Facts {
         claims: Vec::new(),
         versions: BTreeMap::new(),
         said: None,
+        account: None,
         sql_faults: Vec::new(),
     }
 }
@@ -150,6 +151,41 @@ fn a_new_job_gets_every_child_and_is_starting() {
     assert_eq!(ready(&decision), ("False".into(), "Starting".into()));
     assert!(has(&decision, "Reconciling") && !has(&decision, "Stalled"));
     assert_eq!(decision.status.phase, Some(Phase::Pending));
+}
+
+#[test]
+fn a_child_that_the_api_server_does_not_take_is_told() {
+    let decision = not_taken(&facts(job()), "exceeded quota: pods");
+    assert_eq!(ready(&decision), ("False".into(), "ChildRefused".into()));
+    assert!(has(&decision, "Reconciling") && !has(&decision, "Stalled"));
+    assert!(decision.events[0].note.ends_with("exceeded quota: pods"));
+}
+
+fn with_account(labels: Option<serde_json::Value>) -> Facts {
+    let mut facts = facts(job());
+    facts.job.spec.workers.service_account_name = "loader".to_owned();
+    facts.account = labels.map(|labels| {
+        serde_json::from_value(json!({"metadata": {"name": "loader", "labels": labels}})).unwrap()
+    });
+    facts
+}
+
+#[test]
+fn an_account_is_taken_only_when_its_owner_lent_it() {
+    for labels in [
+        None,
+        Some(json!({})),
+        Some(json!({"penstock.dev/allow-jobs": "false"})),
+    ] {
+        let decision = decide(&with_account(labels), &settings());
+        assert_eq!(ready(&decision), ("False".into(), "Invalid".into()));
+        assert!(decision.apply.is_empty());
+    }
+    let lent = with_account(Some(json!({"penstock.dev/allow-jobs": "true"})));
+    let decision = decide(&lent, &settings());
+    let set = decision.apply.last().unwrap();
+    let pod = &set.body["spec"]["template"]["spec"];
+    assert_eq!(pod["serviceAccountName"], "loader");
 }
 
 #[test]
@@ -413,10 +449,13 @@ fn a_volume_on_a_node_that_is_gone_is_given_up() {
     assert!(decide(&facts, &settings()).abandon.is_empty());
     facts.pods = vec![waiting("0/3 nodes are available: 3 Insufficient cpu", 3600)];
     assert!(decide(&facts, &settings()).abandon.is_empty());
-    facts.pods = vec![waiting(conflict, 30)];
-    let decision = decide(&facts, &settings());
-    assert_eq!(decision.abandon, ["state-payments-worker-0"]);
-    assert_eq!(decision.force.len(), 1);
+    let newer = "0/3 nodes are available: 1 node(s) didn't match PersistentVolume's node affinity, 1 node(s) had untolerated taint";
+    for message in [conflict, newer] {
+        facts.pods = vec![waiting(message, 30)];
+        let decision = decide(&facts, &settings());
+        assert_eq!(decision.abandon, ["state-payments-worker-0"], "{message}");
+        assert_eq!(decision.force.len(), 1);
+    }
 }
 
 fn claim(size: &str) -> k8s_openapi::api::core::v1::PersistentVolumeClaim {

@@ -93,6 +93,7 @@ pub fn worker(args: &WorkerArgs, output: Output) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
+            let error = without_rows(error);
             write_failure(args, error.code, &error.to_string());
             tell::failure(&error, output);
             match error.kind {
@@ -103,6 +104,24 @@ pub fn worker(args: &WorkerArgs, output: Output) -> ExitCode {
                 }
             }
         }
+    }
+}
+
+/// The error as a cluster may keep it: logs, status and Events hold nothing of a row. What the engine quotes from one stands in
+/// backquotes; a library that judged it quotes as it likes. `penstock run` shows both, to the person whose rows they are.
+fn without_rows(error: EngineError) -> EngineError {
+    const OF_A_ROW: [&str; 7] = [
+        "PR0201", "PR0202", "PR0203", "PR0204", "PR0205", "PR0206", "PR0302",
+    ];
+    if !OF_A_ROW.contains(&error.code) {
+        return error;
+    }
+    let parts = error.message.split('`').enumerate();
+    let shown = parts.map(|(i, part)| if i % 2 == 0 { part } else { "`…`" });
+    EngineError {
+        message: shown.collect(),
+        source: None,
+        ..error
     }
 }
 
@@ -175,4 +194,24 @@ async fn serve(args: &WorkerArgs, checked: check::Checked) -> Result<Outcome> {
         let _ = stopping.wait_for(|asked| *asked).await;
     }
     Ok(outcome)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_cluster_keeps_of_an_error_holds_nothing_of_the_row() {
+        let text = "n: expected BIGINT, found `\"4111 1111\"`; onError is Fail";
+        let library = std::io::Error::other("Cannot cast string '4111 1111'");
+        let of_a_row = EngineError::invalid("PR0202", "source rows", text).caused_by(library);
+        let told = without_rows(of_a_row);
+        assert_eq!(
+            told.message,
+            "n: expected BIGINT, found `…`; onError is Fail"
+        );
+        assert!(told.source.is_none());
+        let other = EngineError::fail("PR0207", "source rows", "say `--accept-loss`");
+        assert_eq!(without_rows(other).message, "say `--accept-loss`");
+    }
 }

@@ -84,7 +84,10 @@ fn pinned_while_it_runs(trigger: &str, interval: &str) {
         asking.send_modify(|asked| asked.pin("two"));
         let later = until(&progress, "the second", |n| n.pins.contains_key("two")).await;
         assert_eq!(later.pins["one"], pinned, "it stays where it is");
-        assert!(later.pins["two"].epoch > pinned.epoch);
+        // A planned epoch is made when there is input: the newest may still be the same.
+        let planned = !trigger.contains("continuous");
+        let two = later.pins["two"].epoch;
+        assert!(two > pinned.epoch || planned && two == pinned.epoch);
         asking.send_modify(|asked| asked.unpin("one"));
         asking.send_modify(|asked| asked.pin("three"));
         until(&progress, "it is given up", |n| !n.pins.contains_key("one")).await;
@@ -92,9 +95,9 @@ fn pinned_while_it_runs(trigger: &str, interval: &str) {
         run.await.expect("no panic").expect("it stops");
         let store = whole::open_store(&spec, None).expect("a store");
         let logs = store.logs().await.expect("listed");
-        let records = read_all(&store.below(&logs[0].to_string()));
+        let log = store.below(&logs[0].to_string());
         let mut names = Vec::new();
-        for record in records.await.expect("read") {
+        for record in read_all(&log).await.expect("read") {
             match record.kind {
                 Kind::Pin(pin) => names.push(pin.name),
                 Kind::Unpin(unpin) => names.push(format!("-{}", unpin.name)),

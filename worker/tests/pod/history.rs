@@ -172,10 +172,11 @@ impl Worker {
 
     /// The newest epoch by then.
     fn stop(mut self) -> u64 {
-        let status = until("it answers", || self.status());
+        let newest = || self.status()?["epoch"]["number"].as_u64();
+        let epoch = until("it has committed", newest);
         terminate(&self.child);
         assert_eq!(ended(&mut self.child), Some(0));
-        status["epoch"]["number"].as_u64().unwrap()
+        epoch
     }
 
     fn refused(mut self, place: &Place) -> String {

@@ -157,6 +157,7 @@ pub const MORE: [(&str, Disturb); 14] = [
     }),
     ("node-stopped", |job, when| match when {
         After(2) => {
+            job.wait_reason("Running")?;
             let node = job.node()?;
             docker(&["stop", "-t", "1", &node])?;
             std::thread::sleep(Duration::from_secs(120));
@@ -167,6 +168,7 @@ pub const MORE: [(&str, Disturb); 14] = [
     }),
     ("node-gone", |job, when| match when {
         After(2) => {
+            job.wait_reason("Running")?;
             let node = job.node()?;
             docker(&["stop", "-t", "1", &node])?;
             let gone = Instant::now();
@@ -304,6 +306,7 @@ pub const MORE: [(&str, Disturb); 14] = [
     // A savepoint of a job that rests is taken by a step on its log.
     ("savepoint-of-suspended", |job, when| match when {
         After(3) => {
+            job.wait_reason("Running")?;
             job.patch(r#"{"spec": {"suspend": true}}"#)?;
             job.wait_reason("Suspended")?;
             job.savepoint("resting")?;
@@ -360,7 +363,7 @@ pub const MORE: [(&str, Disturb); 14] = [
         }
         After(_) => Ok(()),
     }),
-    ("api-restarted", |job, when| match when {
+    ("api-restarted", |_, when| match when {
         After(2 | 4) => {
             let kill = "pkill -9 -x kube-apiserver";
             docker(&["exec", "penstock-control-plane", "sh", "-c", kill])?;
