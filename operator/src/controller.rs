@@ -9,31 +9,48 @@ use futures::{FutureExt, StreamExt};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, PersistentVolumeClaim, Pod, Service, ServiceAccount,
+};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{Api, Patch, PatchParams};
-use kube::core::NamespaceResourceScope;
+use kube::core::{NamespaceResourceScope, PartialObjectMeta};
 use kube::runtime::controller::{Action, Config as ControllerConfig, Controller};
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::{self, ObjectRef};
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::{Predicate, PredicateConfig, WatchStreamExt, predicates, watcher};
 use kube::{Client, Resource, ResourceExt};
 use parking_lot::Mutex;
 use penstock_crds::job::StreamingJob;
 use serde_json::json;
 
+use crate::address::Workers;
 use crate::apply::Writer;
 use crate::certificates::Authority;
-use crate::decide::decide;
-use crate::facts::job_of;
+use crate::clock::turn;
+use crate::decide::{Decision, POLL, decide};
+use crate::facts::{Facts, is_ready, job_of};
 use crate::lint::Linter;
 use crate::metrics::Metrics;
 use crate::names::MANAGER;
-use crate::observe::{Caches, Observer};
+use crate::observe::{Caches, Observer, trim, trim_pod};
+use crate::poll::Poll;
 use crate::settings::Settings;
 
+/// What a job's watches tell within so long is one change.
+const DEBOUNCE: Duration = Duration::from_millis(5);
+/// Objects of one page of a first list: what is not kept of them is thrown away page by page.
+const PAGE: u32 = 100;
+/// A job that nothing happens to is looked at as a whole after one to two of these, in case a watch was silent.
+const RESYNC: Duration = Duration::from_secs(600);
+/// When what was read is older than what is there.
+const BEHIND: Duration = Duration::from_millis(250);
+
 struct Shared {
-    observer: Observer,
-    writer: Writer,
+    observer: Arc<Observer>,
+    writer: Arc<Writer>,
+    poll: Arc<Poll>,
     settings: Settings,
     metrics: Arc<Metrics>,
     /// Failures in a row, by uid.
@@ -122,60 +139,102 @@ async fn look_after(
         linter,
         metrics,
     } = means;
+    let (jobs, jobs_writer) = reflector::store::<StreamingJob>();
     let (pods, pods_writer) = reflector::store::<Pod>();
     let (claims, claims_writer) = reflector::store::<PersistentVolumeClaim>();
-    let ours =
-        watcher::Config::default().labels(&format!("app.kubernetes.io/managed-by={MANAGER}"));
-    macro_rules! touched {
-        ($kind:ty $(, $kept:expr)?) => {
-            watcher(scope.api::<$kind>(), ours.clone())
-                .default_backoff()
-                $(.reflect($kept))?
-                .touched_objects()
-        };
-    }
+    let (wake, woken) = futures::channel::mpsc::unbounded();
+    let observer = Arc::new(Observer {
+        client: client.clone(),
+        http: reqwest::Client::builder()
+            .use_preconfigured_tls(authority.client()?)
+            .connect_timeout(Duration::from_secs(1))
+            // A connection that waits for the next question costs more memory than a new one costs time.
+            .pool_max_idle_per_host(0)
+            .dns_resolver(Arc::new(Workers(pods.clone())))
+            .build()?,
+        caches: Caches { pods, claims },
+        heard: Arc::default(),
+        linter,
+    });
+    let writer = Arc::new(Writer {
+        events: Recorder::new(client.clone(), Reporter::from(MANAGER)),
+        client: client.clone(),
+        authority,
+        metrics: Arc::clone(&metrics),
+        written: Mutex::default(),
+    });
+    let poll = Poll::new(
+        Arc::clone(&observer),
+        Arc::clone(&writer),
+        jobs.clone(),
+        wake,
+    );
     let shared = Arc::new(Shared {
-        observer: Observer {
-            client: client.clone(),
-            caches: Caches { pods, claims },
-            http: reqwest::Client::builder()
-                .use_preconfigured_tls(authority.client()?)
-                .connect_timeout(Duration::from_secs(1))
-                .build()?,
-            heard: Arc::default(),
-            linter,
-        },
-        writer: Writer {
-            events: Recorder::new(client.clone(), Reporter::from(MANAGER)),
-            client: client.clone(),
-            authority,
-            metrics: Arc::clone(&metrics),
-            written: Mutex::default(),
-        },
+        observer,
+        writer,
+        poll: Arc::new(poll),
         metrics,
         settings,
         failures: Mutex::default(),
     });
-    Controller::new(scope.api::<StreamingJob>(), watcher::Config::default())
+    let all = watcher::Config::default().page_size(PAGE);
+    let ours = all
+        .clone()
+        .labels(&format!("app.kubernetes.io/managed-by={MANAGER}"));
+    // The status is written here and nowhere else: it wakes nobody.
+    let of_people = predicates::generation
+        .combine(predicates::labels)
+        .combine(predicates::annotations)
+        .combine(predicates::finalizers);
+    let edited = watcher(scope.api::<StreamingJob>(), all)
+        .default_backoff()
+        .modify(trim)
+        .reflect(jobs_writer)
+        .applied_objects()
+        .predicate_filter(of_people, PredicateConfig::default());
+    // Of most children it is enough to hear that something happened to them.
+    macro_rules! touched {
+        ($kind:ty) => {
+            watcher(scope.api::<PartialObjectMeta<$kind>>(), ours.clone())
+                .default_backoff()
+                .touched_objects()
+        };
+        ($kind:ty, $kept:expr, $trim:expr) => {
+            watcher(scope.api::<$kind>(), ours.clone())
+                .default_backoff()
+                .modify($trim)
+                .reflect($kept)
+                .touched_objects()
+        };
+    }
+    let controller = Controller::for_stream(edited, jobs)
         .with_config(
             ControllerConfig::default()
-                .debounce(Duration::from_millis(50))
+                .debounce(DEBOUNCE)
                 .concurrency(16),
         )
-        .watches_stream(touched!(StatefulSet), |o| owner(&o))
-        .watches_stream(touched!(Pod, pods_writer), |o| owner(&o))
-        .watches_stream(touched!(PersistentVolumeClaim, claims_writer), |o| {
+        .reconcile_on(woken)
+        .watches_stream(touched!(Pod, pods_writer, trim_pod), |o| owner(&o))
+        .watches_stream(touched!(PersistentVolumeClaim, claims_writer, trim), |o| {
             owner(&o)
         })
+        .watches_stream(touched!(StatefulSet), |o| owner(&o))
         .watches_stream(touched!(ConfigMap), |o| owner(&o))
+        .watches_stream(touched!(Service), |o| owner(&o))
+        .watches_stream(touched!(ServiceAccount), |o| owner(&o))
+        .watches_stream(touched!(NetworkPolicy), |o| owner(&o))
+        .watches_stream(touched!(PodDisruptionBudget), |o| owner(&o))
         .graceful_shutdown_on(stop)
-        .run(reconcile, back_off, shared)
+        .run(reconcile, back_off, Arc::clone(&shared))
         .for_each(|done| async move {
             if let Err(error) = done {
                 tracing::debug!(%error, "not reconciled");
             }
-        })
-        .await;
+        });
+    tokio::select! {
+        () = controller => {}
+        () = shared.poll.run() => {}
+    }
     Ok(())
 }
 
@@ -209,6 +268,7 @@ fn owner<K: ResourceExt>(object: &K) -> Option<ObjectRef<StreamingJob>> {
 }
 
 async fn reconcile(job: Arc<StreamingJob>, shared: Arc<Shared>) -> Result<Action, ReconcileError> {
+    shared.poll.unsettle(&job);
     if job.metadata.deletion_timestamp.is_some() {
         // Children go with their owner.
         return Ok(Action::await_change());
@@ -226,14 +286,35 @@ async fn reconcile(job: Arc<StreamingJob>, shared: Arc<Shared>) -> Result<Action
 
 /// Observes, decides and carries out; when to look again.
 async fn look_at(job: &StreamingJob, shared: &Shared) -> Result<Duration, ReconcileError> {
+    let job = shared.writer.with_own_status(job);
     let facts = shared.observer.facts(job).await?;
+    if facts.is_behind() {
+        return Ok(BEHIND);
+    }
     let decision = decide(&facts, &shared.settings);
-    shared.writer.carry_out(&facts, &decision).await?;
-    Ok(decision.again)
+    let wrote = shared.writer.carry_out(&facts, &decision).await?;
+    if wrote || !goes_on(&facts, &decision) {
+        return Ok(decision.again);
+    }
+    shared.poll.settle(&facts);
+    Ok(RESYNC + RESYNC.mul_f64(turn(facts.job.metadata.uid.as_deref())))
+}
+
+/// Whether a job goes on by itself: nothing of it is on its way, so that every change comes by a watch or by what the coordinator
+/// says. What waits for a time to pass says so by an earlier `again`.
+fn goes_on(facts: &Facts, decision: &Decision) -> bool {
+    let answers = facts.pods.is_empty() || facts.status().is_some();
+    // What is refused may be refused because of an object that nobody watches.
+    let accepted = !decision.apply.is_empty();
+    accepted && answers && decision.again >= POLL && facts.pods.iter().all(is_ready)
 }
 
 /// Twice as long each time, from half a second to five minutes.
 fn back_off(job: Arc<StreamingJob>, error: &ReconcileError, shared: Arc<Shared>) -> Action {
+    if matches!(&error.0, kube::Error::Api(e) if e.code == 409) {
+        // Somebody wrote meanwhile: it is looked at as it is now.
+        return Action::requeue(BEHIND);
+    }
     let mut failures = shared.failures.lock();
     let count = failures.entry(job.uid().unwrap_or_default()).or_default();
     let pause = Duration::from_millis(500 << (*count).min(10)).min(Duration::from_secs(300));

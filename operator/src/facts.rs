@@ -12,7 +12,7 @@ use penstock_crds::units::Timestamp;
 use serde_json::Value;
 
 use crate::kind::Kind;
-use crate::names::{self, MEMORY, VERSION};
+use crate::names::{self, GENERATION, MEMORY, VERSION};
 
 /// Everything about one job.
 #[derive(Debug, Clone)]
@@ -37,6 +37,15 @@ pub struct Facts {
 pub struct Said {
     pub at: DateTime<Utc>,
     pub status: Result<JobStatus, String>,
+}
+
+impl Said {
+    /// What counts as said now: not older than a few polls.
+    pub fn now(&self, now: DateTime<Utc>) -> Option<&JobStatus> {
+        const FRESH: Duration = Duration::from_secs(60);
+        let age = (now - self.at).to_std().unwrap_or_default();
+        self.status.as_ref().ok().filter(|_| age < FRESH)
+    }
 }
 
 impl Facts {
@@ -74,6 +83,19 @@ impl Facts {
             .unwrap_or_default()
     }
 
+    /// Whether the StatefulSet was written for a newer edit than the job at hand, which is out of a cache that lags behind: to
+    /// act on it would run a version again that was left already.
+    pub fn is_behind(&self) -> bool {
+        let uid = self.job.metadata.uid.as_deref();
+        let set = self.stateful_set.as_ref().filter(|s| {
+            let owners = s.metadata.owner_references.iter().flatten();
+            owners.into_iter().any(|o| Some(o.uid.as_str()) == uid)
+        });
+        let annotations = set.and_then(|s| s.metadata.annotations.as_ref());
+        let written_for: Option<i64> = annotations.and_then(|a| a.get(GENERATION)?.parse().ok());
+        written_for > self.job.metadata.generation
+    }
+
     /// Workers that are ready.
     pub fn ready(&self) -> usize {
         self.pods.iter().filter(|p| is_ready(p)).count()
@@ -81,10 +103,7 @@ impl Facts {
 
     /// What the coordinator says now: not older than a few polls.
     pub fn status(&self) -> Option<&JobStatus> {
-        const FRESH: Duration = Duration::from_secs(60);
-        let said = self.said.as_ref()?;
-        let age = (self.now - said.at).to_std().unwrap_or_default();
-        said.status.as_ref().ok().filter(|_| age < FRESH)
+        self.said.as_ref()?.now(self.now)
     }
 }
 

@@ -12,6 +12,8 @@ pub const VERSION: &str = "penstock.dev/version";
 pub const APPLIED: &str = "penstock.dev/applied";
 /// The annotation by which the StatefulSet remembers versions: accepted, on its way, failed, ended.
 pub const MEMORY: &str = "penstock.dev/memory";
+/// The annotation with the generation of the job that the StatefulSet was written for.
+pub const GENERATION: &str = "penstock.dev/generation";
 
 /// The StatefulSet, its headless Service, its disruption budget, its network policy and its service account.
 pub fn workers(job: &str) -> String {

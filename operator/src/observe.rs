@@ -1,11 +1,12 @@
-//! Reads what is known of a job: objects from the watches' caches, and what its coordinator says.
+//! Reads what is known of a job: pods and claims from the watches' caches, everything else as it is now, and what its coordinator
+//! says. It costs a handful of reads, so it is done when something has changed or is under way, not to see how a job goes (`poll`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, PodStatus};
 use kube::ResourceExt;
 use kube::api::{Api, DynamicObject, ListParams};
 use kube::{Client, runtime::reflector::Store};
@@ -39,7 +40,32 @@ impl Caches {
 /// What coordinators said, by namespace and job.
 pub type Heard = Arc<Mutex<BTreeMap<(String, String), Said>>>;
 
-#[derive(Clone)]
+/// Of a pod only what decisions read is kept: a thousand of them must fit a small container.
+pub fn trim_pod(pod: &mut Pod) {
+    pod.spec = None;
+    pod.metadata.managed_fields = None;
+    pod.metadata.owner_references = None;
+    if let Some(status) = &mut pod.status {
+        *status = PodStatus {
+            conditions: status.conditions.take(),
+            container_statuses: status.container_statuses.take(),
+            phase: status.phase.take(),
+            pod_ip: status.pod_ip.take(),
+            reason: status.reason.take(),
+            ..PodStatus::default()
+        };
+    }
+}
+
+/// Of a claim and of a job: what nobody here reads.
+pub fn trim<K: ResourceExt>(object: &mut K) {
+    object.managed_fields_mut().clear();
+    // What `kubectl apply` notes for itself: the whole manifest once more.
+    object
+        .annotations_mut()
+        .remove("kubectl.kubernetes.io/last-applied-configuration");
+}
+
 pub struct Observer {
     pub client: Client,
     pub caches: Caches,
@@ -53,7 +79,7 @@ impl Observer {
     ///
     /// # Errors
     /// When the API server does not answer.
-    pub async fn facts(&self, job: &StreamingJob) -> Result<Facts, kube::Error> {
+    pub async fn facts(&self, job: StreamingJob) -> Result<Facts, kube::Error> {
         let (namespace, name) = (job.namespace().unwrap_or_default(), job.name_any());
         let mine = |labels: &BTreeMap<String, String>, of: Option<String>| {
             of.as_deref() == Some(&namespace) && job_of(Some(labels)) == Some(&name)
@@ -68,7 +94,7 @@ impl Observer {
             Some(self.ask(&namespace, &name, now).await)
         };
         // As they are now: what a StatefulSet remembers, and which versions were made, must not be a moment old.
-        let objects = self.objects(job).await?;
+        let objects = self.objects(&job).await?;
         let set = objects.get(&(Kind::StatefulSet, names::workers(&name)));
         let set = set.and_then(|s| serde_json::from_value(s.clone()).ok());
         let prefix = names::version(&name, "");
@@ -81,10 +107,10 @@ impl Observer {
             })
             .collect();
         // What was made once was planned then.
-        let sql_faults = if versions.contains_key(&name_of(job)) {
+        let sql_faults = if versions.contains_key(&name_of(&job)) {
             Vec::new()
         } else {
-            let planned = self.linter.faults(job).await;
+            let planned = self.linter.faults(&job).await;
             planned.unwrap_or_else(|error| {
                 vec![format!(
                     "spec.sql: it could not be planned: {error} [PS0075]"
@@ -95,7 +121,7 @@ impl Observer {
             now,
             stateful_set: set,
             objects,
-            job: job.clone(),
+            job,
             pods,
             claims,
             versions,
@@ -133,7 +159,7 @@ impl Observer {
     }
 
     /// Asks the coordinator; what it said before stays where it does not answer.
-    async fn ask(&self, namespace: &str, name: &str, now: DateTime<Utc>) -> Said {
+    pub async fn ask(&self, namespace: &str, name: &str, now: DateTime<Utc>) -> Said {
         const PATIENCE: Duration = Duration::from_secs(2);
         let host = format!(
             "{}.{}.{namespace}.svc:{CONTROL_PORT}",

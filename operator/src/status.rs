@@ -148,6 +148,31 @@ pub fn of(facts: &Facts, version: &str, size: Size, standing: &Standing) -> Stre
     }
 }
 
+/// The same status with the numbers that the coordinator told since.
+pub fn with_numbers(before: &StreamingJobStatus, told: &JobStatus) -> StreamingJobStatus {
+    StreamingJobStatus {
+        epoch: epoch(told).or_else(|| before.epoch.clone()),
+        watermark: watermark(told).or_else(|| before.watermark.clone()),
+        lag: lag(told).or_else(|| before.lag.clone()),
+        rates: Some(rates(told)),
+        counts: Some(counts(told)),
+        ..before.clone()
+    }
+}
+
+/// Whether two statuses differ in measurements only.
+pub fn same_but_numbers(a: &StreamingJobStatus, b: &StreamingJobStatus) -> bool {
+    let bare = |s: &StreamingJobStatus| StreamingJobStatus {
+        epoch: None,
+        watermark: None,
+        lag: None,
+        rates: None,
+        counts: None,
+        ..s.clone()
+    };
+    bare(a) == bare(b)
+}
+
 /// A condition; its time is that of its last change.
 fn condition(
     before: &[Condition],

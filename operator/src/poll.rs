@@ -1,0 +1,199 @@
+//! Asks jobs that have nothing to be done how far they are: one question each 15 s, spread over that time. Numbers go into the
+//! status, at most once a minute; anything else that the answer changes wakes the job, which is then looked at as a whole.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::channel::mpsc::UnboundedSender;
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::{Resource, ResourceExt};
+use parking_lot::Mutex;
+use penstock_crds::job::StreamingJob;
+use penstock_crds::rpc::{Counts, JobStatus, Rates, StateSize};
+use tokio::time::Instant;
+
+use crate::apply::Writer;
+use crate::clock::turn;
+use crate::decide::POLL;
+use crate::facts::Facts;
+use crate::observe::Observer;
+
+/// How often it is looked who is due.
+const TICK: Duration = Duration::from_millis(100);
+/// How often what is kept of jobs that are gone is thrown away.
+const SWEEP: Duration = Duration::from_secs(60);
+/// Questions at a time.
+const AT_ONCE: usize = 8;
+
+/// Namespace and name of a job.
+pub type Key = (String, String);
+
+/// A job that is asked.
+#[derive(Debug, Clone, Copy)]
+struct Due {
+    at: Instant,
+    /// What it said when it was looked at, without the numbers.
+    shape: u64,
+}
+
+pub struct Poll {
+    pub observer: Arc<Observer>,
+    pub writer: Arc<Writer>,
+    pub jobs: Store<StreamingJob>,
+    /// Whoever is to be looked at as a whole.
+    pub wake: UnboundedSender<ObjectRef<StreamingJob>>,
+    settled: Mutex<BTreeMap<Key, Due>>,
+}
+
+impl Poll {
+    pub fn new(
+        observer: Arc<Observer>,
+        writer: Arc<Writer>,
+        jobs: Store<StreamingJob>,
+        wake: UnboundedSender<ObjectRef<StreamingJob>>,
+    ) -> Self {
+        Self {
+            observer,
+            writer,
+            jobs,
+            wake,
+            settled: Mutex::default(),
+        }
+    }
+
+    /// From now on the job is only asked. One without pods is left alone: watches tell of every change.
+    pub fn settle(&self, facts: &Facts) {
+        let Some(told) = facts.status() else {
+            return;
+        };
+        let due = Due {
+            at: Instant::now() + POLL.mul_f64(turn(facts.job.metadata.uid.as_deref())),
+            shape: shape(told),
+        };
+        self.settled.lock().insert(key(&facts.job), due);
+    }
+
+    /// It is being looked at as a whole.
+    pub fn unsettle(&self, job: &StreamingJob) {
+        self.settled.lock().remove(&key(job));
+    }
+
+    /// Asks until the process ends.
+    pub async fn run(&self) {
+        let mut sweep = Instant::now() + SWEEP;
+        loop {
+            tokio::time::sleep(TICK).await;
+            futures::stream::iter(self.due(Instant::now()))
+                .for_each_concurrent(AT_ONCE, |(key, due)| self.ask(key, due))
+                .await;
+            if Instant::now() >= sweep {
+                sweep = Instant::now() + SWEEP;
+                self.forget();
+            }
+        }
+    }
+
+    /// Whose turn it is; the next one is `POLL` later.
+    fn due(&self, now: Instant) -> Vec<(Key, Due)> {
+        let mut settled = self.settled.lock();
+        let due = settled.iter_mut().filter(|(_, due)| due.at <= now);
+        due.map(|(key, due)| {
+            due.at = now + POLL;
+            (key.clone(), *due)
+        })
+        .collect()
+    }
+
+    async fn ask(&self, key: Key, due: Due) {
+        let of = ObjectRef::new(&key.1).within(&key.0);
+        let Some(job) = self.jobs.get(&of) else {
+            self.settled.lock().remove(&key);
+            return;
+        };
+        let now = crate::clock::now();
+        let said = self.observer.ask(&key.0, &key.1, now).await;
+        match said.now(now).filter(|told| shape(told) == due.shape) {
+            Some(told) => {
+                if let Err(error) = self.writer.numbers(&job, told, now).await {
+                    // Those of the next minute will do.
+                    tracing::debug!(%error, job = %key.1, "numbers were not written");
+                }
+            }
+            None => {
+                self.settled.lock().remove(&key);
+                // The receiver is gone when the process ends.
+                let _ = self.wake.unbounded_send(of);
+            }
+        }
+    }
+
+    /// Drops what is kept of jobs that are gone.
+    fn forget(&self) {
+        let jobs = self.jobs.state();
+        let keys: BTreeSet<Key> = jobs.iter().map(|j| key(j)).collect();
+        let uids: BTreeSet<&str> = jobs.iter().filter_map(|j| j.meta().uid.as_deref()).collect();
+        self.observer.heard.lock().retain(|k, _| keys.contains(k));
+        self.writer.forget(&uids);
+    }
+}
+
+fn key(job: &StreamingJob) -> Key {
+    (job.namespace().unwrap_or_default(), job.name_any())
+}
+
+/// All that an answer says but for measurements. What is added to the answer counts, unless it is left out here.
+fn shape(said: &JobStatus) -> u64 {
+    let mut bare = said.clone();
+    bare.epoch = None;
+    bare.watermark = None;
+    bare.lag = None;
+    bare.rates = Rates::default();
+    bare.state = StateSize::default();
+    bare.counts = Counts::default();
+    bare.held_back_by = None;
+    for source in &mut bare.sources {
+        source.splits = 0;
+        source.rows = 0;
+        source.lag_records = None;
+        source.idle = false;
+    }
+    for sink in &mut bare.sinks {
+        sink.done_through = 0;
+        sink.rows = 0;
+    }
+    let text = serde_json::to_vec(&bare).expect("an answer that was read can be written");
+    xxhash_rust::xxh3::xxh3_64(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shape;
+    use penstock_crds::rpc::{JobStatus, Lag};
+    use serde_json::json;
+
+    #[test]
+    fn moving_numbers_wake_nobody_and_anything_else_does() {
+        let said: JobStatus = serde_json::from_value(json!({
+            "job": "a", "namespace": "b", "log_id": "c", "generation": 1, "phase": "Running", "engine": "0.1.0",
+            "version": "v", "rates": {"in": 1.0, "out": 1.0}, "counts": {"late": 0, "dead_letters": 0, "restarts": 0},
+            "sources": [{"name": "s", "splits": 1, "rows": 7}], "sinks": [],
+        }))
+        .unwrap();
+        let mut moved = said.clone();
+        moved.lag = Some(Lag {
+            records: 5,
+            seconds: 1.0,
+        });
+        moved.counts.rows_in = 9;
+        moved.sources[0].rows = 9;
+        assert_eq!(shape(&said), shape(&moved));
+        let mut other = said.clone();
+        other.on_trial = true;
+        assert_ne!(shape(&said), shape(&other));
+        let mut other = said.clone();
+        other.generation = 2;
+        assert_ne!(shape(&said), shape(&other));
+    }
+}
