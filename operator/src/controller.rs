@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::try_join_all;
-use futures::{FutureExt, StreamExt};
+use futures::{FutureExt, Stream, StreamExt};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use k8s_openapi::api::apps::v1::StatefulSet;
@@ -168,6 +168,7 @@ async fn look_after(
         Arc::clone(&writer),
         jobs.clone(),
         wake,
+        Arc::clone(&metrics),
     );
     let shared = Arc::new(Shared {
         observer,
@@ -195,19 +196,23 @@ async fn look_after(
     // Of most children it is enough to hear that something happened to them.
     macro_rules! touched {
         ($kind:ty) => {
-            watcher(scope.api::<PartialObjectMeta<$kind>>(), ours.clone())
-                .default_backoff()
-                .touched_objects()
+            unbroken(
+                watcher(scope.api::<PartialObjectMeta<$kind>>(), ours.clone())
+                    .default_backoff()
+                    .touched_objects(),
+            )
         };
         ($kind:ty, $kept:expr, $trim:expr) => {
-            watcher(scope.api::<$kind>(), ours.clone())
-                .default_backoff()
-                .modify($trim)
-                .reflect($kept)
-                .touched_objects()
+            unbroken(
+                watcher(scope.api::<$kind>(), ours.clone())
+                    .default_backoff()
+                    .modify($trim)
+                    .reflect($kept)
+                    .touched_objects(),
+            )
         };
     }
-    let controller = Controller::for_stream(edited, jobs)
+    let controller = Controller::for_stream(unbroken(edited), jobs)
         .with_config(
             ControllerConfig::default()
                 .debounce(DEBOUNCE)
@@ -236,6 +241,19 @@ async fn look_after(
         () = shared.poll.run() => {}
     }
     Ok(())
+}
+
+/// Without its errors. A watch that breaks begins again by itself after a pause of its own; the `Controller` would answer each error
+/// with a longer and longer silence of all watches, which an API server's restart makes into minutes.
+fn unbroken<K: Send + 'static>(
+    watch: impl Stream<Item = watcher::Result<K>> + Send + 'static,
+) -> impl Stream<Item = watcher::Result<K>> + Send + 'static {
+    watch.filter(|item| {
+        if let Err(error) = item {
+            tracing::warn!(%error, "a watch has broken and begins again");
+        }
+        std::future::ready(item.is_ok())
+    })
 }
 
 /// Tells the API server whom to believe when it calls the webhook.

@@ -31,6 +31,7 @@ pub struct Metrics {
     reconciles: Family<ByResult, Counter>,
     seconds: Histogram,
     leading: Gauge,
+    settled: Gauge,
 }
 
 impl Default for Metrics {
@@ -41,6 +42,7 @@ impl Default for Metrics {
             reconciles: Family::default(),
             seconds: Histogram::new(exponential_buckets(0.001, 2.0, 14)),
             leading: Gauge::default(),
+            settled: Gauge::default(),
         };
         let r = &mut this.registry;
         r.register(
@@ -59,6 +61,11 @@ impl Default for Metrics {
             this.seconds.clone(),
         );
         r.register("leading", "Whether this replica acts", this.leading.clone());
+        r.register(
+            "settled_jobs",
+            "Jobs that go on by themselves: nothing of them is on its way",
+            this.settled.clone(),
+        );
         this
     }
 }
@@ -76,6 +83,11 @@ impl Metrics {
 
     pub fn leads(&self, leads: bool) {
         self.leading.set(leads.into());
+    }
+
+    /// So many jobs more go on by themselves.
+    pub fn settled(&self, more: i64) {
+        self.settled.inc_by(more);
     }
 
     fn page(&self) -> String {

@@ -18,6 +18,7 @@ use crate::apply::Writer;
 use crate::clock::turn;
 use crate::decide::POLL;
 use crate::facts::Facts;
+use crate::metrics::Metrics;
 use crate::observe::Observer;
 
 /// How often it is looked who is due.
@@ -44,7 +45,9 @@ pub struct Poll {
     pub jobs: Store<StreamingJob>,
     /// Whoever is to be looked at as a whole.
     pub wake: UnboundedSender<ObjectRef<StreamingJob>>,
-    settled: Mutex<BTreeMap<Key, Due>>,
+    metrics: Arc<Metrics>,
+    /// Jobs that go on by themselves, and when each is asked.
+    settled: Mutex<BTreeMap<Key, Option<Due>>>,
 }
 
 impl Poll {
@@ -53,31 +56,38 @@ impl Poll {
         writer: Arc<Writer>,
         jobs: Store<StreamingJob>,
         wake: UnboundedSender<ObjectRef<StreamingJob>>,
+        metrics: Arc<Metrics>,
     ) -> Self {
         Self {
             observer,
             writer,
             jobs,
             wake,
+            metrics,
             settled: Mutex::default(),
         }
     }
 
-    /// From now on the job is only asked. One without pods is left alone: watches tell of every change.
+    /// From now on the job is only asked. One that says nothing is left alone: watches tell of every change.
     pub fn settle(&self, facts: &Facts) {
-        let Some(told) = facts.status() else {
-            return;
-        };
-        let due = Due {
+        let due = facts.status().map(|told| Due {
             at: Instant::now() + POLL.mul_f64(turn(facts.job.metadata.uid.as_deref())),
             shape: shape(told),
-        };
-        self.settled.lock().insert(key(&facts.job), due);
+        });
+        if self.settled.lock().insert(key(&facts.job), due).is_none() {
+            self.metrics.settled(1);
+        }
     }
 
     /// It is being looked at as a whole.
     pub fn unsettle(&self, job: &StreamingJob) {
-        self.settled.lock().remove(&key(job));
+        self.drop(&key(job));
+    }
+
+    fn drop(&self, key: &Key) {
+        if self.settled.lock().remove(key).is_some() {
+            self.metrics.settled(-1);
+        }
     }
 
     /// Asks until the process ends.
@@ -98,7 +108,10 @@ impl Poll {
     /// Whose turn it is; the next one is `POLL` later.
     fn due(&self, now: Instant) -> Vec<(Key, Due)> {
         let mut settled = self.settled.lock();
-        let due = settled.iter_mut().filter(|(_, due)| due.at <= now);
+        let asked = settled
+            .iter_mut()
+            .filter_map(|(key, due)| Some((key, due.as_mut()?)));
+        let due = asked.filter(|(_, due)| due.at <= now);
         due.map(|(key, due)| {
             due.at = now + POLL;
             (key.clone(), *due)
@@ -109,7 +122,7 @@ impl Poll {
     async fn ask(&self, key: Key, due: Due) {
         let of = ObjectRef::new(&key.1).within(&key.0);
         let Some(job) = self.jobs.get(&of) else {
-            self.settled.lock().remove(&key);
+            self.drop(&key);
             return;
         };
         let now = crate::clock::now();
@@ -122,7 +135,7 @@ impl Poll {
                 }
             }
             None => {
-                self.settled.lock().remove(&key);
+                self.drop(&key);
                 // The receiver is gone when the process ends.
                 let _ = self.wake.unbounded_send(of);
             }
@@ -135,6 +148,11 @@ impl Poll {
         let keys: BTreeSet<Key> = jobs.iter().map(|j| key(j)).collect();
         let uids: BTreeSet<&str> = jobs.iter().filter_map(|j| j.meta().uid.as_deref()).collect();
         self.observer.heard.lock().retain(|k, _| keys.contains(k));
+        let gone: Vec<Key> = {
+            let settled = self.settled.lock();
+            settled.keys().filter(|k| !keys.contains(k)).cloned().collect()
+        };
+        gone.iter().for_each(|key| self.drop(key));
         self.writer.forget(&uids);
     }
 }

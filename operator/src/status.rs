@@ -127,13 +127,7 @@ pub fn of(facts: &Facts, version: &str, size: Size, standing: &Standing) -> Stre
         phase: Some(reason.phase(facts)),
         conditions: conditions.collect(),
         log_id: log_id(&facts.job),
-        version: told.map_or(before.version, |s| {
-            Some(RunningVersion {
-                spec: facts.job.metadata.generation.unwrap_or(0),
-                plan_hash: version.to_owned(),
-                engine: s.engine.clone(),
-            })
-        }),
+        version: running(facts, version, before.version),
         replicas: Some(i32::try_from(facts.pods.len()).unwrap_or(i32::MAX)),
         selector: Some(selector_text(facts.name())),
         desired_replicas: Some(i32::try_from(size.0).unwrap_or(i32::MAX)),
@@ -146,6 +140,22 @@ pub fn of(facts: &Facts, version: &str, size: Size, standing: &Standing) -> Stre
         last_failure: told.and_then(last_failure).or(before.last_failure),
         autoscaling: None,
     }
+}
+
+/// What runs, or ran last. An edit that leaves the version as it is counts, whether a worker is up to say so or not.
+fn running(facts: &Facts, version: &str, before: Option<RunningVersion>) -> Option<RunningVersion> {
+    let spec = facts.job.metadata.generation.unwrap_or(0);
+    let Some(told) = facts.status() else {
+        return before.map(|b| RunningVersion {
+            spec: if b.plan_hash == version { spec } else { b.spec },
+            ..b
+        });
+    };
+    Some(RunningVersion {
+        spec,
+        plan_hash: version.to_owned(),
+        engine: told.engine.clone(),
+    })
 }
 
 /// The same status with the numbers that the coordinator told since.

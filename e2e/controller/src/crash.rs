@@ -20,6 +20,9 @@ use crate::proxy::{Fault, Write};
 /// Lives at a time: each waits more than it works.
 const AT_ONCE: usize = 8;
 
+/// So many failures are enough to look at.
+const MOST: usize = 10;
+
 /// What a life without faults does.
 struct Clean {
     writes: BTreeMap<Step, Vec<Write>>,
@@ -59,7 +62,8 @@ pub async fn run(parts: &Parts<'_>, program: &Path, full: bool, only: Option<&st
     let count = Mutex::new(Count::default());
     let number = AtomicUsize::new(2);
     let workers = (0..AT_ONCE).map(|_| async {
-        while let Some(faults) = next(&plan) {
+        while count.lock().failed.len() < MOST
+            && let Some(faults) = next(&plan) {
             let number = number.fetch_add(1, Ordering::Relaxed);
             let life = live(&plane, &engine, program, number, &clean, faults, &plan, &count);
             if let Err(error) = life.await {

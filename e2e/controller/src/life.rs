@@ -19,7 +19,7 @@ use crate::proxy::{Fault, Proxy, Write};
 /// The job's name, the same in every life.
 pub const JOB: &str = "payments";
 /// A controller that has nothing more to do looks again every two seconds at most.
-const QUIET: Duration = Duration::from_millis(4500);
+const QUIET: Duration = Duration::from_millis(2600);
 /// A step that takes longer has not converged.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -143,6 +143,7 @@ pub struct Life<'a> {
     plane: &'a Plane,
     engine: &'a Engine,
     pub namespace: String,
+    own: String,
     pub proxy: Proxy,
     pub operator: Operator,
 }
@@ -162,7 +163,7 @@ impl<'a> Life<'a> {
             program: program.to_owned(),
             kubeconfig: plane.kubeconfig(&format!("{own}.kubeconfig"), &proxy.url)?,
             folder: plane.folder.clone(),
-            own,
+            own: own.clone(),
             namespaces: vec![namespace.clone()],
             planner: planner(&plane.folder)?,
             metrics: 0,
@@ -173,6 +174,7 @@ impl<'a> Life<'a> {
             plane,
             engine,
             namespace,
+            own,
             proxy,
         })
     }
@@ -239,7 +241,8 @@ impl<'a> Life<'a> {
     }
 
     pub async fn picture(&self) -> Result<Picture> {
-        picture::take(&self.plane.admin, &self.namespace, JOB, self.engine).await
+        let places = (self.namespace.as_str(), self.own.as_str());
+        picture::take(&self.plane.admin, places, JOB, self.engine).await
     }
 
     /// Whether the end of the step was told in an event.

@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 
 use crate::plane::Parts;
 
+mod audit;
 mod bench;
 mod crash;
 mod engine;

@@ -29,8 +29,13 @@ const KINDS: [(&str, &str, &str, &str); 10] = [
     ("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies"),
 ];
 
-/// The picture of a namespace with one job.
-pub async fn take(admin: &Client, namespace: &str, job: &str, engine: &Engine) -> Result<Picture> {
+/// The picture of a namespace with one job; `own`: the namespace of its controller.
+pub async fn take(
+    admin: &Client,
+    (namespace, own): (&str, &str),
+    job: &str,
+    engine: &Engine,
+) -> Result<Picture> {
     let mut picture = Picture::new();
     let mut uid = String::new();
     for (group, version, kind, plural) in KINDS {
@@ -55,7 +60,7 @@ pub async fn take(admin: &Client, namespace: &str, job: &str, engine: &Engine) -
                 .replace(&uid, "UID")
                 .replace(&uid.replace('-', ""), "LOG");
         }
-        *value = serde_json::from_str(&text.replace(namespace, "NAMESPACE"))?;
+        *value = serde_json::from_str(&text.replace(namespace, "NAMESPACE").replace(own, "OWN"))?;
     }
     Ok(picture)
 }
@@ -96,7 +101,10 @@ fn differ(at: &str, is: &Value, was: &Value, found: &mut Vec<String>) {
             }
         }
         _ if is == was => {}
-        _ => found.push(format!("{at}: {is} and not {was}")),
+        _ => {
+            let short = |v: &Value| v.to_string().chars().take(150).collect::<String>();
+            found.push(format!("{at}: {} and not {}", short(is), short(was)));
+        }
     }
 }
 
