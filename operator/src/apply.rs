@@ -62,7 +62,9 @@ impl Writer {
 
     /// Drops what is kept of jobs other than these.
     pub fn forget(&self, uids: &BTreeSet<&str>) {
-        self.written.lock().retain(|uid, _| uids.contains(uid.as_str()));
+        self.written
+            .lock()
+            .retain(|uid, _| uids.contains(uid.as_str()));
     }
 
     /// Whether anything was written.

@@ -162,9 +162,9 @@ fn faults(facts: &Facts, settings: &Settings) -> Vec<String> {
         faults.extend(validate::unsupported(&facts.job.spec));
         let replicas = facts.job.spec.workers.replicas.unwrap_or(1);
         let later = validate::unsupported_in_cluster(&facts.job.spec).into_iter();
-        faults.extend(later.filter(|d| {
-            d.code != Code::MANY_WORKERS || replicas > settings.max_replicas
-        }));
+        faults.extend(
+            later.filter(|d| d.code != Code::MANY_WORKERS || replicas > settings.max_replicas),
+        );
         faults.extend(forbidden(facts));
     }
     let mut texts: Vec<String> = faults.iter().map(ToString::to_string).collect();

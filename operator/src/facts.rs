@@ -187,3 +187,36 @@ pub fn gave_up(pod: &Pod) -> Option<GaveUp> {
 pub fn job_of(labels: Option<&BTreeMap<String, String>>) -> Option<&str> {
     labels?.get(names::JOB).map(String::as_str)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn an_older_edit_than_the_one_that_was_acted_on_is_out_of_a_cache_that_lags_behind() {
+        let job = crate::build::tests::job();
+        let written_for = |generation: &str, uid: &str| {
+            let owner =
+                json!({"apiVersion": "v1", "kind": "StreamingJob", "name": "payments", "uid": uid});
+            let metadata =
+                json!({"annotations": {GENERATION: generation}, "ownerReferences": [owner]});
+            Facts {
+                now: DateTime::UNIX_EPOCH,
+                objects: BTreeMap::new(),
+                stateful_set: serde_json::from_value(json!({"metadata": metadata})).unwrap(),
+                pods: Vec::new(),
+                claims: Vec::new(),
+                versions: BTreeMap::new(),
+                said: None,
+                sql_faults: Vec::new(),
+                job: job.clone(),
+            }
+        };
+        let uid = job.metadata.uid.clone().unwrap();
+        assert!(written_for("2", &uid).is_behind());
+        assert!(!written_for("1", &uid).is_behind());
+        // That of an earlier job of this name says nothing of this one.
+        assert!(!written_for("2", "another").is_behind());
+    }
+}

@@ -146,11 +146,18 @@ impl Poll {
     fn forget(&self) {
         let jobs = self.jobs.state();
         let keys: BTreeSet<Key> = jobs.iter().map(|j| key(j)).collect();
-        let uids: BTreeSet<&str> = jobs.iter().filter_map(|j| j.meta().uid.as_deref()).collect();
+        let uids: BTreeSet<&str> = jobs
+            .iter()
+            .filter_map(|j| j.meta().uid.as_deref())
+            .collect();
         self.observer.heard.lock().retain(|k, _| keys.contains(k));
         let gone: Vec<Key> = {
             let settled = self.settled.lock();
-            settled.keys().filter(|k| !keys.contains(k)).cloned().collect()
+            settled
+                .keys()
+                .filter(|k| !keys.contains(k))
+                .cloned()
+                .collect()
         };
         gone.iter().for_each(|key| self.drop(key));
         self.writer.forget(&uids);

@@ -119,7 +119,10 @@ pub async fn run(parts: &Parts<'_>, program: &Path, args: &Args) -> Result<bool>
     let (leases, writes): (Vec<_>, Vec<_>) = mine(&mut audit)?
         .into_iter()
         .partition(|w| w.resource == "leases");
-    println!("while nothing moves: the lease was renewed {} times in a minute", leases.len());
+    println!(
+        "while nothing moves: the lease was renewed {} times in a minute",
+        leases.len()
+    );
     figures.push(Figure {
         what: "writes in an idle minute",
         is: writes.len() as f64,
@@ -193,7 +196,12 @@ pub async fn run(parts: &Parts<'_>, program: &Path, args: &Args) -> Result<bool>
 fn verdict(jobs: usize, figures: &[Figure]) -> bool {
     let mut missed = 0;
     for figure in figures {
-        let Figure { what, is, aim, unit } = figure;
+        let Figure {
+            what,
+            is,
+            aim,
+            unit,
+        } = figure;
         let word = if !aim.is_finite() {
             "told".to_owned()
         } else if is <= aim {
@@ -238,7 +246,9 @@ async fn steady(metrics: u16, jobs: usize, patience: Duration) -> Result<()> {
 }
 
 async fn gauge(port: u16, name: &str) -> Option<f64> {
-    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port))
+        .await
+        .ok()?;
     let request = "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
     stream.write_all(request.as_bytes()).await.ok()?;
     let mut page = String::new();
@@ -257,9 +267,14 @@ fn mine(audit: &mut Audit) -> Result<Vec<Written>> {
 fn by_resource(writes: &[Written]) -> String {
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     for write in writes {
-        *counts.entry(format!("{} {}", write.verb, write.resource)).or_default() += 1;
+        *counts
+            .entry(format!("{} {}", write.verb, write.resource))
+            .or_default() += 1;
     }
-    let each: Vec<String> = counts.iter().map(|(what, n)| format!("{what} {n}")).collect();
+    let each: Vec<String> = counts
+        .iter()
+        .map(|(what, n)| format!("{what} {n}"))
+        .collect();
     each.join(", ")
 }
 
@@ -282,8 +297,12 @@ async fn changes(
     let api: Api<StreamingJob> = Api::namespaced(plane.admin.clone(), NAMESPACE);
     let count = jobs.len();
     for number in jobs.clone() {
-        api.patch(&name(number), &PatchParams::default(), &Patch::Merge(change))
-            .await?;
+        api.patch(
+            &name(number),
+            &PatchParams::default(),
+            &Patch::Merge(change),
+        )
+        .await?;
         sleep(Duration::from_millis(150)).await;
     }
     sleep(Duration::from_secs(5)).await;
@@ -331,7 +350,10 @@ fn memory(controller: &Child, line: &str) -> Result<f64> {
     let pid = controller.id().context("the controller has ended")?;
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let found = status.lines().find_map(|l| l.strip_prefix(line));
-    let text = found.context("no such line")?.trim_start_matches(':').trim();
+    let text = found
+        .context("no such line")?
+        .trim_start_matches(':')
+        .trim();
     let kib: f64 = text.trim_end_matches(" kB").parse()?;
     Ok(kib / 1024.0)
 }

@@ -175,7 +175,11 @@ impl Engine {
         }
     }
 
-    async fn accept(self: Arc<Self>, listener: TcpListener, to: mpsc::Sender<TlsStream<TcpStream>>) {
+    async fn accept(
+        self: Arc<Self>,
+        listener: TcpListener,
+        to: mpsc::Sender<TlsStream<TcpStream>>,
+    ) {
         loop {
             let Ok((stream, _)) = listener.accept().await else {
                 continue;

@@ -65,11 +65,33 @@ async fn main() -> Result<()> {
         folder: &folder,
         audit: matches!(args.command, Command::Bench(_)),
     };
-    let passed = match &args.command {
-        Command::Crash { full, step } => {
-            crash::run(&parts, &args.operator, *full, step.as_deref()).await?
+    let work = async {
+        match &args.command {
+            Command::Crash { full, step } => {
+                crash::run(&parts, &args.operator, *full, step.as_deref()).await
+            }
+            Command::Bench(bench) => bench::run(&parts, &args.operator, bench).await,
         }
-        Command::Bench(bench) => bench::run(&parts, &args.operator, bench).await?,
+    };
+    // Dropped as it is, it takes the programs that it started with it.
+    let passed = tokio::select! {
+        passed = work => passed?,
+        () = interrupted() => {
+            println!("FAIL interrupted");
+            false
+        }
     };
     std::process::exit(i32::from(!passed));
+}
+
+/// SIGTERM or Ctrl-C.
+async fn interrupted() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut term) = signal(SignalKind::terminate()) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
 }

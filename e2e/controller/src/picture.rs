@@ -25,8 +25,18 @@ const KINDS: [(&str, &str, &str, &str); 10] = [
     ("", "v1", "Service", "services"),
     ("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims"),
     ("", "v1", "Pod", "pods"),
-    ("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets"),
-    ("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies"),
+    (
+        "policy",
+        "v1",
+        "PodDisruptionBudget",
+        "poddisruptionbudgets",
+    ),
+    (
+        "networking.k8s.io",
+        "v1",
+        "NetworkPolicy",
+        "networkpolicies",
+    ),
 ];
 
 /// The picture of a namespace with one job; `own`: the namespace of its controller.
@@ -46,7 +56,10 @@ pub async fn take(
             let object = serde_json::to_value(&object)?;
             let name = object["metadata"]["name"].as_str().unwrap_or_default();
             if kind == "StreamingJob" {
-                uid = object["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
+                uid = object["metadata"]["uid"]
+                    .as_str()
+                    .unwrap_or_default()
+                    .to_owned();
             }
             picture.insert(format!("{kind} {name}"), bare(kind, object.clone()));
         }
@@ -143,7 +156,9 @@ fn bare(kind: &str, mut object: Value) -> Value {
     });
     match kind {
         "Secret" => {
-            let keys = object["data"].as_object().map(|d| d.keys().collect::<Vec<_>>());
+            let keys = object["data"]
+                .as_object()
+                .map(|d| d.keys().collect::<Vec<_>>());
             bare["data"] = json!(keys);
         }
         "Pod" => {

@@ -57,9 +57,7 @@ impl Plane {
         let [etcd, peers, api, manager] = ports()?;
         let server = format!("https://127.0.0.1:{api}");
         let address = format!("127.{}.{}.1", 64 + api % 64, 1 + api / 64 % 250);
-        let tokens = format!(
-            "admin,admin,1,system:masters\ncontroller,{CONTROLLER},2,\n"
-        );
+        let tokens = format!("admin,admin,1,system:masters\ncontroller,{CONTROLLER},2,\n");
         std::fs::write(folder.join("tokens.csv"), tokens)?;
         keys(folder)?;
         let kubeconfig = folder.join("admin.kubeconfig");
@@ -267,7 +265,10 @@ async fn ready(client: &Client) -> Result<()> {
 /// The resource definitions, the rights that the chart gives to the controller, and the node.
 async fn install(admin: &Client, root: &Path) -> Result<()> {
     let definitions: Api<CustomResourceDefinition> = Api::all(admin.clone());
-    for file in ["streamingjobs.penstock.dev.yaml", "savepoints.penstock.dev.yaml"] {
+    for file in [
+        "streamingjobs.penstock.dev.yaml",
+        "savepoints.penstock.dev.yaml",
+    ] {
         let text = std::fs::read_to_string(root.join("crds").join(file))?;
         let definition: CustomResourceDefinition = serde_yaml::from_str(&text)?;
         definitions
@@ -349,7 +350,11 @@ pub async fn apply(admin: &Client, job: &Value) -> Result<()> {
     let namespace = job["metadata"]["namespace"].as_str().unwrap_or_default();
     let name = job["metadata"]["name"].as_str().unwrap_or_default();
     let jobs: Api<penstock_crds::job::StreamingJob> = Api::namespaced(admin.clone(), namespace);
-    jobs.patch(name, &PatchParams::apply("person").force(), &Patch::Apply(job))
-        .await?;
+    jobs.patch(
+        name,
+        &PatchParams::apply("person").force(),
+        &Patch::Apply(job),
+    )
+    .await?;
     Ok(())
 }

@@ -241,9 +241,7 @@ impl Inner {
             let is_list = parts.uri.query().is_some_and(|q| q.contains("limit="));
             let old = step.old.get(&read_key(&url, &accept)).cloned();
             // An object that was not there by name is a read of the store itself, which is never old.
-            old.filter(|(status, _)| {
-                is_old && (is_list || step.old_by_name && status.is_success())
-            })
+            old.filter(|(status, _)| is_old && (is_list || step.old_by_name && status.is_success()))
         };
         match old {
             Some((status, body)) => {
@@ -392,8 +390,9 @@ fn describe(method: &Method, path: &str, body: &[u8]) -> Option<String> {
     };
     match (resource, parts.next()) {
         ("leases", _) => (verb == "create").then(|| "create lease".to_owned()),
+        // Created, or one more of a series, by what this controller has told before.
         ("events", _) => Some(format!(
-            "{verb} event {}",
+            "event {}",
             body["reason"].as_str().unwrap_or_default()
         )),
         (_, Some("status")) => {
