@@ -22,6 +22,7 @@ use kube::{Client, Resource, ResourceExt};
 use parking_lot::Mutex;
 use penstock_crds::job::StreamingJob;
 use serde_json::json;
+use tokio::sync::OnceCell;
 
 use crate::address::Workers;
 use crate::apply::Writer;
@@ -151,6 +152,7 @@ async fn look_after(
             .dns_resolver(Arc::new(Workers(pods.clone())))
             .build()?,
         caches: Caches { pods, claims },
+        filled: OnceCell::new(),
         heard: Arc::default(),
         linter,
     });

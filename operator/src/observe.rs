@@ -13,6 +13,7 @@ use kube::{Client, runtime::reflector::Store};
 use parking_lot::Mutex;
 use penstock_crds::job::StreamingJob;
 use penstock_crds::rpc::JobStatus;
+use tokio::sync::OnceCell;
 
 use crate::build::CONTROL_PORT;
 use crate::facts::{Facts, Said, job_of};
@@ -29,7 +30,8 @@ pub struct Caches {
 }
 
 impl Caches {
-    /// Waits until each was listed once: what is not in them is not in the cluster.
+    /// Waits until each was listed once: what is not in them is not in the cluster. For one waiter: a store wakes only the last
+    /// that asked.
     async fn filled(&self) {
         // A writer that is gone is the end of the process.
         let _ = self.pods.wait_until_ready().await;
@@ -69,6 +71,8 @@ pub fn trim<K: ResourceExt>(object: &mut K) {
 pub struct Observer {
     pub client: Client,
     pub caches: Caches,
+    /// Whether the caches were filled.
+    pub filled: OnceCell<()>,
     pub http: reqwest::Client,
     pub heard: Heard,
     pub linter: Linter,
@@ -84,7 +88,7 @@ impl Observer {
         let mine = |labels: &BTreeMap<String, String>, of: Option<String>| {
             of.as_deref() == Some(&namespace) && job_of(Some(labels)) == Some(&name)
         };
-        self.caches.filled().await;
+        self.filled.get_or_init(|| self.caches.filled()).await;
         let pods: Vec<Pod> = of(&self.caches.pods, |p| mine(p.labels(), p.namespace()));
         let claims = of(&self.caches.claims, |c| mine(c.labels(), c.namespace()));
         let now = crate::clock::now();
