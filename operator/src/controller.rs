@@ -54,6 +54,20 @@ struct Shared {
     metrics: Arc<Metrics>,
     /// Failures in a row, by uid.
     failures: Mutex<BTreeMap<String, u32>>,
+    /// Looks in a row at a job on its way that found nothing to do, by uid.
+    waits: Mutex<BTreeMap<String, u32>>,
+}
+
+impl Shared {
+    /// When a job that is on its way is looked at again: later each time that there was nothing to do, so that a thousand jobs which
+    /// wait for their pods leave time for the others. A watch wakes it at once.
+    fn pause(&self, job: &StreamingJob, wrote: bool, again: Duration) -> Duration {
+        let mut waits = self.waits.lock();
+        let count = waits.entry(job.uid().unwrap_or_default()).or_default();
+        *count = if wrote { 0 } else { (*count + 1).min(3) };
+        // From two seconds to eight.
+        again.max(again.saturating_mul(1 << count.saturating_sub(1)).min(POLL))
+    }
 }
 
 /// Why a job was not brought forward; it is tried again.
@@ -177,6 +191,7 @@ async fn look_after(
         metrics,
         settings,
         failures: Mutex::default(),
+        waits: Mutex::default(),
     });
     let all = watcher::Config::default().page_size(PAGE);
     let ours = all
@@ -288,6 +303,9 @@ fn owner<K: ResourceExt>(object: &K) -> Option<ObjectRef<StreamingJob>> {
 async fn reconcile(job: Arc<StreamingJob>, shared: Arc<Shared>) -> Result<Action, ReconcileError> {
     shared.poll.unsettle(&job);
     if job.metadata.deletion_timestamp.is_some() {
+        let uid = job.uid().unwrap_or_default();
+        shared.waits.lock().remove(&uid);
+        shared.failures.lock().remove(&uid);
         // Children go with their owner.
         return Ok(Action::await_change());
     }
@@ -312,8 +330,9 @@ async fn look_at(job: &StreamingJob, shared: &Shared) -> Result<Duration, Reconc
     let decision = decide(&facts, &shared.settings);
     let wrote = shared.writer.carry_out(&facts, &decision).await?;
     if wrote || !goes_on(&facts, &decision) {
-        return Ok(decision.again);
+        return Ok(shared.pause(&facts.job, wrote, decision.again));
     }
+    shared.waits.lock().remove(&facts.job.uid().unwrap_or_default());
     shared.poll.settle(&facts);
     Ok(RESYNC + RESYNC.mul_f64(turn(facts.job.metadata.uid.as_deref())))
 }

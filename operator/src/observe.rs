@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use futures::future::try_join_all;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, PodStatus};
 use kube::ResourceExt;
 use kube::api::{Api, DynamicObject, ListParams};
@@ -92,13 +93,16 @@ impl Observer {
         let pods: Vec<Pod> = of(&self.caches.pods, |p| mine(p.labels(), p.namespace()));
         let claims = of(&self.caches.claims, |c| mine(c.labels(), c.namespace()));
         let now = crate::clock::now();
-        let said = if pods.is_empty() {
-            None
-        } else {
+        let ask = async {
+            if pods.is_empty() {
+                return None;
+            }
             Some(self.ask(&namespace, &name, now).await)
         };
-        // As they are now: what a StatefulSet remembers, and which versions were made, must not be a moment old.
-        let objects = self.objects(&job).await?;
+        // As they are now: what a StatefulSet remembers, and which versions were made, must not be a moment old. All at once, since a
+        // change waits for it.
+        let (said, objects) = futures::join!(ask, self.objects(&job));
+        let objects = objects?;
         let set = objects.get(&(Kind::StatefulSet, names::workers(&name)));
         let set = set.and_then(|s| serde_json::from_value(s.clone()).ok());
         let prefix = names::version(&name, "");
@@ -140,21 +144,21 @@ impl Observer {
         job: &StreamingJob,
     ) -> Result<BTreeMap<(Kind, String), serde_json::Value>, kube::Error> {
         let (namespace, name) = (job.namespace().unwrap_or_default(), job.name_any());
-        let mut objects = BTreeMap::new();
-        for kind in Kind::ALL {
+        let (namespace, name) = (&namespace, &name);
+        let each = Kind::ALL.into_iter().map(|kind| async move {
             let api: Api<DynamicObject> =
-                Api::namespaced_with(self.client.clone(), &namespace, &kind.resource());
-            let wanted = if kind == Kind::ConfigMap {
+                Api::namespaced_with(self.client.clone(), namespace, &kind.resource());
+            if kind == Kind::ConfigMap {
                 let labels = format!("{}={name}", names::JOB);
                 let list = api.list(&ListParams::default().labels(&labels)).await?;
-                list.items
-            } else {
-                api.get_opt(&names::workers(&name))
-                    .await?
-                    .into_iter()
-                    .collect()
-            };
-            for object in wanted {
+                return Ok((kind, list.items));
+            }
+            let object = api.get_opt(&names::workers(name)).await?;
+            Ok((kind, object.into_iter().collect()))
+        });
+        let mut objects = BTreeMap::new();
+        for (kind, found) in try_join_all(each).await? {
+            for object in found {
                 let value = serde_json::to_value(&object).map_err(kube::Error::SerdeError)?;
                 objects.insert((kind, object.name_any()), value);
             }

@@ -254,7 +254,11 @@ async fn client(server: &str, token: &str) -> Result<Client> {
 async fn ready(client: &Client) -> Result<()> {
     let all: Api<Namespace> = Api::all(client.clone());
     for _ in 0..600 {
-        if all.get_opt("default").await.is_ok_and(|n| n.is_some()) {
+        let request = axum::http::Request::get("/readyz").body(Vec::new())?;
+        // The other programs end when it is not healthy within ten seconds of theirs.
+        if client.request_text(request).await.is_ok_and(|answer| answer == "ok")
+            && all.get_opt("default").await.is_ok_and(|n| n.is_some())
+        {
             return Ok(());
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
