@@ -332,7 +332,10 @@ async fn look_at(job: &StreamingJob, shared: &Shared) -> Result<Duration, Reconc
     if wrote || !goes_on(&facts, &decision) {
         return Ok(shared.pause(&facts.job, wrote, decision.again));
     }
-    shared.waits.lock().remove(&facts.job.uid().unwrap_or_default());
+    shared
+        .waits
+        .lock()
+        .remove(&facts.job.uid().unwrap_or_default());
     shared.poll.settle(&facts);
     Ok(RESYNC + RESYNC.mul_f64(turn(facts.job.metadata.uid.as_deref())))
 }

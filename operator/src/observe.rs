@@ -154,7 +154,7 @@ impl Observer {
                 return Ok((kind, list.items));
             }
             let object = api.get_opt(&names::workers(name)).await?;
-            Ok((kind, object.into_iter().collect()))
+            Ok::<_, kube::Error>((kind, object.into_iter().collect::<Vec<_>>()))
         });
         let mut objects = BTreeMap::new();
         for (kind, found) in try_join_all(each).await? {

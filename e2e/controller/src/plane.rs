@@ -256,7 +256,10 @@ async fn ready(client: &Client) -> Result<()> {
     for _ in 0..600 {
         let request = axum::http::Request::get("/readyz").body(Vec::new())?;
         // The other programs end when it is not healthy within ten seconds of theirs.
-        if client.request_text(request).await.is_ok_and(|answer| answer == "ok")
+        if client
+            .request_text(request)
+            .await
+            .is_ok_and(|answer| answer == "ok")
             && all.get_opt("default").await.is_ok_and(|n| n.is_some())
         {
             return Ok(());
