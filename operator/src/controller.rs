@@ -22,7 +22,7 @@ use kube::{Client, Resource, ResourceExt};
 use parking_lot::Mutex;
 use penstock_crds::job::StreamingJob;
 use serde_json::json;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 
 use crate::address::Workers;
 use crate::apply::Writer;
@@ -43,6 +43,8 @@ const DEBOUNCE: Duration = Duration::from_millis(5);
 const PAGE: u32 = 100;
 /// A job that nothing happens to is looked at as a whole after one to two of these, in case a watch was silent.
 const RESYNC: Duration = Duration::from_secs(600);
+/// Jobs whose objects are read at the same time, six reads each.
+const READS: usize = 2;
 /// When what was read is older than what is there.
 const BEHIND: Duration = Duration::from_millis(250);
 
@@ -167,6 +169,7 @@ async fn look_after(
             .build()?,
         caches: Caches { pods, claims },
         filled: OnceCell::new(),
+        turns: Semaphore::new(READS),
         heard: Arc::default(),
         linter,
     });

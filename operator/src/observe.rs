@@ -14,7 +14,7 @@ use kube::{Client, runtime::reflector::Store};
 use parking_lot::Mutex;
 use penstock_crds::job::StreamingJob;
 use penstock_crds::rpc::JobStatus;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 
 use crate::build::CONTROL_PORT;
 use crate::facts::{Facts, Said, job_of};
@@ -74,6 +74,9 @@ pub struct Observer {
     pub caches: Caches,
     /// Whether the caches were filled.
     pub filled: OnceCell<()>,
+    /// Jobs whose objects are read at the same time. A thousand that all change must not stand in the API server's queue before the
+    /// renewal of the lease.
+    pub turns: Semaphore,
     pub http: reqwest::Client,
     pub heard: Heard,
     pub linter: Linter,
@@ -144,6 +147,8 @@ impl Observer {
         job: &StreamingJob,
     ) -> Result<BTreeMap<(Kind, String), serde_json::Value>, kube::Error> {
         let (namespace, name) = (job.namespace().unwrap_or_default(), job.name_any());
+        // It cannot be closed: it lives as long as this.
+        let _turn = self.turns.acquire().await;
         let (namespace, name) = (&namespace, &name);
         let each = Kind::ALL.into_iter().map(|kind| async move {
             let api: Api<DynamicObject> =
