@@ -1,6 +1,10 @@
 -- Health of a StreamingJob for Argo CD: resource.customizations.health.penstock.dev_StreamingJob in argocd-cm.
 local hs = {status = "Progressing", message = "the controller has not looked at it yet"}
-if obj.status == nil or obj.status.conditions == nil then
+if obj.metadata.deletionTimestamp ~= nil then
+  hs.message = "it is being deleted"
+  return hs
+end
+if obj.status == nil or obj.status.conditions == nil or obj.status.observedGeneration == -1 then
   return hs
 end
 if obj.status.observedGeneration ~= nil and obj.status.observedGeneration ~= obj.metadata.generation then

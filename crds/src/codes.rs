@@ -111,7 +111,7 @@ codes! {
     DELIVERY = "PS0045", "more than the sink can give", "A terminal cannot take rows back: print gives AtLeastOnce at most.";
     AUTOSCALING = "PS0046", "autoscaling bounds", "DryRun and Active need maxReplicas, at least minReplicas; replicas lies between them.";
     LOCAL_IN_CLUSTER = "PS0047", "local folder in a cluster", "A folder of a node is lost with the node, and other workers do not see it. Use an object store.";
-    POD_TEMPLATE = "PS0048", "not allowed in podTemplate", "The pod template is an allow-list: no labels of penstock.dev, no variables that load libraries or carry cloud credentials, no volumes of the host.";
+    POD_TEMPLATE = "PS0048", "not allowed in podTemplate", "The pod template is an allow-list: no labels of penstock.dev or of the cluster itself, no variables that load libraries or carry cloud credentials, no volumes of the host, no mounts over the system's or the engine's folders, no token of an account that is not for jobs, no nodes of the control plane, no priority of the system.";
     WINDOW_OF_TIME = "PS0049", "range of time is empty", "What ends at or before it begins reads nothing.";
     KEY_COLUMNS = "PS0050", "keys differ", "In Update and Complete mode the record's key is the primary key: keyColumns is absent or the same.";
     UNUSED_FIELD = "PS0051", "field without effect", "The field has no effect beside the others; remove one of them.";
@@ -123,7 +123,6 @@ codes! {
     AZURE = "PS0063", "Azure Blob Storage comes later", "The schema has storage.azure; this version does not keep logs there yet. Use s3 or local.";
     MANY_WORKERS = "PS0064", "Several workers come later", "The schema has workers.replicas; in this version one worker runs a job. Use workers.slots for more threads.";
     AUTOSCALING_LATER = "PS0065", "Autoscaling comes later", "The schema has autoscaling; in this version its mode is Disabled.";
-    LIFECYCLE_LATER = "PS0066", "this part of a job's life comes later", "The schema has it, and this version of the controller does not act on it: it is refused rather than ignored.";
     // Test files.
     TEST_NAME = "PS0070", "test names no such source or sink", "`input` names sources of the manifest that its SQL reads, `expect` names its sinks.";
     TEST_COLUMN = "PS0071", "test names no such column", "A row of `input` has columns that the source reads from the body, a row of `expect` columns of the rows that the SQL inserts into the sink. Members beyond those, and broken bodies, are given by $raw.";
@@ -132,6 +131,9 @@ codes! {
     TEST_JOB = "PS0074", "job of a test", "`job` names a file with exactly one StreamingJob, relative to the test file.";
     PLANNING = "PS0075", "planning takes too much", "The controller plans the SQL of a job in a process of 1 GiB and 5 seconds, and this text took more. Nest less, or split the job.";
     FIXED = "PS0076", "fixed for life", "The job's history stands on this value: the number of key groups, of a sink's shards, the place of the log. An edit cannot change it.";
+    ORDER = "PS0077", "an order cannot be read", "A person tells a job by annotation to go on without input that is gone (penstock.dev/accept-loss: SOURCE@EPOCH, several by commas) or to go back to an epoch (penstock.dev/go-back: EPOCH@REQUEST). `kubectl penstock` writes both.";
+    ACCOUNT = "PS0078", "service account is not for jobs", "workers.serviceAccountName names an account of the job's namespace whose owner has labelled it penstock.dev/allow-jobs=true. Any other would lend its rights to whoever may write a StreamingJob. `kubectl label serviceaccount NAME penstock.dev/allow-jobs=true` allows it.";
+    OTHERS = "PS0079", "somebody else's object", "Certificates, versions, claims and marker topics that the controller or a job made for itself, and the topics that Kafka's brokers keep for themselves, are not for manifests: with them one job could speak for another, read its state or undo what it published.";
     // SQL.
     SQL_SYNTAX = "PS0101", "syntax error", "The SQL text could not be parsed at this position.";
     SQL_UNKNOWN_COLUMN = "PS0102", "unknown column", "No table in scope has a column of this name. Names are case-sensitive; quote them with backticks or double quotes where they are keywords.";
@@ -184,7 +186,7 @@ codes! {
     RUN_BODY_SIZE = "PR0204", "body too large", "The body is larger than the reader's bound.";
     RUN_LATE = "PR0205", "row behind the watermark", "The row's event time lies below the watermark, and its window is closed. onLate says what becomes of it.";
     RUN_FAIL_ABOVE = "PR0206", "too many wrong rows", "More than `failAbove` of the rows were wrong within the window. The epoch was committed first; the job goes on from there when it is started again.";
-    RUN_DATA_LOSS = "PR0207", "offset out of range", "The broker no longer has the records at which the job stands, or the topic was made anew. Going on would lose rows, so a person decides: `penstock run --accept-loss SOURCE` goes on and keeps in the log what was given up.";
+    RUN_DATA_LOSS = "PR0207", "offset out of range", "The broker no longer has the records at which the job stands, or the topic was made anew. Going on would lose rows, so a person decides: `penstock run --accept-loss SOURCE`, on a cluster `kubectl penstock accept-loss JOB SOURCE@EPOCH`, goes on and keeps in the log what was given up.";
     RUN_SOURCE = "PR0208", "source failed", "The source cannot be read: the brokers or the store refuse, or do not answer beyond all retries.";
     RUN_SINK = "PR0209", "sink failed", "The sink cannot be written: the brokers or the store refuse, or do not answer beyond all retries.";
     RUN_MARKER = "PR0210", "marker missing or another's", "The exactly-once marker of a sink's shard is missing, or was written by another. Resending could repeat rows, so a person decides.";
@@ -203,11 +205,11 @@ codes! {
     RUN_CORRUPT = "PR0404", "checkpoint object corrupt", "An object of the log does not have the checksum that the log says, and no other copy was found.";
     RUN_MISSING_OBJECT = "PR0405", "checkpoint object missing", "An object that the log names is gone, and no other copy was found.";
     RUN_FORMAT_NEWER = "PR0406", "written by a newer version", "The log asks for a newer reader than this one.";
-    RUN_PRIOR_LOG = "PR0407", "an older log of this name exists", "In a cluster: say restoreFrom.latest to go on with it, or startFresh: true to ignore it. (`penstock run` always goes on with it.)";
+    RUN_PRIOR_LOG = "PR0407", "an older log of this name exists", "In a cluster: say restoreFrom.latest to go on with it, restoreFrom.epoch to go back in it, restoreFrom.savepoint to begin with a savepoint, or startFresh: true to ignore it. (`penstock run` always goes on with it.)";
     RUN_DRAINED = "PR0408", "job is final", "The job was drained: its windows are closed and it cannot go on. Use another name, or startFresh: true; for `penstock run` delete its log and its volume.";
     RUN_DISK = "PR0409", "disk full or read-only", "State or checkpoints cannot be written to the local disk.";
     RUN_STATE_CHANGED = "PR0410", "state does not fit the new plan", "An operator's state has another schema, or was removed without being named in upgrade.dropState.";
-    RUN_RESTORE = "PR0411", "nothing to restore from", "restoreFrom is set, and the checkpoint storage has no log of this name. `penstock run` goes on with the newest epoch of the log of its name, so name the storage that holds it; savepoints of other jobs and older epochs need a cluster. Take restoreFrom out to begin with nothing.";
+    RUN_RESTORE = "PR0411", "nothing to restore from", "restoreFrom names a log, an epoch or a savepoint that is not in the checkpoint storage, or is not kept any more. `penstock run` goes on with the newest epoch of the log of its name, so name the storage that holds it; savepoints of other jobs and older epochs need a cluster. Take restoreFrom out to begin with nothing.";
     RUN_ROLLBACK = "PR0413", "rollback after acceptance", "The version that was on trial is accepted and its results are published: the one before it cannot come back by itself. Change the spec back, which is an upgrade like any other.";
     RUN_NO_PROGRESS = "PR0414", "the new version did not run in time", "A changed job did not run within upgrade.progressDeadline, and the version before it came back; nothing of the new one was published. `kubectl describe` and the logs of its pods say what it waited for. Change the spec to try again.";
     RUN_SEGMENT = "PR0501", "changes of state corrupt", "A segment of a pack cannot be read though its checksum is right. Please report the message.";

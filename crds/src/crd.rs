@@ -1,7 +1,7 @@
 //! The CustomResourceDefinitions: pieces of schema that the types share, and the finished objects.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
-    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
+    CustomResourceDefinition, JSON, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
 };
 use kube::CustomResourceExt;
 use schemars::{Schema, SchemaGenerator, json_schema};
@@ -76,9 +76,22 @@ fn finish(mut definition: CustomResourceDefinition) -> CustomResourceDefinition 
             .and_then(|schema| schema.open_api_v3_schema.as_mut())
         {
             tidy(schema, false);
+            unseen(schema);
         }
     }
     definition
+}
+
+/// One that nobody has looked at yet says so: kstatus, and with it Flux, takes an object without a status for done.
+fn unseen(schema: &mut JSONSchemaProps) {
+    if let Some(status) = schema
+        .properties
+        .iter_mut()
+        .flatten()
+        .find(|(n, _)| *n == "status")
+    {
+        status.1.default = Some(JSON(json!({"observedGeneration": -1})));
+    }
 }
 
 /// Members of a pod's spec whose schemas are Kubernetes' own.

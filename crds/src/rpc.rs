@@ -30,6 +30,9 @@ pub struct JobStatus {
     /// The version is on trial: what it commits is staged and not published.
     #[serde(default)]
     pub on_trial: bool,
+    /// Savepoints of its log.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub savepoints: Vec<Savepoint>,
     /// The newest committed epoch; absent before the first.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub epoch: Option<Epoch>,
@@ -56,6 +59,19 @@ pub struct JobStatus {
     /// The last failure.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub last_failure: Option<Failure>,
+}
+
+/// An epoch that is pinned in the log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Savepoint {
+    /// Its name.
+    pub name: String,
+    /// The epoch.
+    pub epoch: u64,
+    /// Every row up to it is published.
+    pub completed: bool,
+    /// Bytes that restoring it reads; 0 where unknown.
+    pub bytes: u64,
 }
 
 /// A committed epoch.

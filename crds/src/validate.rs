@@ -3,7 +3,10 @@
 //! Rules of the SQL text are the planner's. Faults come without places; `manifest` knows those.
 
 mod column;
+mod host;
 mod kafka;
+mod kubernetes;
+mod pod_template;
 mod sink;
 mod source;
 mod support;
@@ -14,9 +17,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::diagnostic::{Code, Diagnostic};
 use crate::job::{Checkpoint, Storage, StreamingJob, StreamingJobSpec, TriggerSpec};
-use crate::units::Duration;
+use crate::units::{Duration, Quantity};
 
 pub use self::kafka::{Property, property};
+pub use self::kubernetes::quantity;
 pub use self::support::{cluster_only_fields, unsupported, unsupported_in_cluster};
 pub use self::transition::{transition, volume as transition_of_volumes};
 
@@ -55,6 +59,7 @@ pub fn validate(job: &StreamingJob, place: Place) -> Vec<Diagnostic> {
             "the SQL text is blank",
         ));
     }
+    time_zone(&job.spec.sql_options.time_zone, &mut faults);
     trigger(&job.spec.trigger, &mut faults);
     checkpoint(&job.spec.checkpoint, place, &mut faults);
     state(&job.spec, &mut faults);
@@ -62,9 +67,7 @@ pub fn validate(job: &StreamingJob, place: Place) -> Vec<Diagnostic> {
     if let Some(autoscaling) = &job.spec.autoscaling {
         workers::autoscale(autoscaling, &job.spec, &mut faults);
     }
-    if let Some(template) = &job.spec.workers.pod_template {
-        workers::pod_template(template, &mut faults);
-    }
+    workers::workers(&job.spec.workers, &mut faults);
     times(&job.spec, &mut faults);
     restore(&job.spec, &mut faults);
     faults
@@ -198,6 +201,19 @@ const DAY: Duration = Duration::from_secs(86_400);
 const SECOND: Duration = Duration::from_secs(1);
 const TENTH: Duration = Duration::from_millis(100);
 
+/// The form of a zone's name, which some readers look for as a file; whether there is such a zone the planner knows.
+fn time_zone(zone: &str, faults: &mut Vec<Diagnostic>) {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '_' | '+' | '-' | ':');
+    if zone.starts_with('/') || !zone.chars().all(fits) {
+        let fault = Diagnostic::error(
+            Code::PATTERN,
+            "sqlOptions.timeZone",
+            format!("{zone:?} is not a zone"),
+        );
+        faults.push(fault.with_help("write Europe/Berlin or UTC"));
+    }
+}
+
 fn trigger(trigger: &TriggerSpec, faults: &mut Vec<Diagnostic>) {
     let TriggerSpec {
         continuous,
@@ -279,7 +295,7 @@ fn checkpoint(checkpoint: &Checkpoint, place: Place, faults: &mut Vec<Diagnostic
     }
     if let Some(s3) = s3 {
         let path = "checkpoint.storage.s3";
-        if s3.bucket.contains('/') || s3.bucket.contains(':') {
+        if !is_bucket(&s3.bucket) {
             let fault = Diagnostic::error(
                 Code::PATTERN,
                 format!("{path}.bucket"),
@@ -287,25 +303,23 @@ fn checkpoint(checkpoint: &Checkpoint, place: Place, faults: &mut Vec<Diagnostic
             );
             faults.push(fault.with_help("write the bare name; the path goes to prefix"));
         }
-        if !s3.endpoint.is_empty()
-            && !s3.endpoint.starts_with("http://")
-            && !s3.endpoint.starts_with("https://")
+        // Without an endpoint of its own the region becomes a part of the host's name.
+        if !s3
+            .region
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || c == '-')
         {
             let fault = Diagnostic::error(
                 Code::PATTERN,
-                format!("{path}.endpoint"),
-                format!("{:?} is not a URL", s3.endpoint),
+                format!("{path}.region"),
+                format!("{:?} is not a region", s3.region),
             );
-            faults.push(fault.with_help("it begins with http:// or https://"));
+            faults.push(fault.with_help("write eu-central-1"));
         }
-        if s3.endpoint.contains("169.254.") || s3.endpoint.contains("metadata.google") {
-            faults.push(Diagnostic::error(
-                Code::PROPERTY_REFUSED,
-                format!("{path}.endpoint"),
-                "a metadata endpoint is refused",
-            ));
+        if !s3.endpoint.is_empty() {
+            host::endpoint(&s3.endpoint, &format!("{path}.endpoint"), faults);
         }
-        if s3.prefix.split('/').any(|part| part == "..") || s3.prefix.starts_with('/') {
+        if s3.prefix.starts_with('/') || !is_path_of_a_bucket(&s3.prefix) {
             let fault = Diagnostic::error(
                 Code::PATTERN,
                 format!("{path}.prefix"),
@@ -314,6 +328,23 @@ fn checkpoint(checkpoint: &Checkpoint, place: Place, faults: &mut Vec<Diagnostic
             faults.push(fault);
         }
     }
+    if let Some(secret) = secret_ref {
+        kubernetes::secret(&secret.name, "checkpoint.storage.secretRef.name", faults);
+    }
+}
+
+/// Whether a text is the name of a bucket. It becomes a part of a host's name or of a path, and must not end either.
+fn is_bucket(name: &str) -> bool {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.chars().all(fits)
+        && !name.contains("..")
+}
+
+/// Whether a text is a path below a bucket: it leads up nowhere, and a person sees all of it.
+fn is_path_of_a_bucket(path: &str) -> bool {
+    let fits = |c: char| c.is_alphanumeric() || (c.is_ascii_graphic() && c != '\\') || c == ' ';
+    !host::climbs(path) && path.chars().all(fits)
 }
 
 fn state(spec: &StreamingJobSpec, faults: &mut Vec<Diagnostic>) {
@@ -327,6 +358,34 @@ fn state(spec: &StreamingJobSpec, faults: &mut Vec<Diagnostic>) {
         false,
         faults,
     );
+    let sizes = [
+        ("state.volume.size", state.volume.as_ref().map(|v| v.size)),
+        (
+            "state.ephemeral.size",
+            state.ephemeral.as_ref().map(|e| e.size),
+        ),
+    ];
+    let (least, most) = (
+        Quantity::from_mebibytes(16),
+        Quantity::from_gibibytes(64 << 10),
+    );
+    for (path, size) in sizes {
+        if let Some(size) = size.filter(|size| *size < least || *size > most) {
+            let message = format!("{size} is out of bounds: {least} to {most}");
+            faults.push(Diagnostic::error(Code::RANGE, path, message));
+        }
+    }
+    if let Some(volume) = state
+        .volume
+        .as_ref()
+        .filter(|v| !v.storage_class_name.is_empty())
+    {
+        kubernetes::object_name(
+            &volume.storage_class_name,
+            "state.volume.storageClassName",
+            faults,
+        );
+    }
     if let Some(ttl) = state.ttl {
         within(
             ttl,
@@ -405,6 +464,43 @@ fn times(spec: &StreamingJobSpec, faults: &mut Vec<Diagnostic>) {
     }
 }
 
+/// What a person ordered by annotation: each word is handed to the workers, so each is read here first.
+pub fn orders(job: &StreamingJob) -> Vec<Diagnostic> {
+    let annotations = job.metadata.annotations.as_ref();
+    let said = |name: &str| annotations.and_then(|a| a.get(name));
+    let number = |n: &str| !n.is_empty() && n.len() <= 19 && n.chars().all(|c| c.is_ascii_digit());
+    let word = |w: &str| {
+        let fits = |c: char| c.is_ascii_alphanumeric() || c == '-';
+        (1..=63).contains(&w.len()) && w.chars().all(fits)
+    };
+    let mut faults = Vec::new();
+    if let Some(losses) = said("penstock.dev/accept-loss") {
+        for loss in losses.split(',').map(str::trim) {
+            let fits = loss.split_once('@').is_some_and(|(source, epoch)| {
+                is_sql_name(source) && source.len() <= 63 && number(epoch)
+            });
+            if !fits {
+                let text = format!("{loss:?} is not SOURCE@EPOCH");
+                let path = "metadata.annotations[penstock.dev/accept-loss]";
+                let help = "copy it from the message of the condition DataLossRisk";
+                faults.push(Diagnostic::error(Code::ORDER, path, text).with_help(help));
+            }
+        }
+    }
+    if let Some(back) = said("penstock.dev/go-back") {
+        let fits = back
+            .split_once('@')
+            .is_some_and(|(epoch, request)| number(epoch) && word(request));
+        if !fits {
+            let text = format!("{back:?} is not EPOCH@REQUEST");
+            let path = "metadata.annotations[penstock.dev/go-back]";
+            let help = "let `kubectl penstock rollback` write it";
+            faults.push(Diagnostic::error(Code::ORDER, path, text).with_help(help));
+        }
+    }
+    faults
+}
+
 fn restore(spec: &StreamingJobSpec, faults: &mut Vec<Diagnostic>) {
     let Some(restore) = &spec.restore_from else {
         return;
@@ -415,6 +511,9 @@ fn restore(spec: &StreamingJobSpec, faults: &mut Vec<Diagnostic>) {
         ("epoch", restore.epoch.is_some()),
     ];
     one_of("restoreFrom", &members, true, faults);
+    if let Some(savepoint) = &restore.savepoint {
+        kubernetes::object_name(&savepoint.name, "restoreFrom.savepoint.name", faults);
+    }
     if spec.start_fresh && (restore.latest.is_some() || restore.epoch.is_some()) {
         faults.push(Diagnostic::error(
             Code::RESTORE,

@@ -8,6 +8,8 @@
 #   kind.sh load [name] IMAGE…   put images of the local engine into every node
 #   kind.sh down [name]
 #   kind.sh plane                only the programs of a control plane without nodes: etcd, the API server, its controllers, kwok
+#   kind.sh helm                 only helm
+#   kind.sh tool NAME PACKAGE@VERSION   only another Go program, beside it
 #   kind.sh base                 only the base image debian:12-slim, from Debian's packages where it cannot be pulled
 #
 # Everything lives below $PENSTOCK_TESTBED (default ~/.cache/penstock/testbed). Needs root, go 1.25+, apt.
@@ -41,6 +43,8 @@ build() {
     { tail "$home/$1.log" >&2; return 1; }
   rm -rf "$d"
 }
+
+build_helm() { build helm helm.sh/helm/v3/cmd/helm@$helm; }
 
 # The Kubernetes module refers to its staging modules by relative path; name their published versions instead.
 build_kubernetes() {
@@ -161,7 +165,7 @@ END
 install_all() {
   mkdir -p "$bin"; packages
   build kind sigs.k8s.io/kind@$kind
-  build helm helm.sh/helm/v3/cmd/helm@$helm
+  build_helm
   command -v kubectl >/dev/null || build_kubernetes
   engine; image=$(node_image)
 }
@@ -184,6 +188,8 @@ case $command in
   plane)
     mkdir -p "$bin"
     build etcd go.etcd.io/etcd/server/v3@$etcd && build_kubernetes && build kwok sigs.k8s.io/kwok/cmd/kwok@$kwok ;;
+  helm) mkdir -p "$bin"; build_helm ;;
+  tool) mkdir -p "$bin"; build "$@" ;;
   base) mkdir -p "$bin"; base ;;
   up) up "$@" ;;
   env) environment "$@" ;;

@@ -13,6 +13,7 @@ use penstock_crds::validate::{self, Place};
 use serde_json::{Value, json};
 
 use crate::lint::Linter;
+use crate::unreadable::read;
 
 /// What is said of a manifest.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -27,6 +28,7 @@ pub fn judge(old: Option<&StreamingJob>, new: &StreamingJob) -> Verdict {
     if !faults.iter().any(Diagnostic::is_error) {
         faults.extend(validate::unsupported(&new.spec));
         faults.extend(validate::unsupported_in_cluster(&new.spec));
+        faults.extend(validate::orders(new));
         if let Some(old) = old {
             faults.extend(validate::transition(old, new));
         }
@@ -66,20 +68,27 @@ async fn review(State(linter): State<Linter>, Json(review): Json<Value>) -> Json
     }))
 }
 
-async fn verdict(linter: &Linter, request: &Value) -> Verdict {
-    let read = |name: &str| serde_json::from_value::<StreamingJob>(request[name].clone());
-    let new = match read("object") {
+/// What is said of an AdmissionRequest.
+pub async fn verdict(linter: &Linter, request: &Value) -> Verdict {
+    let new = match read(&request["object"]) {
         Ok(new) => new,
-        Err(e) => {
+        Err(why) => {
             return Verdict {
-                errors: vec![format!("the manifest cannot be read: {e}")],
+                errors: vec![why],
                 ..Verdict::default()
             };
         }
     };
     // One that was stored by another version and cannot be read is no old one.
-    let old = read("oldObject").ok();
-    if same_spec(old.as_ref(), &new) || new.metadata.deletion_timestamp.is_some() {
+    let old = read(&request["oldObject"]).ok();
+    if same_spec(old.as_ref(), &new) && new.metadata.deletion_timestamp.is_none() {
+        // Orders are annotations.
+        let faults = validate::orders(&new);
+        let errors = faults.iter().map(ToString::to_string).collect();
+        let warnings = Vec::new();
+        return Verdict { errors, warnings };
+    }
+    if new.metadata.deletion_timestamp.is_some() {
         return Verdict::default();
     }
     let mut verdict = judge(old.as_ref(), &new);

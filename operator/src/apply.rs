@@ -1,17 +1,22 @@
 //! Carries a decision out: the only place that writes. Server-side apply under one name; what would change nothing is not sent.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolumeClaim, Pod, Secret};
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::{NamespaceResourceScope, Status};
 use kube::runtime::events::{Event as Published, EventType, Recorder};
 use kube::{Client, Resource, ResourceExt};
 use parking_lot::Mutex;
 use penstock_crds::job::{StreamingJob, StreamingJobStatus};
 use penstock_crds::rpc::JobStatus;
+use penstock_crds::savepoint::Savepoint;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::build::Child;
@@ -21,7 +26,7 @@ use crate::decide::{Decision, Event};
 use crate::facts::Facts;
 use crate::kind::Kind;
 use crate::metrics::Metrics;
-use crate::names::{APPLIED, GENERATION, MANAGER};
+use crate::names::{APPLIED, FINALIZER, GENERATION, HOLDER, MANAGER};
 use crate::same::covers;
 use crate::status::{bounded, same_but_numbers, with_numbers};
 
@@ -78,10 +83,29 @@ impl Writer {
             self.certificate(facts, &namespace, version).await?;
             wrote = true;
         }
+        if let Some(hold) = decision.hold {
+            self.hold(&facts.job, hold).await?;
+        }
         for child in &decision.apply {
             wrote |= self.child(facts, &namespace, child).await?;
         }
-        wrote |= !decision.abandon.is_empty()
+        let mut made = true;
+        for step in &decision.steps {
+            made &= self.create::<Pod>(&namespace, step).await?;
+        }
+        if let Some(savepoint) = &decision.savepoint {
+            made &= self.create::<Savepoint>(&namespace, savepoint).await?;
+        }
+        if !made {
+            // Nothing can be started in a namespace that goes: its log stays in the checkpoint storage.
+            tracing::warn!(job = facts.name(), "the namespace is deleted: no clean-up");
+            self.hold(&facts.job, false).await?;
+            return Ok(true);
+        }
+        wrote |= decision.hold.is_some()
+            || !decision.steps.is_empty()
+            || decision.savepoint.is_some()
+            || !decision.abandon.is_empty()
             || !decision.grow.is_empty()
             || !decision.replace.is_empty()
             || !decision.force.is_empty()
@@ -114,11 +138,9 @@ impl Writer {
                 }
             }
         }
-        let replace = decision.replace.iter().map(|p| (p, None));
-        let force = decision.force.iter().map(|p| (p, Some(0)));
-        for (pod, grace) in replace.chain(force) {
+        for pod in decision.replace.iter().chain(&decision.force) {
             let params = DeleteParams {
-                grace_period_seconds: grace,
+                grace_period_seconds: pod.grace,
                 preconditions: Some(Preconditions {
                     uid: Some(pod.uid.clone()),
                     resource_version: None,
@@ -133,12 +155,20 @@ impl Writer {
             self.metrics.wrote(kind.api().2);
             gone(api.delete(name, &DeleteParams::default()).await)?;
         }
+        Ok(wrote | self.tell_all(facts, decision).await?)
+    }
+
+    /// Events and status alone; whether the status was written.
+    ///
+    /// # Errors
+    /// When the API server refuses the status.
+    pub async fn tell_all(&self, facts: &Facts, decision: &Decision) -> Result<bool, kube::Error> {
         // Before the status, which is what says that it was told: it is told twice rather than never.
         for event in &decision.events {
             self.tell(&facts.job, event).await;
         }
-        wrote |= self.status(facts, &decision.status).await?;
-        Ok(wrote)
+        // That of a job which was let go is gone with it.
+        Ok(decision.hold != Some(false) && self.status(facts, &decision.status).await?)
     }
 
     /// Created and never read: one that is there already was made for the same version.
@@ -153,10 +183,52 @@ impl Writer {
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
         self.metrics.wrote("Secret");
         match secrets.create(&PostParams::default(), &secret).await {
-            // A 409 of another reason is a quota that was being counted: nothing was made.
-            Err(kube::Error::Api(e)) if e.code == 409 && e.reason == "AlreadyExists" => Ok(()),
+            Err(kube::Error::Api(e)) if is_there(&e) => Ok(()),
             Err(e) => Err(e),
             Ok(_) => Ok(()),
+        }
+    }
+
+    /// Holds an object when it is deleted, or lets it go. What others hold it by is theirs.
+    pub async fn hold<K>(&self, object: &K, hold: bool) -> Result<(), kube::Error>
+    where
+        K: Resource<Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
+        K::DynamicType: Default,
+    {
+        let namespace = object.namespace().unwrap_or_default();
+        let api: Api<K> = Api::namespaced(self.client.clone(), &namespace);
+        let kind = K::DynamicType::default();
+        let ours: &[&str] = if hold { &[FINALIZER] } else { &[] };
+        let body = json!({
+            "apiVersion": K::api_version(&kind),
+            "kind": K::kind(&kind),
+            // Of this object, and of no later one of its name.
+            "metadata": {"uid": object.uid(), "finalizers": ours},
+        });
+        let params = PatchParams::apply(HOLDER).force();
+        self.metrics.wrote("Finalizer");
+        gone(
+            api.patch(&object.name_any(), &params, &Patch::Apply(&body))
+                .await,
+        )
+    }
+
+    /// Made once: one that is there already is the same. False: the namespace is being deleted and takes nothing new.
+    pub async fn create<K>(&self, namespace: &str, body: &Value) -> Result<bool, kube::Error>
+    where
+        K: Resource<Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Serialize + Debug,
+        K::DynamicType: Default,
+    {
+        let api: Api<K> = Api::namespaced(self.client.clone(), namespace);
+        let object: K = serde_json::from_value(body.clone()).map_err(kube::Error::SerdeError)?;
+        self.metrics.wrote("Step");
+        match api.create(&PostParams::default(), &object).await {
+            Err(kube::Error::Api(e)) if is_there(&e) => Ok(true),
+            Err(kube::Error::Api(e)) if e.code == 403 && e.message.contains("being terminated") => {
+                Ok(false)
+            }
+            Err(e) => Err(e),
+            Ok(_) => Ok(true),
         }
     }
 
@@ -213,7 +285,7 @@ impl Writer {
         self.write_status(&facts.job, status, None, facts.now).await
     }
 
-    /// Writes the numbers of a job's status, once a minute; nothing else of it changes.
+    /// Writes the numbers of a job's status; nothing else of it changes.
     ///
     /// # Errors
     /// When the API server refuses, also because somebody wrote the job meanwhile.
@@ -223,9 +295,6 @@ impl Writer {
         told: &JobStatus,
         now: DateTime<Utc>,
     ) -> Result<bool, kube::Error> {
-        if self.is_recent(job, now) {
-            return Ok(false);
-        }
         let Some(before) = &job.status else {
             return Ok(false);
         };
@@ -274,7 +343,7 @@ impl Writer {
 
     /// Whether numbers were written less than a minute ago. Jobs that this process did not write to yet take their turns over the
     /// first minute.
-    fn is_recent(&self, job: &StreamingJob, now: DateTime<Utc>) -> bool {
+    pub fn is_recent(&self, job: &StreamingJob, now: DateTime<Utc>) -> bool {
         let mut written = self.written.lock();
         let entry = written.entry(job.uid().unwrap_or_default());
         let written = entry.or_insert_with(|| Written {
@@ -285,8 +354,12 @@ impl Writer {
     }
 
     /// An event that cannot be written is no reason to do anything again.
-    async fn tell(&self, job: &StreamingJob, event: &Event) {
-        let of: ObjectReference = job.object_ref(&());
+    pub async fn tell<K>(&self, object: &K, event: &Event)
+    where
+        K: Resource,
+        K::DynamicType: Default,
+    {
+        let of: ObjectReference = object.object_ref(&K::DynamicType::default());
         let published = Published {
             type_: if event.warning {
                 EventType::Warning
@@ -311,6 +384,11 @@ fn stamped(child: &Child) -> Value {
     let mut body = child.body.clone();
     body["metadata"]["annotations"][APPLIED] = json!(format!("{hash:016x}"));
     body
+}
+
+/// Whether something could not be made because it is there. A 409 of another reason is a quota that was being counted.
+fn is_there(refusal: &Status) -> bool {
+    refusal.code == 409 && refusal.reason == "AlreadyExists"
 }
 
 /// Gone already is gone, and so is one that another has taken the name of.

@@ -1,5 +1,6 @@
 //! The children of a job as objects of Kubernetes: pure functions of the job, its version and the settings.
 
+mod step;
 mod workload;
 
 use penstock_crds::job::StreamingJob;
@@ -10,7 +11,8 @@ use crate::names::{self, selector, version, workers};
 use crate::settings::Settings;
 use crate::version::{MANIFEST, TEMPLATE, Version};
 
-pub use workload::{Size, stateful_set, template};
+pub use step::{For, Step, is_worker, step_pod};
+pub use workload::{Size, orders, stateful_set, template};
 
 /// A child as it should be.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,14 +39,7 @@ fn child(job: &StreamingJob, kind: Kind, name: String, content: Value) -> Child 
             "name": name,
             "namespace": job.metadata.namespace,
             "labels": names::labels(&of),
-            "ownerReferences": [{
-                "apiVersion": "penstock.dev/v1alpha1",
-                "kind": "StreamingJob",
-                "name": of,
-                "uid": job.metadata.uid,
-                "controller": true,
-                "blockOwnerDeletion": true,
-            }],
+            "ownerReferences": [owner(job)],
         },
     });
     if let (Value::Object(body), Value::Object(content)) = (&mut body, content) {
@@ -53,12 +48,24 @@ fn child(job: &StreamingJob, kind: Kind, name: String, content: Value) -> Child 
     Child { kind, name, body }
 }
 
-/// The version that the spec asks for, made anew.
-pub fn make_version(job: &StreamingJob, settings: &Settings) -> Version {
+/// What makes an object a child of the job.
+pub fn owner(job: &StreamingJob) -> Value {
+    json!({
+        "apiVersion": "penstock.dev/v1alpha1",
+        "kind": "StreamingJob",
+        "name": job.metadata.name,
+        "uid": job.metadata.uid,
+        "controller": true,
+        "blockOwnerDeletion": true,
+    })
+}
+
+/// The version that the spec asks for, made anew. `savepoint`: `<job>/<logId>` of the one that it begins with.
+pub fn make_version(job: &StreamingJob, settings: &Settings, savepoint: Option<&str>) -> Version {
     let name = crate::version::name_of(job);
     Version {
         manifest: crate::version::manifest(job, settings),
-        template: template(job, &name, settings),
+        template: template(job, &name, settings, savepoint),
         name,
     }
 }

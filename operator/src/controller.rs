@@ -21,6 +21,7 @@ use kube::runtime::{Predicate, PredicateConfig, WatchStreamExt, predicates, watc
 use kube::{Client, Resource, ResourceExt};
 use parking_lot::Mutex;
 use penstock_crds::job::StreamingJob;
+use penstock_crds::savepoint::Savepoint;
 use serde_json::json;
 use tokio::sync::{OnceCell, Semaphore};
 
@@ -28,14 +29,17 @@ use crate::address::Workers;
 use crate::apply::Writer;
 use crate::certificates::Authority;
 use crate::clock::turn;
-use crate::decide::{Decision, POLL, decide};
+use crate::decide::{Decision, POLL, decide, not_taken};
 use crate::facts::{Facts, is_ready, job_of};
 use crate::lint::Linter;
 use crate::metrics::Metrics;
-use crate::names::MANAGER;
+use crate::names::{FINALIZER, MANAGER};
 use crate::observe::{Caches, Observer, trim, trim_pod};
 use crate::poll::Poll;
 use crate::settings::Settings;
+use crate::unreadable::{self, Guarded};
+
+mod savepoints;
 
 /// What a job's watches tell within so long is one change.
 const DEBOUNCE: Duration = Duration::from_millis(5);
@@ -146,7 +150,7 @@ async fn look_after(
     scope: Scope,
     settings: Settings,
     means: Means,
-    stop: impl Future<Output = ()> + Send + Sync + 'static,
+    stop: impl Future<Output = ()> + Clone + Send + Sync + 'static,
 ) -> anyhow::Result<()> {
     let client = scope.client.clone();
     let Means {
@@ -154,9 +158,10 @@ async fn look_after(
         linter,
         metrics,
     } = means;
-    let (jobs, jobs_writer) = reflector::store::<StreamingJob>();
+    let (jobs, jobs_writer) = reflector::store::<Guarded>();
     let (pods, pods_writer) = reflector::store::<Pod>();
     let (claims, claims_writer) = reflector::store::<PersistentVolumeClaim>();
+    let (kept, kept_writer) = reflector::store::<Savepoint>();
     let (wake, woken) = futures::channel::mpsc::unbounded();
     let observer = Arc::new(Observer {
         client: client.clone(),
@@ -167,7 +172,11 @@ async fn look_after(
             .pool_max_idle_per_host(0)
             .dns_resolver(Arc::new(Workers(pods.clone())))
             .build()?,
-        caches: Caches { pods, claims },
+        caches: Caches {
+            pods,
+            claims,
+            savepoints: kept,
+        },
         filled: OnceCell::new(),
         turns: Semaphore::new(READS),
         heard: Arc::default(),
@@ -205,7 +214,7 @@ async fn look_after(
         .combine(predicates::labels)
         .combine(predicates::annotations)
         .combine(predicates::finalizers);
-    let edited = watcher(scope.api::<StreamingJob>(), all)
+    let edited = watcher(scope.api::<Guarded>(), all.clone())
         .default_backoff()
         .modify(trim)
         .reflect(jobs_writer)
@@ -230,6 +239,12 @@ async fn look_after(
             )
         };
     }
+    let made_of = watcher(scope.api::<Savepoint>(), all)
+        .default_backoff()
+        .reflect(kept_writer)
+        .touched_objects();
+    let savepoints = savepoints::look_after(&scope, Arc::clone(&shared), stop.clone());
+    shared.metrics.show(jobs.clone());
     let controller = Controller::for_stream(unbroken(edited), jobs)
         .with_config(
             ControllerConfig::default()
@@ -247,6 +262,11 @@ async fn look_after(
         .watches_stream(touched!(ServiceAccount), |o| owner(&o))
         .watches_stream(touched!(NetworkPolicy), |o| owner(&o))
         .watches_stream(touched!(PodDisruptionBudget), |o| owner(&o))
+        // A job that is deleted may wait for one.
+        .watches_stream(unbroken(made_of), |s| {
+            let job = ObjectRef::new(&s.spec.job_ref.name);
+            Some(job.within(&s.namespace()?))
+        })
         .graceful_shutdown_on(stop)
         .run(reconcile, back_off, Arc::clone(&shared))
         .for_each(|done| async move {
@@ -255,7 +275,7 @@ async fn look_after(
             }
         });
     tokio::select! {
-        () = controller => {}
+        _ = futures::future::join(controller, savepoints) => {}
         () = shared.poll.run() => {}
     }
     Ok(())
@@ -298,14 +318,27 @@ async fn trust(client: &Client, name: &str, authority: &str) -> Result<(), kube:
 }
 
 /// The job that an object is a child of, by its label.
-fn owner<K: ResourceExt>(object: &K) -> Option<ObjectRef<StreamingJob>> {
+fn owner<K: ResourceExt>(object: &K) -> Option<ObjectRef<Guarded>> {
     let job = job_of(Some(object.labels()))?;
     Some(ObjectRef::new(job).within(&object.namespace()?))
 }
 
-async fn reconcile(job: Arc<StreamingJob>, shared: Arc<Shared>) -> Result<Action, ReconcileError> {
-    shared.poll.unsettle(&job);
-    if job.metadata.deletion_timestamp.is_some() {
+async fn reconcile(job: Arc<Guarded>, shared: Arc<Shared>) -> Result<Action, ReconcileError> {
+    let job = match &job.0 {
+        Ok(job) => job,
+        Err(unread) => {
+            let of = &unread.metadata;
+            let [namespace, name] =
+                [&of.namespace, &of.name].map(|n| n.as_deref().unwrap_or_default());
+            unreadable::tell(&shared.observer.client, namespace, name).await?;
+            return Ok(Action::await_change());
+        }
+    };
+    shared.poll.unsettle(job);
+    let held = |f: &Vec<String>| f.iter().any(|f| f == FINALIZER);
+    if job.metadata.deletion_timestamp.is_some()
+        && !job.metadata.finalizers.as_ref().is_some_and(held)
+    {
         let uid = job.uid().unwrap_or_default();
         shared.waits.lock().remove(&uid);
         shared.failures.lock().remove(&uid);
@@ -313,7 +346,7 @@ async fn reconcile(job: Arc<StreamingJob>, shared: Arc<Shared>) -> Result<Action
         return Ok(Action::await_change());
     }
     let began = tokio::time::Instant::now();
-    let done = look_at(&job, &shared).await;
+    let done = look_at(job, &shared).await;
     shared.metrics.looked(done.is_ok(), began.elapsed());
     let again = done?;
     shared
@@ -331,7 +364,14 @@ async fn look_at(job: &StreamingJob, shared: &Shared) -> Result<Duration, Reconc
         return Ok(BEHIND);
     }
     let decision = decide(&facts, &shared.settings);
-    let wrote = shared.writer.carry_out(&facts, &decision).await?;
+    let done = shared.writer.carry_out(&facts, &decision).await;
+    if let Err(kube::Error::Api(refusal)) = &done
+        && matches!(refusal.code, 400 | 403 | 422)
+    {
+        let told = not_taken(&facts, &refusal.message);
+        shared.writer.tell_all(&facts, &told).await?;
+    }
+    let wrote = done?;
     if wrote || !goes_on(&facts, &decision) {
         return Ok(shared.pause(&facts.job, wrote, decision.again));
     }
@@ -353,7 +393,7 @@ fn goes_on(facts: &Facts, decision: &Decision) -> bool {
 }
 
 /// Twice as long each time, from half a second to five minutes.
-fn back_off(job: Arc<StreamingJob>, error: &ReconcileError, shared: Arc<Shared>) -> Action {
+fn back_off(job: Arc<Guarded>, error: &ReconcileError, shared: Arc<Shared>) -> Action {
     if matches!(&error.0, kube::Error::Api(e) if e.code == 409) {
         // Somebody wrote meanwhile: it is looked at as it is now.
         return Action::requeue(BEHIND);

@@ -5,9 +5,10 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Pod;
 use penstock_crds::codes::Code;
 use penstock_crds::diagnostic::Diagnostic;
-use penstock_crds::job::{Phase, StreamingJobStatus, Trigger};
+use penstock_crds::job::{DeletionPolicy, Phase, StreamingJobStatus, Trigger, UpgradeStrategy};
 use penstock_crds::units::Quantity;
 use penstock_crds::validate::{self, Place};
+use serde_json::Value;
 
 use crate::build::{self, Child, Size};
 use crate::facts::{Ended, Facts, Memory, gave_up, is_ready, version_of};
@@ -34,6 +35,12 @@ pub struct Decision {
     pub grow: Vec<(String, Quantity)>,
     /// Children that nothing needs any more.
     pub remove: Vec<(Kind, String)>,
+    /// Pods of steps on the log that are to be there.
+    pub steps: Vec<Value>,
+    /// A savepoint that is to be there.
+    pub savepoint: Option<Value>,
+    /// Whether the job is to be held, when it is deleted, until it was cleaned up after; `None`: as it is.
+    pub hold: Option<bool>,
     pub status: StreamingJobStatus,
     pub events: Vec<Event>,
     pub again: Duration,
@@ -44,6 +51,8 @@ pub struct Decision {
 pub struct Doomed {
     pub name: String,
     pub uid: String,
+    /// Seconds for its goodbye; `None`: as long as it was given.
+    pub grace: Option<u32>,
 }
 
 impl Doomed {
@@ -51,6 +60,7 @@ impl Doomed {
         Some(Self {
             name: pod.metadata.name.clone()?,
             uid: pod.metadata.uid.clone()?,
+            grace: None,
         })
     }
 }
@@ -69,16 +79,28 @@ pub const POLL: Duration = Duration::from_secs(15);
 const SOON: Duration = Duration::from_secs(2);
 /// What a worker says that finds the log of an earlier job of this name.
 const PRIOR_LOG: &str = "PR0407";
+/// Input that is gone.
+const DATA_LOSS: &str = "PR0207";
+/// A log that was written by a newer engine.
+const NEWER_LOG: &str = "PR0406";
 
 pub fn decide(facts: &Facts, settings: &Settings) -> Decision {
+    if facts.job.metadata.deletion_timestamp.is_some() {
+        return farewell::decide(facts);
+    }
     let faults = faults(facts, settings);
     if !faults.is_empty() {
         return refused(facts, faults);
     }
     let wanted = name_of(&facts.job);
     let mut memory = facts.memory().next(facts, &wanted);
-    let version = known(facts, memory.to_run(&wanted).0)
-        .unwrap_or_else(|| build::make_version(&facts.job, settings));
+    let version = match known(facts, memory.to_run(&wanted).0) {
+        Some(version) => version,
+        None => match restore::place(facts, settings) {
+            Ok(savepoint) => build::make_version(&facts.job, settings, savepoint.as_deref()),
+            Err((reason, message)) => return standing_still(facts, reason, message),
+        },
+    };
     memory.ended = ended(facts, &memory, &version);
     let size = match memory.ended {
         Some(_) => Size(0),
@@ -113,6 +135,8 @@ pub fn decide(facts: &Facts, settings: &Settings) -> Decision {
         | Reason::Completed
         | Reason::Failed
         | Reason::PriorLogFound
+        | Reason::DataLossRisk
+        | Reason::UpgradeBlocked
         | Reason::RolledBack => POLL,
         _ => SOON,
     };
@@ -125,6 +149,10 @@ pub fn decide(facts: &Facts, settings: &Settings) -> Decision {
         abandon: stranded.into_iter().map(|(claim, _)| claim).collect(),
         status: status::of(facts, &version.name, size, &standing),
         events: events(facts, &standing),
+        steps: Vec::new(),
+        savepoint: None,
+        hold: Some(facts.job.spec.deletion_policy != DeletionPolicy::Retain)
+            .filter(|hold| *hold != farewell::is_held(facts)),
         apply,
         again,
     }
@@ -154,6 +182,28 @@ fn forbidden(facts: &Facts) -> Vec<Diagnostic> {
     faults
 }
 
+/// The account that a job names lends it its rights, so its owner must have said that it may.
+fn account(facts: &Facts) -> Option<Diagnostic> {
+    let name = &facts.job.spec.workers.service_account_name;
+    if name.is_empty() {
+        return None;
+    }
+    let told = match &facts.account {
+        None => format!("the service account {name:?} is not there"),
+        Some(account) => {
+            let labels = account.metadata.labels.as_ref();
+            let allowed = labels.and_then(|l| l.get(names::ALLOW_JOBS));
+            if allowed.is_some_and(|value| value == "true") {
+                return None;
+            }
+            format!("the service account {name:?} is not for jobs")
+        }
+    };
+    let path = "workers.serviceAccountName";
+    let help = format!("its owner labels it {}=true", names::ALLOW_JOBS);
+    Some(Diagnostic::error(Code::ACCOUNT, path, told).with_help(help))
+}
+
 /// What is wrong with the spec, in the words of `penstock lint`; no warnings.
 fn faults(facts: &Facts, settings: &Settings) -> Vec<String> {
     let mut faults = validate::validate(&facts.job, Place::Cluster);
@@ -165,7 +215,9 @@ fn faults(facts: &Facts, settings: &Settings) -> Vec<String> {
         faults.extend(
             later.filter(|d| d.code != Code::MANY_WORKERS || replicas > settings.max_replicas),
         );
+        faults.extend(validate::orders(&facts.job));
         faults.extend(forbidden(facts));
+        faults.extend(account(facts));
     }
     let mut texts: Vec<String> = faults.iter().map(ToString::to_string).collect();
     if texts.is_empty() {
@@ -189,6 +241,12 @@ fn refused(facts: &Facts, mut faults: Vec<String>) -> Decision {
     standing_still(facts, Reason::Invalid, faults.join("; "))
 }
 
+/// What is told where the API server does not take a child: a quota, or a form that only it knows. It is tried again.
+pub fn not_taken(facts: &Facts, why: &str) -> Decision {
+    let text = format!("the API server refuses what the job needs: {why}");
+    standing_still(facts, Reason::ChildRefused, text)
+}
+
 /// Nothing is touched: what runs goes on as it is.
 fn standing_still(facts: &Facts, reason: Reason, message: String) -> Decision {
     let standing = Standing { reason, message };
@@ -202,6 +260,9 @@ fn standing_still(facts: &Facts, reason: Reason, message: String) -> Decision {
         abandon: Vec::new(),
         grow: Vec::new(),
         remove: Vec::new(),
+        steps: Vec::new(),
+        savepoint: None,
+        hold: None,
         status: status::of(facts, &version, size, &standing),
         events: events(facts, &standing),
         again: POLL,
@@ -210,13 +271,15 @@ fn standing_still(facts: &Facts, reason: Reason, message: String) -> Decision {
 
 /// How the run of this version ended, if it has. Written down before the pods that show it are scaled away.
 fn ended(facts: &Facts, memory: &Memory, version: &Version) -> Option<Ended> {
-    if let Some(ended) = memory.ended.as_ref().filter(|e| e.version == version.name) {
+    let orders = build::orders(&facts.job).join(" ");
+    let known = memory.ended.as_ref();
+    if let Some(ended) = known.filter(|e| e.version == version.name && e.orders == orders) {
         return Some(ended.clone());
     }
     let mut mine = facts
         .pods
         .iter()
-        .filter(|p| version_of(p) == Some(&version.name));
+        .filter(|p| version_of(p) == Some(&version.name) && orders_of(p) == orders);
     let failed = mine.find_map(gave_up);
     let bounded = matches!(
         facts.job.spec.trigger.kind(),
@@ -225,16 +288,39 @@ fn ended(facts: &Facts, memory: &Memory, version: &Version) -> Option<Ended> {
     let completed = bounded && facts.status().is_some_and(|s| s.phase == Phase::Completed);
     (failed.is_some() || completed).then(|| Ended {
         version: version.name.clone(),
+        orders,
         failed,
     })
 }
 
 /// Pods of another version than the one that is to run.
 fn outdated(facts: &Facts, version: &Version) -> Vec<Doomed> {
+    /// Long enough to be told, too short to be waited for.
+    const AT_ONCE: u32 = 1;
+    let orders = build::orders(&facts.job).join(" ");
     let pods = facts.pods.iter().filter(|p| {
-        p.metadata.deletion_timestamp.is_none() && version_of(p).is_some_and(|v| v != version.name)
+        let other = version_of(p).is_some_and(|v| v != version.name);
+        // An order that was taken back has been carried out, or means nothing any more.
+        let unheard = !orders.is_empty() && orders_of(p) != orders;
+        p.metadata.deletion_timestamp.is_none() && (other || unheard)
     });
-    pods.filter_map(Doomed::of).collect()
+    let grace = match facts.job.spec.upgrade.strategy {
+        UpgradeStrategy::LastCheckpoint | UpgradeStrategy::Stateless => Some(AT_ONCE),
+        UpgradeStrategy::Savepoint => None,
+    };
+    pods.filter_map(|pod| {
+        let doomed = Doomed::of(pod)?;
+        Some(Doomed { grace, ..doomed })
+    })
+    .collect()
+}
+
+/// What a pod was started with by a person's word.
+fn orders_of(pod: &Pod) -> &str {
+    let annotations = pod.metadata.annotations.as_ref();
+    annotations
+        .and_then(|a| a.get(names::ORDERS))
+        .map_or("", String::as_str)
 }
 
 /// ConfigMaps of versions that neither run, nor are wanted, nor may come back.
@@ -265,6 +351,8 @@ fn standing(facts: &Facts, version: &Version, size: Size, memory: &Memory) -> St
         }) => {
             let reason = match why.code.as_str() {
                 PRIOR_LOG => Reason::PriorLogFound,
+                DATA_LOSS => Reason::DataLossRisk,
+                NEWER_LOG => Reason::UpgradeBlocked,
                 _ => Reason::Failed,
             };
             return Standing {
@@ -361,7 +449,10 @@ fn events(facts: &Facts, standing: &Standing) -> Vec<Event> {
     }]
 }
 
+pub mod farewell;
 mod loss;
+pub mod restore;
+pub mod savepoint;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod volumes;

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, ServiceAccount};
 use penstock_crds::job::StreamingJob;
 use penstock_crds::rpc::JobStatus;
+use penstock_crds::savepoint::Savepoint;
 use penstock_crds::units::Timestamp;
 use serde_json::Value;
 
@@ -22,12 +23,21 @@ pub struct Facts {
     /// Objects by kind and name that have a child's name, whoever owns them.
     pub objects: BTreeMap<(Kind, String), Value>,
     pub stateful_set: Option<StatefulSet>,
+    /// Its workers.
     pub pods: Vec<Pod>,
+    /// Pods of steps on its log.
+    pub steps: Vec<Pod>,
+    /// The savepoint that its spec restores from, if it is there.
+    pub restores_from: Option<Savepoint>,
+    /// The savepoint that it leaves when it is deleted.
+    pub farewell: Option<Savepoint>,
     pub claims: Vec<PersistentVolumeClaim>,
     /// ConfigMaps of versions, by name of the version.
     pub versions: BTreeMap<String, ConfigMap>,
     /// What the job's coordinator said last.
     pub said: Option<Said>,
+    /// The service account that the spec names, if it names one that is there.
+    pub account: Option<ServiceAccount>,
     /// What is wrong with the SQL of a version that was not made yet, in the words of `penstock lint`.
     pub sql_faults: Vec<String>,
 }
@@ -159,6 +169,9 @@ pub struct RolledBack {
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Ended {
     pub version: String,
+    /// What a person had ordered by then: a new order is a new try.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub orders: String,
     /// Why it failed for good; absent when it completed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failed: Option<GaveUp>,
@@ -169,6 +182,50 @@ pub struct Ended {
 pub struct GaveUp {
     pub code: String,
     pub message: String,
+}
+
+/// How far a step on a log is.
+#[derive(Debug, Clone, PartialEq)]
+pub enum StepState {
+    /// Nobody has begun it.
+    Absent,
+    /// On its way; what kept its last try from succeeding.
+    Running(Option<String>),
+    /// It has ended, with this answer.
+    Done(Value),
+}
+
+/// The state of the step whose pod has this name.
+pub fn step_state(steps: &[Pod], name: &str) -> StepState {
+    let named = |p: &&Pod| p.metadata.name.as_deref() == Some(name);
+    let Some(pod) = steps.iter().find(named) else {
+        return StepState::Absent;
+    };
+    let status = pod.status.as_ref();
+    let container = status
+        .and_then(|s| s.container_statuses.as_ref())
+        .and_then(|all| all.first());
+    let state = container.and_then(|c| c.state.as_ref());
+    let ended = state.and_then(|s| s.terminated.as_ref());
+    if let Some(ended) = ended.filter(|e| e.exit_code == 0) {
+        let answer = ended.message.as_deref().unwrap_or_default();
+        return StepState::Done(serde_json::from_str(answer).unwrap_or_default());
+    }
+    let before = container.and_then(|c| c.last_state.as_ref());
+    let failed = ended.or_else(|| before.and_then(|s| s.terminated.as_ref()));
+    let words = failed.and_then(|f| f.message.as_deref()).map(|m| {
+        let said: Value = serde_json::from_str(m).unwrap_or_default();
+        match (said["message"].as_str(), said["code"].as_str()) {
+            (Some(text), Some(code)) => format!("{text} [{code}]"),
+            _ => m.to_owned(),
+        }
+    });
+    let waits = || {
+        let waiting = state.and_then(|s| s.waiting.as_ref())?;
+        let reason = waiting.reason.clone()?;
+        (reason != "ContainerCreating").then_some(reason)
+    };
+    StepState::Running(words.or_else(waits))
 }
 
 /// What a supervisor wrote as it gave up.
@@ -206,9 +263,13 @@ mod tests {
                 objects: BTreeMap::new(),
                 stateful_set: serde_json::from_value(json!({"metadata": metadata})).unwrap(),
                 pods: Vec::new(),
+                steps: Vec::new(),
+                restores_from: None,
+                farewell: None,
                 claims: Vec::new(),
                 versions: BTreeMap::new(),
                 said: None,
+                account: None,
                 sql_faults: Vec::new(),
                 job: job.clone(),
             }

@@ -10,7 +10,7 @@
 //!
 //! ```text
 //! 5  main, controller (watches, queue, backoff), poll (jobs that go on), election, admission (the webhook)
-//! 4  observe, apply, lint, certificates
+//! 4  observe, apply, lint, certificates, unreadable
 //! 3  decide
 //! 2  build (children), status (conditions), upgrade (which version)
 //! 1  facts, version
@@ -38,5 +38,6 @@ pub mod poll;
 pub mod same;
 pub mod settings;
 pub mod status;
+pub mod unreadable;
 pub mod upgrade;
 pub mod version;

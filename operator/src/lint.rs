@@ -35,14 +35,20 @@ impl Linter {
     /// When the child does not answer: nothing is known then.
     pub async fn faults(&self, job: &StreamingJob) -> std::io::Result<Vec<String>> {
         let manifest = serde_yaml::to_string(&bare(job)).map_err(std::io::Error::other)?;
-        let (status, output) = self.run(manifest).await?;
+        let given_up = || {
+            vec![format!(
+                "spec.sql: planning it was given up after {} s or 1 GiB [PS0075]",
+                PATIENCE.as_secs()
+            )]
+        };
+        let (status, output) = match self.run(manifest).await {
+            Err(error) if error.kind() == std::io::ErrorKind::TimedOut => return Ok(given_up()),
+            answer => answer?,
+        };
         let lines = String::from_utf8_lossy(&output);
         let faults: Vec<String> = lines.lines().filter_map(fault).collect();
         if faults.is_empty() && !status.success() {
-            return Ok(vec![format!(
-                "spec.sql: planning it was given up after {} s or 1 GiB [PS0075]",
-                PATIENCE.as_secs()
-            )]);
+            return Ok(given_up());
         }
         Ok(faults)
     }

@@ -1,5 +1,7 @@
-//! What the controller counts of itself, for Prometheus, and that it lives.
+//! What the controller counts of itself, what the status of every job says, for Prometheus, and that it lives. All of it stands
+//! here and in the book's reference.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -7,7 +9,14 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
-use prometheus_client::encoding::{EncodeLabelSet, text::encode};
+use kube::ResourceExt;
+use kube::core::DeserializeGuard;
+use kube::runtime::reflector::Store;
+use parking_lot::Mutex;
+use penstock_crds::job::StreamingJob;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, text::encode};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -24,9 +33,61 @@ pub struct ByResult {
     pub result: &'static str,
 }
 
+/// A condition in a job's status. Its reason is a word of a fixed list.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByCondition {
+    namespace: String,
+    streamingjob: String,
+    r#type: String,
+    status: String,
+    reason: String,
+}
+
+/// The jobs that this replica looks after, as the API server knows them. Read at each scrape, so that a job that is gone, or a
+/// condition that is over, has no series.
+#[derive(Clone, Default)]
+struct Jobs(Arc<Mutex<Vec<Store<DeserializeGuard<StreamingJob>>>>>);
+
+impl fmt::Debug for Jobs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Jobs")
+    }
+}
+
+impl Collector for Jobs {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Conditions in the status of jobs, each 1";
+        let mut family =
+            encoder.encode_descriptor("job_condition", help, None, MetricType::Gauge)?;
+        for jobs in self.0.lock().iter() {
+            let jobs = jobs.state();
+            for job in jobs.iter().filter_map(|job| job.0.as_ref().ok()) {
+                for of in conditions(job) {
+                    family.encode_family(&of)?.encode_gauge(&1i64)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn conditions(job: &StreamingJob) -> Vec<ByCondition> {
+    let conditions = job.status.iter().flat_map(|s| &s.conditions);
+    conditions
+        .map(|c| ByCondition {
+            namespace: job.namespace().unwrap_or_default(),
+            streamingjob: job.name_any(),
+            r#type: c.type_.clone(),
+            status: c.status.clone(),
+            reason: c.reason.clone(),
+        })
+        .collect()
+}
+
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    jobs: Jobs,
     writes: Family<ByKind, Counter>,
     reconciles: Family<ByResult, Counter>,
     seconds: Histogram,
@@ -38,6 +99,7 @@ impl Default for Metrics {
     fn default() -> Self {
         let mut this = Self {
             registry: Registry::with_prefix("penstock_operator"),
+            jobs: Jobs::default(),
             writes: Family::default(),
             reconciles: Family::default(),
             seconds: Histogram::new(exponential_buckets(0.001, 2.0, 14)),
@@ -66,6 +128,7 @@ impl Default for Metrics {
             "Jobs that go on by themselves: nothing of them is on its way",
             this.settled.clone(),
         );
+        r.register_collector(Box::new(this.jobs.clone()));
         this
     }
 }
@@ -88,6 +151,11 @@ impl Metrics {
     /// So many jobs more go on by themselves.
     pub fn settled(&self, more: i64) {
         self.settled.inc_by(more);
+    }
+
+    /// Jobs whose conditions are to be on the page: a watch's cache.
+    pub fn show(&self, jobs: Store<DeserializeGuard<StreamingJob>>) {
+        self.jobs.0.lock().push(jobs);
     }
 
     fn page(&self) -> String {
@@ -117,7 +185,22 @@ pub async fn serve(address: SocketAddr, metrics: Arc<Metrics>) -> std::io::Resul
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use kube::runtime::{reflector, watcher};
+    use serde_json::json;
+
     use super::*;
+
+    fn job() -> StreamingJob {
+        let mut job = crate::build::tests::job();
+        let condition = json!({
+            "type": "Stalled", "status": "True", "reason": "Failed", "message": "no rows [PR0207]",
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
+        });
+        job.status = serde_json::from_value(json!({"conditions": [condition]})).unwrap();
+        job
+    }
 
     #[test]
     fn what_was_counted_is_on_the_page() {
@@ -133,5 +216,53 @@ mod tests {
         ] {
             assert!(page.lines().any(|l| l == line), "{line}:\n{page}");
         }
+    }
+
+    #[test]
+    fn conditions_of_jobs_are_on_the_page_as_long_as_the_jobs_are_there() {
+        let metrics = Metrics::default();
+        let (jobs, mut watch) = reflector::store::<DeserializeGuard<StreamingJob>>();
+        metrics.show(jobs);
+        let line = "penstock_operator_job_condition{namespace=\"risk\",streamingjob=\"payments\",\
+                    type=\"Stalled\",status=\"True\",reason=\"Failed\"} 1";
+        let shown = || metrics.page().lines().any(|l| l == line);
+        assert!(!shown(), "nobody has listed the job yet");
+        watch.apply_watcher_event(&watcher::Event::Apply(DeserializeGuard(Ok(job()))));
+        assert!(shown(), "{}", metrics.page());
+        watch.apply_watcher_event(&watcher::Event::Delete(DeserializeGuard(Ok(job()))));
+        assert!(!shown(), "{}", metrics.page());
+    }
+
+    #[test]
+    fn every_documented_metric_has_a_sample_and_no_other_is_there() {
+        let metrics = Metrics::default();
+        metrics.wrote("Pod");
+        metrics.looked(true, std::time::Duration::ZERO);
+        let (jobs, mut watch) = reflector::store::<DeserializeGuard<StreamingJob>>();
+        metrics.show(jobs);
+        watch.apply_watcher_event(&watcher::Event::Apply(DeserializeGuard(Ok(job()))));
+        let page = metrics.page();
+        let found: BTreeSet<&str> = page
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .map(|line| line.split(['{', ' ']).next().unwrap_or_default())
+            .map(|name| name.strip_prefix("penstock_").expect("the prefix"))
+            .map(
+                |name| match name.strip_prefix("operator_reconcile_seconds_") {
+                    Some("bucket" | "sum" | "count") => "operator_reconcile_seconds",
+                    _ => name,
+                },
+            )
+            .collect();
+        let file = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../docs/src/reference/controller-metrics.md"
+        );
+        let text = std::fs::read_to_string(file).expect("the page of the book");
+        let rows = text.lines().filter_map(|line| line.strip_prefix("| `"));
+        let documented: BTreeSet<&str> = rows
+            .filter_map(|row| Some(row.split_once('`')?.0))
+            .collect();
+        assert_eq!(found, documented);
     }
 }

@@ -4,8 +4,12 @@ use std::collections::BTreeMap;
 
 /// Who writes: the field manager of every apply, and the value of `managed-by`.
 pub const MANAGER: &str = "penstock-operator";
+/// The field manager of finalizers alone: with another name than of the status, so that applying one takes nothing from the other.
+pub const HOLDER: &str = "penstock-operator-finalizer";
 /// The label that names the job.
 pub const JOB: &str = "penstock.dev/job";
+/// The label by which a service account's owner lends it to jobs.
+pub const ALLOW_JOBS: &str = "penstock.dev/allow-jobs";
 /// The annotation that names a version, on pods and on the StatefulSet's template.
 pub const VERSION: &str = "penstock.dev/version";
 /// The annotation with the hash of what was applied last.
@@ -14,6 +18,19 @@ pub const APPLIED: &str = "penstock.dev/applied";
 pub const MEMORY: &str = "penstock.dev/memory";
 /// The annotation with the generation of the job that the StatefulSet was written for.
 pub const GENERATION: &str = "penstock.dev/generation";
+
+/// The annotation of pods that were started by a person's word, with these words.
+pub const ORDERS: &str = "penstock.dev/orders";
+/// The finalizer of jobs and savepoints that leave something in their checkpoint storage.
+pub const FINALIZER: &str = "penstock.dev/checkpoint";
+/// The label that names the savepoint of a step's pod.
+pub const SAVEPOINT: &str = "penstock.dev/savepoint";
+/// What a person may annotate a job with: to go on without input that is gone, `SOURCE@EPOCH`, several by commas.
+pub const ACCEPT_LOSS: &str = "penstock.dev/accept-loss";
+/// To go back to an earlier epoch, `EPOCH@REQUEST`.
+pub const GO_BACK: &str = "penstock.dev/go-back";
+/// To let a job or a savepoint go without its clean-up: `true`.
+pub const SKIP_CLEANUP: &str = "penstock.dev/skip-cleanup";
 
 /// The StatefulSet, its headless Service, its disruption budget, its network policy and its service account.
 pub fn workers(job: &str) -> String {
@@ -43,6 +60,19 @@ pub fn certificate(job: &str, version: &str) -> String {
     format!("{job}-c-{version}")
 }
 
+/// The savepoint that a job leaves when it is deleted: of this job, and of no later one of its name.
+pub fn farewell(job: &str, uid: &str) -> String {
+    format!("{job}-{}", uid.get(..8).unwrap_or(uid))
+}
+
+/// The pod of a step on the log of a job, and the ConfigMap that it reads where the job is gone.
+pub fn step(of: &str, step: &str) -> String {
+    format!("{of}-{step}")
+}
+
+/// The component of pods that run a job; a step's pods have another.
+pub const WORKER: &str = "worker";
+
 /// What picks the pods of a job.
 pub fn selector(job: &str) -> BTreeMap<String, String> {
     BTreeMap::from([
@@ -56,7 +86,7 @@ pub fn labels(job: &str) -> BTreeMap<String, String> {
     let mut labels = selector(job);
     for (name, value) in [
         ("app.kubernetes.io/instance", job),
-        ("app.kubernetes.io/component", "worker"),
+        ("app.kubernetes.io/component", WORKER),
         ("app.kubernetes.io/part-of", "penstock"),
         ("app.kubernetes.io/managed-by", MANAGER),
     ] {

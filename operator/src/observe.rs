@@ -7,16 +7,21 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use futures::future::try_join_all;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, PodStatus};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, PersistentVolumeClaim, Pod, PodStatus, ServiceAccount,
+};
+use kube::Client;
 use kube::ResourceExt;
 use kube::api::{Api, DynamicObject, ListParams};
-use kube::{Client, runtime::reflector::Store};
+use kube::runtime::reflector::{ObjectRef, Store};
 use parking_lot::Mutex;
-use penstock_crds::job::StreamingJob;
+use penstock_crds::job::{RestoreKind, StreamingJob};
 use penstock_crds::rpc::JobStatus;
+use penstock_crds::savepoint::Savepoint;
 use tokio::sync::{OnceCell, Semaphore};
 
-use crate::build::CONTROL_PORT;
+use crate::build::{CONTROL_PORT, is_worker};
+use crate::decide::savepoint::{Ask, SavepointFacts};
 use crate::facts::{Facts, Said, job_of};
 use crate::kind::Kind;
 use crate::lint::Linter;
@@ -28,6 +33,7 @@ use crate::version::name_of;
 pub struct Caches {
     pub pods: Store<Pod>,
     pub claims: Store<PersistentVolumeClaim>,
+    pub savepoints: Store<Savepoint>,
 }
 
 impl Caches {
@@ -37,7 +43,20 @@ impl Caches {
         // A writer that is gone is the end of the process.
         let _ = self.pods.wait_until_ready().await;
         let _ = self.claims.wait_until_ready().await;
+        let _ = self.savepoints.wait_until_ready().await;
     }
+}
+
+/// How long a coordinator may take to answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Where a job's coordinator answers the controller.
+fn host(namespace: &str, job: &str) -> String {
+    format!(
+        "{}.{}.{namespace}.svc:{CONTROL_PORT}",
+        names::pod(job, 0),
+        names::workers(job)
+    )
 }
 
 /// What coordinators said, by namespace and job.
@@ -92,9 +111,19 @@ impl Observer {
         let mine = |labels: &BTreeMap<String, String>, of: Option<String>| {
             of.as_deref() == Some(&namespace) && job_of(Some(labels)) == Some(&name)
         };
-        self.filled.get_or_init(|| self.caches.filled()).await;
-        let pods: Vec<Pod> = of(&self.caches.pods, |p| mine(p.labels(), p.namespace()));
+        self.filled().await;
+        let all: Vec<Pod> = of(&self.caches.pods, |p| mine(p.labels(), p.namespace()));
+        let (pods, steps): (Vec<Pod>, Vec<Pod>) = all.into_iter().partition(|p| {
+            let component = p.labels().get("app.kubernetes.io/component");
+            is_worker(component)
+        });
         let claims = of(&self.caches.claims, |c| mine(c.labels(), c.namespace()));
+        let uid = job.uid().unwrap_or_default();
+        let restores = job.spec.restore_from.as_ref().and_then(|r| r.kind());
+        let restores = match restores {
+            Some(RestoreKind::Savepoint(of)) => Some(of),
+            Some(RestoreKind::Latest | RestoreKind::Epoch(_)) | None => None,
+        };
         let now = crate::clock::now();
         let ask = async {
             if pods.is_empty() {
@@ -104,8 +133,10 @@ impl Observer {
         };
         // As they are now: what a StatefulSet remembers, and which versions were made, must not be a moment old. All at once, since a
         // change waits for it.
-        let (said, objects) = futures::join!(ask, self.objects(&job));
+        let account = self.account(&job, &namespace);
+        let (said, objects, account) = futures::join!(ask, self.objects(&job), account);
         let objects = objects?;
+        let restores_from = restores.and_then(|of| self.savepoint(&namespace, of));
         let set = objects.get(&(Kind::StatefulSet, names::workers(&name)));
         let set = set.and_then(|s| serde_json::from_value(s.clone()).ok());
         let prefix = names::version(&name, "");
@@ -134,11 +165,122 @@ impl Observer {
             objects,
             job,
             pods,
+            // Those of savepoints are theirs.
+            steps: steps
+                .into_iter()
+                .filter(|p| !p.labels().contains_key(names::SAVEPOINT))
+                .collect(),
+            restores_from,
+            farewell: self.savepoint(&namespace, &names::farewell(&name, &uid)),
             claims,
             versions,
             said,
+            account: account?,
             sql_faults,
         })
+    }
+
+    /// Waits until the caches were filled once.
+    async fn filled(&self) {
+        self.filled.get_or_init(|| self.caches.filled()).await;
+    }
+
+    /// The account that the spec names.
+    async fn account(
+        &self,
+        job: &StreamingJob,
+        namespace: &str,
+    ) -> Result<Option<ServiceAccount>, kube::Error> {
+        let name = &job.spec.workers.service_account_name;
+        // What is no name is refused by what it is, and asks the API server for something else.
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.');
+        if name.is_empty() || !name.chars().all(plain) {
+            return Ok(None);
+        }
+        let api: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
+        api.get_opt(name).await
+    }
+
+    fn savepoint(&self, namespace: &str, name: &str) -> Option<Savepoint> {
+        let at = ObjectRef::new(name).within(namespace);
+        self.caches.savepoints.get(&at).map(|s| (*s).clone())
+    }
+
+    /// The facts of a savepoint as of now.
+    ///
+    /// # Errors
+    /// When the API server does not answer.
+    pub async fn savepoint_facts(
+        &self,
+        savepoint: &Savepoint,
+        job: Option<StreamingJob>,
+    ) -> Result<SavepointFacts, kube::Error> {
+        let namespace = savepoint.namespace().unwrap_or_default();
+        let (name, of_job) = (savepoint.name_any(), savepoint.spec.job_ref.name.clone());
+        self.filled().await;
+        let workers = of(&self.caches.pods, |p| {
+            p.namespace().as_deref() == Some(&namespace)
+                && job_of(Some(p.labels())) == Some(&of_job)
+                && is_worker(p.labels().get("app.kubernetes.io/component"))
+        });
+        let steps = of(&self.caches.pods, |p| {
+            p.namespace().as_deref() == Some(&namespace)
+                && p.labels().get(names::SAVEPOINT) == Some(&name)
+        });
+        let maps: Api<ConfigMap> = Api::namespaced(self.client.clone(), &namespace);
+        let kept = maps.get_opt(&names::step(&name, "savepoint")).await?;
+        let kept = kept.filter(|map| {
+            let owners = map.metadata.owner_references.as_ref();
+            owners.is_some_and(|o| {
+                o.iter()
+                    .any(|o| Some(&o.uid) == savepoint.metadata.uid.as_ref())
+            })
+        });
+        let now = crate::clock::now();
+        let said = match workers.is_empty() {
+            true => None,
+            false => self.ask(&namespace, &of_job, now).await.status.ok(),
+        };
+        let version = match (&kept, &job) {
+            (None, Some(job)) => {
+                let sets: Api<DynamicObject> = Api::namespaced_with(
+                    self.client.clone(),
+                    &namespace,
+                    &Kind::StatefulSet.resource(),
+                );
+                let set = sets.get_opt(&names::workers(&of_job)).await?;
+                let runs = set.and_then(|s| {
+                    let at = "/spec/template/metadata/annotations/penstock.dev~1version";
+                    s.data.pointer(at)?.as_str().map(str::to_owned)
+                });
+                let wanted = runs.unwrap_or_else(|| name_of(job));
+                maps.get_opt(&names::version(&of_job, &wanted)).await?
+            }
+            _ => None,
+        };
+        Ok(SavepointFacts {
+            now,
+            savepoint: savepoint.clone(),
+            job,
+            workers: workers.len(),
+            said,
+            version,
+            kept,
+            steps,
+        })
+    }
+
+    /// Asks a running job for something; whether it has heard. `/status` shows what has become of it.
+    pub async fn demand(&self, savepoint: &Savepoint, ask: &Ask) -> Result<(), reqwest::Error> {
+        let namespace = savepoint.namespace().unwrap_or_default();
+        let host = host(&namespace, &savepoint.spec.job_ref.name);
+        let url = format!("https://{host}/savepoints/{}", savepoint.name_any());
+        let request = match ask {
+            Ask::Pin => self.http.put(url),
+            Ask::Unpin => self.http.delete(url),
+        };
+        let answer = request.timeout(PATIENCE).send().await?;
+        answer.error_for_status().map(|_| ())
     }
 
     /// Every object that has a child's name.
@@ -173,12 +315,7 @@ impl Observer {
 
     /// Asks the coordinator; what it said before stays where it does not answer.
     pub async fn ask(&self, namespace: &str, name: &str, now: DateTime<Utc>) -> Said {
-        const PATIENCE: Duration = Duration::from_secs(2);
-        let host = format!(
-            "{}.{}.{namespace}.svc:{CONTROL_PORT}",
-            names::pod(name, 0),
-            names::workers(name)
-        );
+        let host = host(namespace, name);
         let answer = async {
             let request = self.http.get(format!("https://{host}/status"));
             let answer = request.timeout(PATIENCE).send().await?;

@@ -20,6 +20,8 @@ use crate::decide::POLL;
 use crate::facts::Facts;
 use crate::metrics::Metrics;
 use crate::observe::Observer;
+use crate::status::health_changes;
+use crate::unreadable::Guarded;
 
 /// How often it is looked who is due.
 const TICK: Duration = Duration::from_millis(100);
@@ -27,6 +29,9 @@ const TICK: Duration = Duration::from_millis(100);
 const SWEEP: Duration = Duration::from_secs(60);
 /// Questions at a time.
 const AT_ONCE: usize = 8;
+/// Writes a second that numbers alone may lead to, of all jobs together: what is too much is left to the next question. Of so many
+/// in store the half is for conditions that change.
+const WRITES: f64 = 18.0;
 
 /// Namespace and name of a job.
 pub type Key = (String, String);
@@ -42,20 +47,39 @@ struct Due {
 pub struct Poll {
     pub observer: Arc<Observer>,
     pub writer: Arc<Writer>,
-    pub jobs: Store<StreamingJob>,
+    pub jobs: Store<Guarded>,
     /// Whoever is to be looked at as a whole.
-    pub wake: UnboundedSender<ObjectRef<StreamingJob>>,
+    pub wake: UnboundedSender<ObjectRef<Guarded>>,
     metrics: Arc<Metrics>,
     /// Jobs that go on by themselves, and when each is asked.
     settled: Mutex<BTreeMap<Key, Option<Due>>>,
+    allowance: Mutex<Allowance>,
+}
+
+/// What may be written now, and what there was at an earlier moment.
+#[derive(Debug, Clone, Copy)]
+struct Allowance {
+    left: f64,
+    at: Instant,
+}
+
+impl Allowance {
+    /// Takes one, if so many stay in store.
+    fn take(&mut self, now: Instant, stay: f64) -> bool {
+        let since = now.duration_since(self.at).as_secs_f64();
+        (self.left, self.at) = ((self.left + since * WRITES).min(WRITES), now);
+        let may = self.left >= 1.0 + stay;
+        self.left -= f64::from(u8::from(may));
+        may
+    }
 }
 
 impl Poll {
     pub fn new(
         observer: Arc<Observer>,
         writer: Arc<Writer>,
-        jobs: Store<StreamingJob>,
-        wake: UnboundedSender<ObjectRef<StreamingJob>>,
+        jobs: Store<Guarded>,
+        wake: UnboundedSender<ObjectRef<Guarded>>,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
@@ -65,6 +89,10 @@ impl Poll {
             wake,
             metrics,
             settled: Mutex::default(),
+            allowance: Mutex::new(Allowance {
+                left: WRITES,
+                at: Instant::now(),
+            }),
         }
     }
 
@@ -121,31 +149,45 @@ impl Poll {
 
     async fn ask(&self, key: Key, due: Due) {
         let of = ObjectRef::new(&key.1).within(&key.0);
-        let Some(job) = self.jobs.get(&of) else {
+        let kept = self.jobs.get(&of);
+        let Some(job) = kept.as_ref().and_then(|kept| kept.0.as_ref().ok()) else {
             self.drop(&key);
             return;
         };
         let now = crate::clock::now();
         let said = self.observer.ask(&key.0, &key.1, now).await;
-        match said.now(now).filter(|told| shape(told) == due.shape) {
+        let may_write = |stay| self.allowance.lock().take(Instant::now(), stay);
+        let told = said.now(now).filter(|told| shape(told) == due.shape);
+        let wakes = match told {
+            Some(told) if health_changes(job, told, now) => {
+                if !may_write(0.0) {
+                    return;
+                }
+                true
+            }
             Some(told) => {
-                if let Err(error) = self.writer.numbers(&job, told, now).await {
+                if !self.writer.is_recent(job, now)
+                    && may_write(WRITES / 2.0)
+                    && let Err(error) = self.writer.numbers(job, told, now).await
+                {
                     // Those of the next minute will do.
                     tracing::debug!(%error, job = %key.1, "numbers were not written");
                 }
+                false
             }
-            None => {
-                self.drop(&key);
-                // The receiver is gone when the process ends.
-                let _ = self.wake.unbounded_send(of);
-            }
+            None => true,
+        };
+        if wakes {
+            self.drop(&key);
+            // The receiver is gone when the process ends.
+            let _ = self.wake.unbounded_send(of);
         }
     }
 
     /// Drops what is kept of jobs that are gone.
     fn forget(&self) {
         let jobs = self.jobs.state();
-        let keys: BTreeSet<Key> = jobs.iter().map(|j| key(j)).collect();
+        let keys: BTreeSet<Key> = jobs.iter().map(|j| key(&**j)).collect();
         let uids: BTreeSet<&str> = jobs
             .iter()
             .filter_map(|j| j.meta().uid.as_deref())
@@ -164,7 +206,7 @@ impl Poll {
     }
 }
 
-fn key(job: &StreamingJob) -> Key {
+fn key(job: &impl ResourceExt) -> Key {
     (job.namespace().unwrap_or_default(), job.name_any())
 }
 
@@ -194,9 +236,29 @@ fn shape(said: &JobStatus) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::shape;
+    use super::{Allowance, WRITES, shape};
     use penstock_crds::rpc::{JobStatus, Lag};
     use serde_json::json;
+    use std::time::Duration;
+    use tokio::time::Instant;
+
+    #[test]
+    fn numbers_are_written_no_faster_than_is_allowed_and_leave_room_for_conditions() {
+        let began = Instant::now();
+        let mut allowance = Allowance {
+            left: WRITES,
+            at: began,
+        };
+        let mut taken = |after: u64, stay: f64| {
+            let now = began + Duration::from_millis(after);
+            (0..100).filter(|_| allowance.take(now, stay)).count()
+        };
+        assert_eq!(taken(0, WRITES / 2.0), 9);
+        assert_eq!(taken(0, 0.0), 9);
+        assert_eq!(taken(0, 0.0), 0);
+        assert_eq!(taken(500, 0.0), 9);
+        assert_eq!(taken(60_000, 0.0), 18, "what was not taken does not add up");
+    }
 
     #[test]
     fn moving_numbers_wake_nobody_and_anything_else_does() {

@@ -13,6 +13,11 @@ use crate::facts::Facts;
 use crate::names::selector_text;
 use crate::version::log_id;
 
+mod health;
+
+use health::Health;
+pub use health::health_changes;
+
 /// Where a job stands, in one word and one sentence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Standing {
@@ -35,6 +40,11 @@ pub enum Reason {
     PriorLogFound,
     Invalid,
     ForeignObject,
+    ChildRefused,
+    DataLossRisk,
+    UpgradeBlocked,
+    SavepointNotReady,
+    Deleting,
 }
 
 impl Reason {
@@ -52,6 +62,11 @@ impl Reason {
             Self::PriorLogFound => "PriorLogFound",
             Self::Invalid => "Invalid",
             Self::ForeignObject => "ForeignObject",
+            Self::ChildRefused => "ChildRefused",
+            Self::DataLossRisk => "DataLossRisk",
+            Self::UpgradeBlocked => "UpgradeBlocked",
+            Self::SavepointNotReady => "SavepointNotReady",
+            Self::Deleting => "Deleting",
         }
     }
 
@@ -69,12 +84,14 @@ impl Reason {
                 | Self::Invalid
                 | Self::ForeignObject
                 | Self::RolledBack
+                | Self::DataLossRisk
+                | Self::UpgradeBlocked
         )
     }
 
     /// Whether its event is a warning.
     pub const fn is_trouble(self) -> bool {
-        self.is_stalled() || matches!(self, Self::WorkersNotReady)
+        self.is_stalled() || matches!(self, Self::WorkersNotReady | Self::ChildRefused)
     }
 
     fn phase(self, facts: &Facts) -> Phase {
@@ -87,8 +104,14 @@ impl Reason {
             Self::RolledBack => Phase::RolledBack,
             Self::Suspended => Phase::Suspended,
             Self::Completed => Phase::Completed,
-            Self::Failed | Self::PriorLogFound => Phase::Failed,
-            Self::Invalid | Self::ForeignObject => {
+            Self::Failed | Self::PriorLogFound | Self::DataLossRisk | Self::UpgradeBlocked => {
+                Phase::Failed
+            }
+            Self::Invalid
+            | Self::ForeignObject
+            | Self::ChildRefused
+            | Self::SavepointNotReady
+            | Self::Deleting => {
                 let before = facts.job.status.as_ref().and_then(|s| s.phase);
                 before
                     .filter(|_| !facts.pods.is_empty())
@@ -118,15 +141,25 @@ pub fn of(facts: &Facts, version: &str, size: Size, standing: &Standing) -> Stre
     if reason == Reason::Completed {
         wanted.push(("Completed", true));
     }
-    let conditions = wanted
-        .into_iter()
-        .map(|(type_, status)| condition(&before.conditions, type_, status, standing, facts));
+    let shown = wanted.into_iter().map(|(type_, status)| Health {
+        type_,
+        status,
+        reason: standing.reason.name(),
+        message: standing.message.clone(),
+    });
+    let conditions = shown
+        .chain(health::of(facts, standing))
+        .map(|shown| condition(&before.conditions, shown, facts));
     let told = facts.status();
     StreamingJobStatus {
         observed_generation: facts.job.metadata.generation,
         phase: Some(reason.phase(facts)),
         conditions: conditions.collect(),
-        log_id: log_id(&facts.job),
+        // That of an earlier job, where it was adopted.
+        log_id: told
+            .map(|s| s.log_id.clone())
+            .or(before.log_id)
+            .or_else(|| log_id(&facts.job)),
         version: running(facts, version, before.version),
         replicas: Some(i32::try_from(facts.pods.len()).unwrap_or(i32::MAX)),
         selector: Some(selector_text(facts.name())),
@@ -184,38 +217,46 @@ pub fn same_but_numbers(a: &StreamingJobStatus, b: &StreamingJobStatus) -> bool 
 }
 
 /// A condition; its time is that of its last change.
-fn condition(
-    before: &[Condition],
-    type_: &str,
-    status: bool,
-    standing: &Standing,
-    facts: &Facts,
-) -> Condition {
-    let status = if status { "True" } else { "False" };
-    let old = before.iter().find(|c| c.type_ == type_);
+fn condition(before: &[Condition], shown: Health, facts: &Facts) -> Condition {
+    let status = if shown.status { "True" } else { "False" };
+    let old = before.iter().find(|c| c.type_ == shown.type_);
     let since = old
         .filter(|c| c.status == status)
         .map_or_else(|| time(facts.now), |c| c.last_transition_time.clone());
     Condition {
-        type_: type_.to_owned(),
+        type_: shown.type_.to_owned(),
         status: status.to_owned(),
-        reason: standing.reason.name().to_owned(),
-        message: bounded(&standing.message),
+        reason: shown.reason.to_owned(),
+        message: bounded(&shown.message),
         observed_generation: facts.job.metadata.generation,
         last_transition_time: since,
     }
 }
 
 /// Status has at most 8 KiB, and an event's note one.
+///
+/// What a manifest or a row wrote into a message stays text: nothing in it moves the cursor of whoever reads it in a terminal, or
+/// hides what comes after it.
 pub fn bounded(message: &str) -> String {
     const MOST: usize = 1000;
+    let message: String = message
+        .chars()
+        .map(|c| if is_shown(c) { c } else { '\u{fffd}' })
+        .collect();
+    let message = message.as_str();
     if message.len() <= MOST {
         return message.to_owned();
     }
     format!("{}…", &message[..message.floor_char_boundary(MOST)])
 }
 
-fn time(at: DateTime<Utc>) -> Time {
+/// Whether a character is seen where it stands: no control, no mark of another direction, nothing without width.
+fn is_shown(c: char) -> bool {
+    let hidden = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+    c == '\n' || !(c.is_control() || hidden)
+}
+
+pub fn time(at: DateTime<Utc>) -> Time {
     Time(k8s_openapi::jiff::Timestamp::from_second(at.timestamp()).unwrap_or_default())
 }
 
@@ -284,6 +325,12 @@ fn last_failure(of: &JobStatus) -> Option<FailureStatus> {
 #[cfg(test)]
 mod tests {
     use super::two_digits;
+
+    #[test]
+    fn a_message_moves_no_cursor() {
+        let told = super::bounded("unknown column \u{1b}[2Jx\u{202e}y");
+        assert_eq!(told, "unknown column \u{fffd}[2Jx\u{fffd}y");
+    }
 
     #[test]
     fn numbers_have_two_digits() {

@@ -78,7 +78,6 @@ fn of_the_run(spec: StreamingJobSpec) -> StreamingJobSpec {
         autoscaling: None,
         deletion_policy: Default::default(),
         upgrade: Default::default(),
-        restore_from: None,
         state: penstock_crds::job::StateSpec {
             volume: None,
             ..spec.state

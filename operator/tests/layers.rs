@@ -10,7 +10,7 @@ const LAYERS: &[&[&str]] = &[
     &["facts", "version"],
     &["build", "status", "upgrade"],
     &["decide"],
-    &["observe", "apply", "certificates", "lint"],
+    &["observe", "apply", "certificates", "lint", "unreadable"],
     &["controller", "poll", "admission", "election"],
 ];
 

@@ -12,6 +12,21 @@ use object_store::path::Path;
 
 use crate::error::{EngineError, Result};
 
+/// Options that a secret may hold, with or without `aws_` in front. What leads to other credentials, to files of the pod or through a
+/// proxy is not among them.
+const OPTIONS: [&str; 10] = [
+    "access_key_id",
+    "secret_access_key",
+    "session_token",
+    "token",
+    "region",
+    "default_region",
+    "endpoint",
+    "endpoint_url",
+    "virtual_hosted_style_request",
+    "allow_http",
+];
+
 /// A folder. Clones share the store.
 #[derive(Debug, Clone)]
 pub struct Folder {
@@ -54,6 +69,11 @@ impl Folder {
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         let mut builder = AmazonS3Builder::from_env().with_bucket_name(bucket);
         for (name, value) in options {
+            let bare = name.strip_prefix("aws_").unwrap_or(name);
+            if !OPTIONS.contains(&bare) {
+                let why = format!("the secret's option {name} is not on the allow-list");
+                return Err(refuse(&why));
+            }
             let key: AmazonS3ConfigKey = name
                 .parse()
                 .map_err(|e: object_store::Error| refuse("unknown option").caused_by(e))?;
@@ -95,5 +115,24 @@ impl Folder {
         let parts: Vec<_> = object.prefix_match(&self.prefix)?.collect();
         let parts: Vec<&str> = parts.iter().map(AsRef::as_ref).collect();
         Some(parts.join("/"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_leads_to_no_other_credentials() {
+        for name in [
+            "aws_metadata_endpoint",
+            "container_credentials_full_uri",
+            "web_identity_token_file",
+            "proxy_url",
+        ] {
+            let options = BTreeMap::from([(name.to_owned(), "x".to_owned())]);
+            let error = Folder::open("s3://bucket/prefix/", &options).unwrap_err();
+            assert!(error.message.contains("allow-list"), "{error}");
+        }
     }
 }

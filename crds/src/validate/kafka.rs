@@ -22,6 +22,10 @@ const HOSTS: &str = "it leads to other hosts";
 const REFUSED: &[(&str, &str)] = &[
     ("plugin.library.paths", LOADS),
     ("sasl.kerberos.kinit.cmd", LOADS),
+    // librdkafka puts them into the line that a shell runs.
+    ("sasl.kerberos.service.name", LOADS),
+    ("sasl.kerberos.principal", LOADS),
+    ("sasl.kerberos.keytab", LOADS),
     ("ssl.engine.location", LOADS),
     ("ssl.engine.id", LOADS),
     ("ssl.providers", LOADS),
@@ -72,8 +76,6 @@ const ALLOWED: &[&str] = &[
     "security.protocol",
     "sasl.mechanism",
     "sasl.mechanisms",
-    "sasl.kerberos.service.name",
-    "sasl.kerberos.principal",
     "ssl.endpoint.identification.algorithm",
     "enable.ssl.certificate.verification",
     "ssl.cipher.suites",

@@ -1,6 +1,6 @@
 //! Rules of a sink: connector, format, guarantee, keys and shards.
 
-use super::source::{brokers, folder, one_format, properties};
+use super::source::{brokers, folder, one_format, properties, secret};
 use super::{Place, one_of, within};
 use crate::diagnostic::{Code, Diagnostic};
 use crate::format::FormatKind;
@@ -23,7 +23,11 @@ pub(super) fn validate(
     one_of(path, &members, true, faults);
     let Some(kind) = sink.kind() else { return };
     match kind {
-        SinkKind::Kafka(kafka) => self::kafka(kafka, sink, &format!("{path}.kafka"), faults),
+        SinkKind::Kafka(kafka) => {
+            let others = spec.sinks.iter().filter_map(|s| s.kafka.as_ref());
+            let topics: Vec<&str> = others.map(|k| k.topic.as_str()).collect();
+            self::kafka(kafka, sink, &topics, &format!("{path}.kafka"), faults);
+        }
         SinkKind::Files(files) => self::files(files, &format!("{path}.files"), place, faults),
         SinkKind::Print(_) => {}
     }
@@ -88,12 +92,43 @@ pub(super) fn topic(name: &str, path: &str, faults: &mut Vec<Diagnostic>) {
     }
 }
 
-fn kafka(kafka: &KafkaSink, sink: &Sink, path: &str, faults: &mut Vec<Diagnostic>) {
+/// Topics that the brokers keep for themselves.
+const INTERNAL_TOPICS: [&str; 4] = [
+    "__consumer_offsets",
+    "__transaction_state",
+    "__share_group_state",
+    "__cluster_metadata",
+];
+
+/// How the marker topics that jobs make for themselves begin.
+const MARKERS: &str = "penstock.markers.";
+
+fn not_to_be_written(topic: &str, path: &str, faults: &mut Vec<Diagnostic>) {
+    let message = if INTERNAL_TOPICS.contains(&topic) {
+        "the brokers keep this topic for themselves"
+    } else if topic.starts_with(MARKERS) {
+        "it holds the markers of a job, by which that job knows what it published"
+    } else {
+        return;
+    };
+    faults.push(Diagnostic::error(Code::OTHERS, path, message).with_help("name another topic"));
+}
+
+fn kafka(
+    kafka: &KafkaSink,
+    sink: &Sink,
+    spec_topics: &[&str],
+    path: &str,
+    faults: &mut Vec<Diagnostic>,
+) {
+    not_to_be_written(&kafka.topic, &format!("{path}.topic"), faults);
+    not_to_be_written(&kafka.marker_topic, &format!("{path}.markerTopic"), faults);
+    secret(kafka.secret_ref.as_ref(), path, faults);
     brokers(&kafka.bootstrap_servers, path, faults);
     topic(&kafka.topic, &format!("{path}.topic"), faults);
     if !kafka.marker_topic.is_empty() {
         topic(&kafka.marker_topic, &format!("{path}.markerTopic"), faults);
-        if kafka.marker_topic == kafka.topic {
+        if kafka.marker_topic == kafka.topic || spec_topics.contains(&kafka.marker_topic.as_str()) {
             let message = "markers need a topic of their own";
             faults.push(Diagnostic::error(
                 Code::PATTERN,
@@ -129,6 +164,7 @@ fn kafka(kafka: &KafkaSink, sink: &Sink, path: &str, faults: &mut Vec<Diagnostic
 
 fn files(files: &FilesSink, path: &str, place: Place, faults: &mut Vec<Diagnostic>) {
     folder(&files.url, path, place, faults);
+    secret(files.secret_ref.as_ref(), path, faults);
     repeated(&files.partition_by, &format!("{path}.partitionBy"), faults);
     within(
         files.roll_interval,

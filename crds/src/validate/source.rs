@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::host::{self, Refusal, is_port};
 use super::kafka::{Property, allowed, property};
 use super::{Place, is_sql_name, one_of, within};
 use crate::data_type::DataType;
@@ -9,7 +10,7 @@ use crate::diagnostic::{Code, Diagnostic, nearest};
 use crate::format::{Format, FormatKind};
 use crate::job::StreamingJobSpec;
 use crate::source::{
-    Column, FilesSource, KafkaSource, OnError, OnLate, Source, SourceKind, StartFrom,
+    Column, FilesSource, KafkaSource, OnError, OnLate, SecretRef, Source, SourceKind, StartFrom,
     StartFromKind, TopicOffset, WatermarkSpec,
 };
 use crate::units::Duration;
@@ -55,12 +56,11 @@ pub(super) fn validate(
 /// A list of brokers: host:port, separated by commas.
 pub(super) fn brokers(servers: &str, path: &str, faults: &mut Vec<Diagnostic>) {
     for server in servers.split(',').map(str::trim) {
-        let sound = server.rsplit_once(':').is_some_and(|(host, port)| {
-            !host.is_empty()
-                && !host.contains('/')
-                && port.parse::<u16>().is_ok_and(|port| port > 0)
-        });
-        if !sound {
+        let parts = server.rsplit_once(':').filter(|(_, port)| is_port(port));
+        let refusal = parts.map_or(Some(Refusal::Malformed), |(host, _)| host::refusal(host));
+        if refusal == Some(Refusal::Metadata) {
+            faults.push(host::metadata(&format!("{path}.bootstrapServers")));
+        } else if refusal.is_some() {
             let message = format!("{server:?} is not host:port");
             faults.push(
                 Diagnostic::error(Code::BROKERS, format!("{path}.bootstrapServers"), message)
@@ -185,6 +185,14 @@ fn kafka(kafka: &KafkaSource, path: &str, faults: &mut Vec<Diagnostic>) {
         }
     }
     properties(&kafka.properties, path, faults);
+    secret(kafka.secret_ref.as_ref(), path, faults);
+}
+
+/// The Secret of a connector.
+pub(super) fn secret(of: Option<&SecretRef>, path: &str, faults: &mut Vec<Diagnostic>) {
+    if let Some(secret) = of {
+        super::kubernetes::secret(&secret.name, &format!("{path}.secretRef.name"), faults);
+    }
 }
 
 /// A folder's URL.
@@ -199,7 +207,13 @@ pub(super) fn folder(url: &str, path: &str, place: Place, faults: &mut Vec<Diagn
         "s3" if rest.split('/').next().is_some_and(str::is_empty) => {
             faults.push(Diagnostic::error(Code::URL, at, "the bucket is missing"))
         }
-        "s3" => {}
+        "s3" => {
+            let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+            if !super::is_bucket(bucket) || !super::is_path_of_a_bucket(prefix) {
+                let message = format!("{url:?} is not a path below a bucket");
+                faults.push(Diagnostic::error(Code::URL, at, message));
+            }
+        }
         "file" if place == Place::Cluster => {
             faults.push(
                 Diagnostic::error(
@@ -232,6 +246,7 @@ fn files(files: &FilesSource, path: &str, place: Place, faults: &mut Vec<Diagnos
         &format!("{path}.discoverInterval"),
         faults,
     );
+    secret(files.secret_ref.as_ref(), path, faults);
 }
 
 /// Exactly one format.

@@ -2,9 +2,7 @@
 
 use crate::diagnostic::{Code, Diagnostic};
 use crate::format::{Format, FormatKind};
-use crate::job::{
-    DeletionPolicy, Restart, StorageKind, StreamingJob, StreamingJobSpec, Upgrade, UpgradeStrategy,
-};
+use crate::job::{DeletionPolicy, Restart, StorageKind, StreamingJob, StreamingJobSpec, Upgrade};
 use crate::workers::{AutoscalingMode, Workers};
 
 /// What a manifest asks for that comes later. An error each, with a code of its own.
@@ -88,29 +86,6 @@ pub fn unsupported_in_cluster(spec: &StreamingJobSpec) -> Vec<Diagnostic> {
         );
         faults.push(fault.with_help("use Disabled, or leave it out"));
     }
-    let mut later = |is: bool, path: &str, message: &str, help: &str| {
-        if is {
-            faults.push(Diagnostic::error(Code::LIFECYCLE_LATER, path, message).with_help(help));
-        }
-    };
-    later(
-        spec.upgrade.strategy == UpgradeStrategy::Stateless,
-        "upgrade.strategy",
-        "Stateless comes in a later version",
-        "use Savepoint, or give the job another name",
-    );
-    later(
-        spec.deletion_policy != DeletionPolicy::Retain,
-        "deletionPolicy",
-        "only Retain is there in this version",
-        "leave it out, and remove the log's folder by hand when it is not needed any more",
-    );
-    later(
-        spec.restore_from.is_some(),
-        "restoreFrom",
-        "restoring another log comes in a later version",
-        "leave it out",
-    );
     faults
 }
 

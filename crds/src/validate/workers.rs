@@ -1,9 +1,11 @@
-//! Rules of the pods: autoscaling and the allow-list of the pod template.
+//! Rules of the pods: their number, image, account and resources. What may be added to them is `pod_template`'s.
 
-use super::{DAY, SECOND, one_of, within};
+use super::kubernetes::{image, object_name, resources};
+use super::pod_template::pod_template;
+use super::{DAY, SECOND, within};
 use crate::diagnostic::{Code, Diagnostic};
 use crate::job::StreamingJobSpec;
-use crate::workers::{Autoscaling, AutoscalingMode, PodTemplate};
+use crate::workers::{Autoscaling, AutoscalingMode, Workers};
 
 pub(super) fn autoscale(
     autoscaling: &Autoscaling,
@@ -64,76 +66,19 @@ pub(super) fn autoscale(
     }
 }
 
-/// Variables that load code, are the engine's own, or carry credentials past secretRef.
-const REFUSED_VARIABLES: [&str; 8] = [
-    "LD_",
-    "PENSTOCK_",
-    "AWS_",
-    "GOOGLE_",
-    "AZURE_",
-    "GCP_",
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-];
-
-pub(super) fn pod_template(template: &PodTemplate, faults: &mut Vec<Diagnostic>) {
-    let path = "workers.podTemplate";
-    let PodTemplate { metadata, spec } = template;
-    for (what, names) in [
-        ("labels", &metadata.labels),
-        ("annotations", &metadata.annotations),
-    ] {
-        for name in names.keys().filter(|name| {
-            name.split('/')
-                .next()
-                .is_some_and(|domain| domain.ends_with("penstock.dev"))
-        }) {
-            let at = format!("{path}.metadata.{what}");
-            faults.push(Diagnostic::error(
-                Code::POD_TEMPLATE,
-                at,
-                format!("{name:?} is the controller's to set"),
-            ));
-        }
+/// Their image, account, resources and template.
+pub(super) fn workers(workers: &Workers, faults: &mut Vec<Diagnostic>) {
+    if !workers.image.is_empty() {
+        image(&workers.image, "workers.image", faults);
     }
-    for (i, variable) in spec.env.iter().enumerate() {
-        let upper = variable.name.to_uppercase();
-        if let Some(refused) = REFUSED_VARIABLES
-            .iter()
-            .find(|refused| upper.starts_with(**refused))
-        {
-            let message = format!(
-                "the variable {:?} is refused: {refused}* loads code, carries credentials or is the engine's own",
-                variable.name
-            );
-            faults.push(Diagnostic::error(
-                Code::POD_TEMPLATE,
-                format!("{path}.spec.env[{i}].name"),
-                message,
-            ));
-        }
+    let account = &workers.service_account_name;
+    if !account.is_empty() {
+        object_name(account, "workers.serviceAccountName", faults);
     }
-    for (i, volume) in spec.volumes.iter().enumerate() {
-        let members = [
-            ("configMap", volume.config_map.is_some()),
-            ("secret", volume.secret.is_some()),
-            ("emptyDir", volume.empty_dir.is_some()),
-            ("projected", volume.projected.is_some()),
-            (
-                "persistentVolumeClaim",
-                volume.persistent_volume_claim.is_some(),
-            ),
-        ];
-        one_of(&format!("{path}.spec.volumes[{i}]"), &members, true, faults);
+    if let Some(of) = &workers.resources {
+        resources(of, "workers.resources", faults);
     }
-    for (i, mount) in spec.volume_mounts.iter().enumerate() {
-        if !spec.volumes.iter().any(|volume| volume.name == mount.name) {
-            let message = format!("no volume is named {:?}", mount.name);
-            faults.push(Diagnostic::error(
-                Code::POD_TEMPLATE,
-                format!("{path}.spec.volumeMounts[{i}].name"),
-                message,
-            ));
-        }
+    if let Some(template) = &workers.pod_template {
+        pod_template(template, workers, faults);
     }
 }

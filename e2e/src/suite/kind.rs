@@ -3,6 +3,7 @@
 //! (`./dev kind up`).
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use clap::Args;
 use serde_json::Value;
 
 use super::{Flights, Options, Work, await_caught_up, await_markers, make_topics};
-use crate::bed::{S3_ACCESS, S3_SECRET, root};
+use crate::bed::{S3_ACCESS, S3_SECRET, root, testbed};
 use crate::engine::{Status, Watched};
 use crate::kafka::{self, Loader};
 use crate::manifest::Manifest;
@@ -47,243 +48,9 @@ enum When {
 }
 use When::{After, Compared};
 
-/// In CI.
-const CORE: [(&str, Disturb); 9] = [
-    ("apply", |_, _| Ok(())),
-    ("controller-killed", |job, when| match when {
-        // The job was applied just now: children are being made.
-        After(0) => {
-            for _ in 0..3 {
-                kill_controller()?;
-                std::thread::sleep(Duration::from_millis(700));
-            }
-            Ok(())
-        }
-        After(3) => {
-            job.wait_reason("Running")?;
-            kill_controller()
-        }
-        _ => Ok(()),
-    }),
-    ("pod-deleted", |job, when| match when {
-        After(2 | 5) => job.delete_pod(),
-        _ => Ok(()),
-    }),
-    ("engine-killed", |job, when| match when {
-        After(1..=5) => job.kill_engine(),
-        _ => Ok(()),
-    }),
-    ("suspend-and-resume", |job, when| match when {
-        After(2) => {
-            job.patch(r#"{"spec": {"suspend": true}}"#)?;
-            job.wait_reason("Suspended")?;
-            ensure!(job.pods()? == 0, "a suspended job has pods");
-            Ok(())
-        }
-        After(4) => {
-            job.patch(r#"{"spec": {"suspend": false}}"#)?;
-            job.wait_reason("Running")
-        }
-        _ => Ok(()),
-    }),
-    ("upgrade", |job, when| match when {
-        After(3) => {
-            job.wait_reason("Running")?;
-            let before = job.version()?;
-            job.patch(r#"{"spec": {"checkpoint": {"interval": "700ms"}}}"#)?;
-            job.wait_reason("Upgrading")?;
-            ensure!(job.version()? != before, "the same version runs");
-            job.wait_reason("Running")
-        }
-        _ => Ok(()),
-    }),
-    // The changed job stops at the first row that it cannot read; until then it commits, and nothing of that is published.
-    ("failed-upgrade", |job, when| match when {
-        After(3) => {
-            job.wait_reason("Running")?;
-            job.patch_json(
-                r#"[{"op": "replace", "path": "/spec/sources/0/onError", "value": "Fail"},
-                    {"op": "add", "path": "/spec/restart", "value": {"maxPerHour": 1}},
-                    {"op": "add", "path": "/spec/upgrade", "value": {"acceptAfter": "9m"}}]"#,
-            )?;
-            job.wait_reason("Upgrading")?;
-            let mut first = None;
-            job.until_status("the version on trial has committed", |s| {
-                s.epoch > *first.get_or_insert(s.epoch) + 2
-            })
-        }
-        After(4) => {
-            job.wait_reason("RolledBack")?;
-            let message = job.message("RolledBack")?;
-            ensure!(
-                message.contains("[PR0202]") || message.contains("[PR0201]"),
-                "{message}"
-            );
-            Ok(())
-        }
-        After(6) => {
-            job.patch_json(
-                r#"[{"op": "replace", "path": "/spec/sources/0/onError", "value": "DeadLetter"},
-                    {"op": "remove", "path": "/spec/restart"}, {"op": "remove", "path": "/spec/upgrade"}]"#,
-            )?;
-            job.wait_reason("Running")
-        }
-        _ => Ok(()),
-    }),
-    ("webhook-away", |job, when| match when {
-        After(1) => {
-            let bad = job.bad_manifest()?;
-            let refused = job.kubectl(&["apply", "-f", &bad]).err();
-            let refused = format!(
-                "{:#}",
-                refused.context("the webhook let a bad manifest pass")?
-            );
-            let words = "unknown column";
-            ensure!(refused.contains(words), "{refused}");
-            webhook(444)?;
-            let passed = job.kubectl(&["apply", "-f", &bad]);
-            let judged = passed.and_then(|_| {
-                job.until("the controller refuses it", |job| {
-                    let status = &job.get_named("bad")?["status"];
-                    Ok(condition(status, "Stalled")
-                        .is_some_and(|c| c["message"].as_str().is_some_and(|m| m.contains(words))))
-                })
-            });
-            webhook(443)?;
-            judged?;
-            job.kubectl(&["delete", "streamingjob", "bad"]).map(|_| ())
-        }
-        _ => Ok(()),
-    }),
-    ("delete", |job, when| match when {
-        Compared => {
-            job.kubectl(&["delete", "streamingjob", NAME, "--timeout=60s"])?;
-            job.until("its children are gone", |job| {
-                let kinds = "statefulsets,pods,services,configmaps,networkpolicies,poddisruptionbudgets,serviceaccounts,secrets";
-                let selector = format!("penstock.dev/job={NAME}");
-                Ok(job.kubectl(&["get", kinds, "-l", &selector, "-o", "name"])?.trim().is_empty())
-            })?;
-            let claims = job.kubectl(&["get", "persistentvolumeclaims", "-o", "name"])?;
-            ensure!(
-                claims.lines().count() == 1,
-                "deletionPolicy Retain keeps the volume: {claims}"
-            );
-            Ok(())
-        }
-        After(_) => Ok(()),
-    }),
-];
+mod scenarios;
 
-/// Beyond the core.
-const MORE: [(&str, Disturb); 7] = [
-    ("storm", |job, when| match when {
-        After(2) => {
-            let until = Instant::now() + Duration::from_secs(180);
-            let mut round = 0;
-            while Instant::now() < until {
-                std::thread::sleep(Duration::from_secs(10));
-                round += 1;
-                // A pod that is just being made has no engine to kill.
-                let _ = job.kill_engine();
-                if round % 2 == 0 {
-                    job.delete_pod()?;
-                }
-            }
-            Ok(())
-        }
-        _ => Ok(()),
-    }),
-    ("node-stopped", |job, when| match when {
-        After(2) => {
-            let node = job.node()?;
-            docker(&["stop", "-t", "1", &node])?;
-            std::thread::sleep(Duration::from_secs(120));
-            docker(&["start", &node])?;
-            job.wait_reason("Running")
-        }
-        _ => Ok(()),
-    }),
-    ("node-gone", |job, when| match when {
-        After(2) => {
-            let node = job.node()?;
-            docker(&["stop", "-t", "1", &node])?;
-            let gone = Instant::now();
-            let back = job.until_in(Duration::from_secs(240), "it runs elsewhere", |job| {
-                Ok(job.node().is_ok_and(|n| n != node) && job.is("Running")?)
-            });
-            println!(
-                "kind: runs on another node after {:.0} s",
-                gone.elapsed().as_secs_f64()
-            );
-            docker(&["start", &node])?;
-            back
-        }
-        _ => Ok(()),
-    }),
-    ("volume-deleted", |job, when| match when {
-        After(2) => {
-            let claim = format!("state-{}", worker());
-            job.kubectl(&["delete", "persistentvolumeclaim", &claim, "--wait=false"])?;
-            job.delete_pod()?;
-            job.until("the volume is another one", |job| {
-                let found = job.kubectl(&["get", "persistentvolumeclaim", &claim, "-o", "json"]);
-                let Ok(text) = found else { return Ok(false) };
-                let claim: Value = serde_json::from_str(&text)?;
-                Ok(claim["metadata"]["deletionTimestamp"].is_null())
-            })
-        }
-        _ => Ok(()),
-    }),
-    ("controller-away", |job, when| match when {
-        After(1) => {
-            job.wait_reason("Running")?;
-            scale_controller(0)?;
-            job.delete_pod()
-        }
-        After(6) => {
-            // The pod is back without it, and the engine after a kill.
-            job.until_status("it runs", |s| s.running)?;
-            job.kill_engine()?;
-            std::thread::sleep(Duration::from_secs(60));
-            scale_controller(1)
-        }
-        _ => Ok(()),
-    }),
-    ("state-break", |job, when| match when {
-        After(3) => {
-            job.wait_reason("Running")?;
-            let sql = job.get()?["spec"]["sql"]
-                .as_str()
-                .context("no SQL")?
-                .to_owned();
-            // The least is not what the state holds, which is the greatest.
-            let broken = sql.replacen("MAX(delay) AS max_delay", "MIN(delay) AS max_delay", 1);
-            ensure!(broken != sql, "nothing was changed");
-            let set = |sql: &str| {
-                serde_json::json!([{"op": "replace", "path": "/spec/sql", "value": sql}])
-                    .to_string()
-            };
-            job.patch_json(&set(&broken))?;
-            job.wait_reason("RolledBack")?;
-            let message = job.message("RolledBack")?;
-            ensure!(message.contains("[PR0410]"), "{message}");
-            job.patch_json(&set(&sql))?;
-            job.wait_reason("Running")
-        }
-        _ => Ok(()),
-    }),
-    ("applied-again", |job, when| match when {
-        Compared => {
-            job.kubectl(&["delete", "streamingjob", NAME, "--timeout=60s"])?;
-            job.apply()?;
-            job.wait_reason("PriorLogFound")?;
-            let message = job.message("Stalled")?;
-            ensure!(message.contains("[PR0407]"), "{message}");
-            Ok(())
-        }
-        After(_) => Ok(()),
-    }),
-];
+use scenarios::{CORE, MORE};
 
 /// The controller reads no Secret of anybody: in every namespace, asked of the API server.
 fn rights() -> Result<()> {
@@ -330,54 +97,6 @@ fn rights() -> Result<()> {
         "the controller may not list pods"
     );
     println!("kind: the controller may read no Secret: {asked} questions");
-    Ok(())
-}
-
-fn docker(words: &[&str]) -> Result<()> {
-    let status = Command::new("docker")
-        .args(words)
-        .stdout(Stdio::null())
-        .status()?;
-    ensure!(status.success(), "docker {}: {status}", words.join(" "));
-    Ok(())
-}
-
-fn scale_controller(replicas: u32) -> Result<()> {
-    let replicas = format!("--replicas={replicas}");
-    kubectl(&[
-        "--namespace",
-        "penstock",
-        "scale",
-        "deployment",
-        "penstock-operator",
-        &replicas,
-    ])
-    .map(|_| ())
-}
-
-/// Kills the controller's pods, without a goodbye.
-fn kill_controller() -> Result<()> {
-    let words = [
-        "--namespace",
-        "penstock",
-        "delete",
-        "pod",
-        "-l",
-        "app.kubernetes.io/name=penstock-operator",
-        "--grace-period=0",
-        "--force",
-    ];
-    kubectl(&words).map(|_| ())
-}
-
-/// Where the API server finds the webhook: at a port where nobody is, it is away.
-fn webhook(port: u16) -> Result<()> {
-    let path = "/webhooks/0/clientConfig/service/port";
-    let patch = format!(r#"[{{"op": "replace", "path": "{path}", "value": {port}}}]"#);
-    let what = ["validatingwebhookconfiguration", "penstock-operator"];
-    kubectl(&["patch", what[0], what[1], "--type=json", "-p", &patch])?;
-    // Until the API server has heard of it.
-    std::thread::sleep(Duration::from_secs(3));
     Ok(())
 }
 
@@ -480,6 +199,7 @@ fn scenario(
 /// One job in a namespace of its own, which goes with it.
 struct Job<'a> {
     place: &'a Place,
+    name: String,
     namespace: String,
     prefix: String,
     manifest: std::path::PathBuf,
@@ -492,6 +212,7 @@ impl<'a> Job<'a> {
         let namespace = format!("e2e-{scenario}");
         let job = Self {
             place,
+            name: NAME.to_owned(),
             prefix: format!("{namespace}-"),
             manifest: work.path("job.yaml"),
             namespace,
@@ -561,18 +282,96 @@ impl<'a> Job<'a> {
         self.kubectl(&["apply", "-f", &file]).map(|_| ())
     }
 
+    fn worker(&self) -> String {
+        format!("{}-worker-0", self.name)
+    }
+
+    /// Changes the manifest, for the next `apply`.
+    fn edit(&self, path: &[&str], yaml: &str) -> Result<()> {
+        Manifest::load(&self.manifest)?
+            .set(path, yaml)?
+            .save(&self.manifest)
+    }
+
+    /// A job of another name from now on.
+    fn rename(&mut self, name: &str) -> Result<()> {
+        name.clone_into(&mut self.name);
+        self.edit(&["metadata", "name"], name)
+    }
+
+    /// Deletes the job and waits until it is gone with everything that was made for it.
+    fn delete(&self) -> Result<()> {
+        self.kubectl(&["delete", "streamingjob", &self.name, "--timeout=120s"])?;
+        let pod = format!("pod/{}", self.worker());
+        // Gone already is gone.
+        let _ = self.kubectl(&["wait", "--for=delete", &pod, "--timeout=60s"]);
+        Ok(())
+    }
+
+    /// Takes a savepoint and waits until it is completed.
+    fn savepoint(&self, name: &str) -> Result<()> {
+        let file = self.manifest.with_file_name(format!("{name}.yaml"));
+        let text = format!(
+            "apiVersion: penstock.dev/v1alpha1\nkind: Savepoint\nmetadata: {{name: {name}}}\nspec: {{jobRef: {{name: {}}}}}\n",
+            self.name
+        );
+        std::fs::write(&file, text)?;
+        self.kubectl(&["apply", "-f", &file.display().to_string()])?;
+        let what = format!("savepoint/{name}");
+        let waited = self.kubectl(&["wait", "--for=condition=Ready", &what, "--timeout=90s"]);
+        waited.map(drop).map_err(|error| {
+            let seen = self.kubectl(&["get", "savepoint,pods", "-o", "yaml"]);
+            error.context(seen.unwrap_or_default())
+        })
+    }
+
+    /// Objects of a log of the job, as the store has them on its disk.
+    fn objects(&self, log: &str) -> Result<usize> {
+        fn count(folder: &Path) -> usize {
+            let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+            let sizes = entries
+                .map(|e| e.path())
+                .map(|p| if p.is_dir() { count(&p) } else { 1 });
+            sizes.sum()
+        }
+        let buckets = testbed().join("s3/run-29800/buckets/streams");
+        ensure!(buckets.is_dir(), "{} is not there", buckets.display());
+        let place = format!(
+            "{}-{}/{}/{}/{log}",
+            self.namespace,
+            std::process::id(),
+            self.namespace,
+            self.name
+        );
+        Ok(count(&buckets.join(place)))
+    }
+
     fn patch(&self, patch: &str) -> Result<()> {
-        let words = ["patch", "streamingjob", NAME, "--type=merge", "-p", patch];
+        let words = [
+            "patch",
+            "streamingjob",
+            &self.name,
+            "--type=merge",
+            "-p",
+            patch,
+        ];
         self.kubectl(&words).map(|_| ())
     }
 
     fn patch_json(&self, patch: &str) -> Result<()> {
-        let words = ["patch", "streamingjob", NAME, "--type=json", "-p", patch];
+        let words = [
+            "patch",
+            "streamingjob",
+            &self.name,
+            "--type=json",
+            "-p",
+            patch,
+        ];
         self.kubectl(&words).map(|_| ())
     }
 
     fn get(&self) -> Result<Value> {
-        self.get_named(NAME)
+        self.get_named(&self.name)
     }
 
     fn get_named(&self, name: &str) -> Result<Value> {
@@ -620,7 +419,7 @@ impl<'a> Job<'a> {
     }
 
     fn delete_pod(&self) -> Result<()> {
-        self.kubectl(&["delete", "pod", &worker(), "--wait=false"])
+        self.kubectl(&["delete", "pod", &self.worker(), "--wait=false"])
             .map(|_| ())
     }
 
@@ -628,7 +427,7 @@ impl<'a> Job<'a> {
     fn kill_engine(&mut self) -> Result<()> {
         self.until_status("it runs", |_| true)?;
         let script = "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline 2>/dev/null | grep -q '^[^ ]*penstock --output json worker ' && kill -9 ${p#/proc/}; done; true";
-        self.kubectl(&["exec", &worker(), "--", "sh", "-c", script])
+        self.kubectl(&["exec", &self.worker(), "--", "sh", "-c", script])
             .map(|_| ())
     }
 
@@ -645,7 +444,7 @@ impl<'a> Job<'a> {
 
     /// Where the worker runs.
     fn node(&self) -> Result<String> {
-        let text = self.kubectl(&["get", "pod", &worker(), "-o", "json"])?;
+        let text = self.kubectl(&["get", "pod", &self.worker(), "-o", "json"])?;
         let pod: Value = serde_json::from_str(&text)?;
         let node = pod["spec"]["nodeName"]
             .as_str()
@@ -686,7 +485,7 @@ impl Watched for Job<'_> {
         let path = format!(
             "/api/v1/namespaces/{}/pods/{}:8080/proxy/status",
             self.namespace,
-            worker()
+            self.worker()
         );
         let answer = kubectl(&["get", "--raw", &path]).ok();
         let body: Option<Value> = answer.and_then(|text| serde_json::from_str(&text).ok());
@@ -695,7 +494,7 @@ impl Watched for Job<'_> {
 
     fn tail(&self) -> String {
         let seen = self.kubectl(&["get", "streamingjobs,statefulsets,pods", "-o", "wide"]);
-        let logs = self.kubectl(&["logs", &worker(), "--tail=10"]);
+        let logs = self.kubectl(&["logs", &self.worker(), "--tail=10"]);
         format!(
             "{}\n{}",
             seen.unwrap_or_default(),
@@ -713,10 +512,6 @@ impl Drop for Job<'_> {
             eprintln!("kind: {error:#}");
         }
     }
-}
-
-fn worker() -> String {
-    format!("{NAME}-worker-0")
 }
 
 fn kubectl(words: &[&str]) -> Result<String> {

@@ -64,7 +64,7 @@ fn round_trip<K: DeserializeOwned + Serialize>(child: &Child) {
 #[test]
 fn children_are_objects_of_kubernetes() {
     let (job, settings) = (job(), settings());
-    let version = make_version(&job, &settings);
+    let version = make_version(&job, &settings, None);
     let mut children = surroundings(&job, &version, &settings);
     children.push(stateful_set(
         &job,
@@ -89,7 +89,7 @@ fn children_are_objects_of_kubernetes() {
 #[test]
 fn a_job_as_it_is_written() {
     let (job, settings) = (job(), settings());
-    let version = make_version(&job, &settings);
+    let version = make_version(&job, &settings, None);
     let set = stateful_set(&job, &version, Size(1), &Memory::default(), &job.spec.state);
     insta::assert_snapshot!(serde_yaml::to_string(&set.body).unwrap());
 }
@@ -110,7 +110,7 @@ fn what_only_the_controller_acts_on_makes_no_version() {
 fn a_node_that_does_not_answer_loses_its_pods_after_node_loss_timeout() {
     let mut job = job();
     job.spec.workers.node_loss_timeout = penstock_crds::units::Duration::from_secs(90);
-    let version = make_version(&job, &settings());
+    let version = make_version(&job, &settings(), None);
     let tolerations = version.template["spec"]["tolerations"].as_array().unwrap();
     assert_eq!(tolerations.len(), 2);
     assert!(tolerations.iter().all(|t| t["tolerationSeconds"] == 90));
@@ -119,7 +119,7 @@ fn a_node_that_does_not_answer_loses_its_pods_after_node_loss_timeout() {
 #[test]
 fn every_secret_is_mounted_once() {
     let (job, settings) = (job(), settings());
-    let version = make_version(&job, &settings);
+    let version = make_version(&job, &settings, None);
     let volumes = version.template["spec"]["volumes"].as_array().unwrap();
     let secrets: Vec<&str> = volumes
         .iter()
@@ -127,4 +127,21 @@ fn every_secret_is_mounted_once() {
         .collect();
     // The workers' own certificate is the first.
     assert_eq!(secrets[1..], ["kafka-client", "s3"]);
+}
+
+#[test]
+fn a_secret_of_any_name_has_a_volume() {
+    let mut job = job();
+    let long = format!("{}.prod", "k".repeat(60));
+    let kafka = job.spec.sources[0].kafka.as_mut().unwrap();
+    kafka.secret_ref.as_mut().unwrap().name = long.clone();
+    let version = make_version(&job, &settings(), None);
+    let pod = &version.template["spec"];
+    let volumes = pod["volumes"].as_array().unwrap();
+    let volume = volumes.iter().find(|v| v["secret"]["secretName"] == long);
+    let name = volume.unwrap()["name"].as_str().unwrap();
+    assert!(name.len() <= 63 && !name.contains('.'), "{name}");
+    let mounts = pod["containers"][0]["volumeMounts"].as_array().unwrap();
+    let mount = mounts.iter().find(|m| m["name"] == name).unwrap();
+    assert_eq!(mount["mountPath"], format!("/etc/penstock/secrets/{long}"));
 }

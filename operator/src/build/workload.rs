@@ -1,13 +1,13 @@
 //! The StatefulSet: one pod for each worker, whose first process is the supervisor, of Pod Security "restricted".
 
 use penstock_crds::job::{DeletionPolicy, StateSpec, StreamingJob};
-use penstock_crds::units::Quantity;
-use penstock_crds::workers::{IntOrText, PodTemplate, Resources};
+use penstock_crds::validate::quantity;
+use penstock_crds::workers::{PodTemplate, Resources};
 use serde_json::{Map, Value, json};
 
 use super::{CONTROL_PORT, Child, HEALTH_PORT, Kind, PUBLIC_PORT, child};
 use crate::facts::Memory;
-use crate::names::{self, CLAIM, MEMORY, VERSION, selector, workers};
+use crate::names::{self, ACCEPT_LOSS, CLAIM, GO_BACK, MEMORY, ORDERS, VERSION, selector, workers};
 use crate::settings::Settings;
 use crate::version::{MANIFEST, Version, log_id};
 
@@ -31,7 +31,8 @@ fn grace(job: &StreamingJob) -> u64 {
 /// The user and group of the image.
 const USER: i64 = 10_001;
 
-/// `state`: the volumes that its pods get. `memory`: what is to be remembered of versions; a version that comes back is told so.
+/// `state`: the volumes that its pods get. `memory`: what is to be remembered of versions; a version that comes back is told so, and
+/// what a person ordered is handed on.
 pub fn stateful_set(
     job: &StreamingJob,
     version: &Version,
@@ -45,6 +46,13 @@ pub fn stateful_set(
         && let Some(args) = template["spec"]["containers"][0]["args"].as_array_mut()
     {
         args.push(json!("--rollback"));
+    }
+    let orders = orders(job);
+    if !orders.is_empty()
+        && let Some(args) = template["spec"]["containers"][0]["args"].as_array_mut()
+    {
+        args.extend(orders.iter().map(|w| json!(w)));
+        template["metadata"]["annotations"][ORDERS] = json!(orders.join(" "));
     }
     let mut spec = json!({
         "replicas": size.0,
@@ -70,6 +78,20 @@ pub fn stateful_set(
     set
 }
 
+/// What a person orders by annotation, as the workers are told. Each word is about one moment of the log, and means nothing after it.
+pub fn orders(job: &StreamingJob) -> Vec<String> {
+    let annotations = job.metadata.annotations.as_ref();
+    let said = |name: &str| annotations.and_then(|a| a.get(name)).map(String::as_str);
+    let mut words = Vec::new();
+    for loss in said(ACCEPT_LOSS).into_iter().flat_map(|l| l.split(',')) {
+        words.extend(["--accept-loss".to_owned(), loss.trim().to_owned()]);
+    }
+    if let Some(back) = said(GO_BACK) {
+        words.extend(["--go-back".to_owned(), back.to_owned()]);
+    }
+    words
+}
+
 fn claim(job: &StreamingJob, state: &StateSpec) -> Option<Value> {
     if state.ephemeral.is_some() {
         return None;
@@ -91,17 +113,29 @@ fn claim(job: &StreamingJob, state: &StateSpec) -> Option<Value> {
 }
 
 /// The pods of a version.
-pub fn template(job: &StreamingJob, version: &str, settings: &Settings) -> Value {
+pub fn template(
+    job: &StreamingJob,
+    version: &str,
+    settings: &Settings,
+    savepoint: Option<&str>,
+) -> Value {
     let of = job.metadata.name.as_deref().unwrap_or_default();
     let added = job.spec.workers.pod_template.clone().unwrap_or_default();
     let mut labels = added.metadata.labels.clone();
     labels.extend(names::labels(of));
     let mut annotations = added.metadata.annotations.clone();
     annotations.insert(VERSION.to_owned(), version.to_owned());
-    json!({
+    let mut template = json!({
         "metadata": {"labels": labels, "annotations": annotations},
         "spec": pod(job, version, settings, &added),
-    })
+    });
+    if let (Some(at), Some(args)) = (
+        savepoint,
+        template["spec"]["containers"][0]["args"].as_array_mut(),
+    ) {
+        args.extend([json!("--savepoint"), json!(at)]);
+    }
+    template
 }
 
 fn pod(job: &StreamingJob, version: &str, settings: &Settings, added: &PodTemplate) -> Value {
@@ -125,7 +159,7 @@ fn pod(job: &StreamingJob, version: &str, settings: &Settings, added: &PodTempla
         json!({"name": "certificate", "secret": {"secretName": names::certificate(of, version)}}),
     ];
     for secret in secrets(job, settings) {
-        let name = format!("secret-{secret}");
+        let name = volume_name(&secret);
         mounts.push(
             json!({"name": name, "mountPath": format!("{SECRETS}/{secret}"), "readOnly": true}),
         );
@@ -156,6 +190,18 @@ fn pod(job: &StreamingJob, version: &str, settings: &Settings, added: &PodTempla
         place(spec, added);
     }
     spec
+}
+
+/// A volume's name is a label, a Secret's may be longer and have dots.
+fn volume_name(secret: &str) -> String {
+    let name = format!("secret-{secret}");
+    if name.len() <= 63 && !name.contains('.') {
+        return name;
+    }
+    format!(
+        "secret-{:016x}",
+        xxhash_rust::xxh3::xxh3_64(secret.as_bytes())
+    )
 }
 
 /// Over nodes, unless the person says how.
@@ -283,8 +329,7 @@ fn list(of: &penstock_crds::workers::ResourceList) -> Value {
 fn memory(job: &StreamingJob, resources: &Resources) -> u64 {
     const UNLIMITED: u64 = 2 << 30;
     let limit = match &resources.limits.memory {
-        Some(IntOrText::Int(bytes)) => u64::try_from(*bytes).ok(),
-        Some(IntOrText::Text(text)) => text.parse::<Quantity>().ok().map(|q| q.as_bytes()),
+        Some(limit) => quantity(limit).map(|bytes| bytes as u64),
         None => None,
     };
     limit.unwrap_or(UNLIMITED) / 100 * u64::from(job.spec.workers.memory)

@@ -36,7 +36,20 @@ pub fn lost(facts: &Facts) -> Vec<Doomed> {
         });
         evicted || since(facts, Some(deadline), GOODBYE)
     });
-    pods.filter_map(Doomed::of).collect()
+    pods.filter_map(at_once).collect()
+}
+
+fn at_once(pod: &Pod) -> Option<Doomed> {
+    let doomed = Doomed::of(pod)?;
+    let grace = Some(0);
+    Some(Doomed { grace, ..doomed })
+}
+
+/// In the words of schedulers: "had volume node affinity conflict", and in Kubernetes 1.34 "didn't match PersistentVolume's node
+/// affinity".
+fn is_about_the_volume(message: &str) -> bool {
+    let message = message.to_ascii_lowercase();
+    message.contains("volume") && message.contains("node affinity")
 }
 
 /// Pods that no node takes, because the volume of their claim is on one that is gone, each with its claim.
@@ -45,12 +58,12 @@ pub fn stranded(facts: &Facts) -> Vec<(String, Doomed)> {
         condition(pod, "PodScheduled").is_some_and(|c| {
             let message = c.message.as_deref().unwrap_or_default();
             c.status == "False"
-                && message.contains("volume node affinity conflict")
+                && is_about_the_volume(message)
                 && since(facts, c.last_transition_time.as_ref(), WAITED)
         })
     });
     pods.filter_map(|pod| {
-        let doomed = Doomed::of(pod)?;
+        let doomed = at_once(pod)?;
         Some((claim(&doomed.name), doomed))
     })
     .collect()

@@ -14,7 +14,7 @@ use crate::build::tests::{job, settings};
 use crate::facts::Said;
 use crate::names::VERSION;
 
-fn now() -> DateTime<Utc> {
+pub(crate) fn now() -> DateTime<Utc> {
     DateTime::from_timestamp(1_800_000_000, 0).unwrap()
 }
 
@@ -25,9 +25,13 @@ fn facts(job: StreamingJob) -> Facts {
         objects: BTreeMap::new(),
         stateful_set: None,
         pods: Vec::new(),
+        steps: Vec::new(),
+        restores_from: None,
+        farewell: None,
         claims: Vec::new(),
         versions: BTreeMap::new(),
         said: None,
+        account: None,
         sql_faults: Vec::new(),
     }
 }
@@ -99,10 +103,10 @@ fn carried_out(facts: &mut Facts, decision: &Decision) {
 }
 
 /// As the cluster looks when the job runs.
-fn running() -> Facts {
+pub(crate) fn running() -> Facts {
     let job = job();
     let version = name_of(&job);
-    let made = build::make_version(&job, &settings());
+    let made = build::make_version(&job, &settings(), None);
     let map = kept(&made);
     let memory = Memory {
         accepted: Some(version.clone()),
@@ -147,6 +151,41 @@ fn a_new_job_gets_every_child_and_is_starting() {
     assert_eq!(ready(&decision), ("False".into(), "Starting".into()));
     assert!(has(&decision, "Reconciling") && !has(&decision, "Stalled"));
     assert_eq!(decision.status.phase, Some(Phase::Pending));
+}
+
+#[test]
+fn a_child_that_the_api_server_does_not_take_is_told() {
+    let decision = not_taken(&facts(job()), "exceeded quota: pods");
+    assert_eq!(ready(&decision), ("False".into(), "ChildRefused".into()));
+    assert!(has(&decision, "Reconciling") && !has(&decision, "Stalled"));
+    assert!(decision.events[0].note.ends_with("exceeded quota: pods"));
+}
+
+fn with_account(labels: Option<serde_json::Value>) -> Facts {
+    let mut facts = facts(job());
+    facts.job.spec.workers.service_account_name = "loader".to_owned();
+    facts.account = labels.map(|labels| {
+        serde_json::from_value(json!({"metadata": {"name": "loader", "labels": labels}})).unwrap()
+    });
+    facts
+}
+
+#[test]
+fn an_account_is_taken_only_when_its_owner_lent_it() {
+    for labels in [
+        None,
+        Some(json!({})),
+        Some(json!({"penstock.dev/allow-jobs": "false"})),
+    ] {
+        let decision = decide(&with_account(labels), &settings());
+        assert_eq!(ready(&decision), ("False".into(), "Invalid".into()));
+        assert!(decision.apply.is_empty());
+    }
+    let lent = with_account(Some(json!({"penstock.dev/allow-jobs": "true"})));
+    let decision = decide(&lent, &settings());
+    let set = decision.apply.last().unwrap();
+    let pod = &set.body["spec"]["template"]["spec"];
+    assert_eq!(pod["serviceAccountName"], "loader");
 }
 
 #[test]
@@ -410,10 +449,13 @@ fn a_volume_on_a_node_that_is_gone_is_given_up() {
     assert!(decide(&facts, &settings()).abandon.is_empty());
     facts.pods = vec![waiting("0/3 nodes are available: 3 Insufficient cpu", 3600)];
     assert!(decide(&facts, &settings()).abandon.is_empty());
-    facts.pods = vec![waiting(conflict, 30)];
-    let decision = decide(&facts, &settings());
-    assert_eq!(decision.abandon, ["state-payments-worker-0"]);
-    assert_eq!(decision.force.len(), 1);
+    let newer = "0/3 nodes are available: 1 node(s) didn't match PersistentVolume's node affinity, 1 node(s) had untolerated taint";
+    for message in [conflict, newer] {
+        facts.pods = vec![waiting(message, 30)];
+        let decision = decide(&facts, &settings());
+        assert_eq!(decision.abandon, ["state-payments-worker-0"], "{message}");
+        assert_eq!(decision.force.len(), 1);
+    }
 }
 
 fn claim(size: &str) -> k8s_openapi::api::core::v1::PersistentVolumeClaim {
@@ -489,4 +531,240 @@ fn an_object_of_somebody_else_is_not_taken_over() {
     assert_eq!(ready(&decision).1, "ForeignObject");
     let message = &decision.status.conditions[0].message;
     assert!(message.contains("Service payments-worker"), "{message}");
+}
+
+// ---- deletion ---------------------------------------------------------------------------------------------------------
+
+fn deleted(mut facts: Facts, policy: DeletionPolicy, seconds_ago: i64) -> Facts {
+    facts.job.spec.deletion_policy = policy;
+    facts.job.metadata.finalizers = Some(vec![names::FINALIZER.to_owned()]);
+    let at = now() - chrono::TimeDelta::seconds(seconds_ago);
+    facts.job.metadata.deletion_timestamp = Some(status::time(at));
+    facts
+}
+
+fn step(exit_code: i32, message: &str) -> Pod {
+    serde_json::from_value(json!({
+        "metadata": {"name": "payments-remove"},
+        "status": {"containerStatuses": [{
+            "name": "step", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+            "state": {"terminated": {"exitCode": exit_code, "message": message}},
+        }]},
+    }))
+    .unwrap()
+}
+
+#[test]
+fn a_job_is_held_when_it_is_to_be_cleaned_up_after_and_not_otherwise() {
+    let mut facts = running();
+    assert_eq!(decide(&facts, &settings()).hold, None);
+    facts.job.spec.deletion_policy = DeletionPolicy::Delete;
+    assert_eq!(decide(&facts, &settings()).hold, Some(true));
+    facts.job.metadata.finalizers = Some(vec![names::FINALIZER.to_owned()]);
+    assert_eq!(decide(&facts, &settings()).hold, None);
+    facts.job.spec.deletion_policy = DeletionPolicy::Retain;
+    assert_eq!(decide(&facts, &settings()).hold, Some(false));
+}
+
+#[test]
+fn delete_stops_the_workers_then_removes_the_log_then_lets_go() {
+    let mut facts = deleted(running(), DeletionPolicy::Delete, 1);
+    let decision = decide(&facts, &settings());
+    assert_eq!((replicas(&decision), decision.hold), (Some(0), None));
+    assert_eq!(decision.steps, Vec::<Value>::new());
+    facts.pods.clear();
+    let decision = decide(&facts, &settings());
+    assert_eq!(decision.steps[0]["metadata"]["name"], "payments-remove");
+    let words = &decision.steps[0]["spec"]["containers"][0]["args"];
+    assert_eq!(words.as_array().unwrap().last(), Some(&json!("remove")));
+    assert_eq!(decision.hold, None);
+    facts.steps = vec![step(1, r#"{"code": "PR0402", "message": "storage away"}"#)];
+    let decision = decide(&facts, &settings());
+    assert_eq!((decision.hold, decision.steps.len()), (None, 0));
+    assert!(
+        decision.status.conditions[0]
+            .message
+            .contains("storage away [PR0402]")
+    );
+    facts.steps = vec![step(0, r#"{"removed": true}"#)];
+    let decision = decide(&facts, &settings());
+    assert_eq!(
+        (decision.hold, decision.events[0].reason),
+        (Some(false), "CheckpointRemoved")
+    );
+}
+
+#[test]
+fn savepoint_stops_the_workers_then_keeps_where_they_ended() {
+    let mut facts = deleted(running(), DeletionPolicy::Savepoint, 1);
+    facts.pods.clear();
+    let decision = decide(&facts, &settings());
+    let savepoint = decision.savepoint.unwrap();
+    assert_eq!(savepoint["metadata"]["name"], "payments-0f3c0000");
+    assert_eq!(decision.hold, None);
+    facts.farewell = Some(serde_json::from_value(savepoint.clone()).unwrap());
+    let decision = decide(&facts, &settings());
+    assert_eq!((decision.savepoint, decision.hold), (None, None));
+    let mut done = savepoint;
+    done["status"] = json!({"phase": "Completed", "epoch": 12});
+    facts.farewell = Some(serde_json::from_value(done).unwrap());
+    let decision = decide(&facts, &settings());
+    assert_eq!(
+        (decision.hold, decision.events[0].reason),
+        (Some(false), "SavepointKept")
+    );
+}
+
+#[test]
+fn a_cleanup_has_a_bounded_time_and_can_be_skipped() {
+    for policy in [DeletionPolicy::Savepoint, DeletionPolicy::Delete] {
+        let facts = deleted(running(), policy, 601);
+        let decision = decide(&facts, &settings());
+        assert_eq!(
+            (decision.hold, decision.events[0].reason),
+            (Some(false), "CleanupGivenUp")
+        );
+        let mut facts = deleted(running(), policy, 1);
+        let skip = (names::SKIP_CLEANUP.to_owned(), "true".to_owned());
+        facts.job.metadata.annotations = Some([skip].into());
+        let decision = decide(&facts, &settings());
+        assert_eq!(
+            (decision.hold, decision.events[0].reason),
+            (Some(false), "CleanupSkipped")
+        );
+    }
+}
+
+// ---- what a job begins with, and orders ---------------------------------------------------------------------------------
+
+fn restoring(status: Value) -> Facts {
+    let mut job = job();
+    let restore = json!({"savepoint": {"name": "before"}});
+    job.spec.restore_from = Some(serde_json::from_value(restore).unwrap());
+    let mut facts = facts(job);
+    facts.restores_from = Some(
+        serde_json::from_value(json!({
+            "apiVersion": "penstock.dev/v1alpha1", "kind": "Savepoint", "metadata": {"name": "before"},
+            "spec": {"jobRef": {"name": "other"}}, "status": status,
+        }))
+        .unwrap(),
+    );
+    facts
+}
+
+#[test]
+fn a_job_begins_with_a_savepoint_that_is_whole_and_in_its_own_storage() {
+    let good = json!({"phase": "Completed", "location": "s3://streams/risk/other/abc"});
+    let decision = decide(&restoring(good.clone()), &settings());
+    let set = &decision.apply.last().unwrap().body;
+    let args = set["spec"]["template"]["spec"]["containers"][0]["args"]
+        .as_array()
+        .unwrap();
+    assert!(
+        args.ends_with(&[json!("--savepoint"), json!("other/abc")]),
+        "{args:?}"
+    );
+
+    let decision = decide(&restoring(json!({"phase": "Pending"})), &settings());
+    assert_eq!(ready(&decision).1, "SavepointNotReady");
+    assert_eq!(decision.apply, []);
+    for place in [
+        "s3://streams/secret/other/abc",
+        "s3://elsewhere/risk/other/abc",
+        "s3://streams/risk/../secret/other/abc",
+    ] {
+        let status = json!({"phase": "Completed", "location": place});
+        let decision = decide(&restoring(status), &settings());
+        assert_eq!(ready(&decision).1, "Invalid", "{place}");
+        assert_eq!(decision.apply, [], "{place}");
+    }
+    let mut gone = restoring(good);
+    gone.restores_from = None;
+    assert_eq!(ready(&decide(&gone, &settings())).1, "SavepointNotReady");
+}
+
+fn ordered(mut facts: Facts, name: &str, value: &str) -> Facts {
+    let order = (name.to_owned(), value.to_owned());
+    facts
+        .job
+        .metadata
+        .annotations
+        .get_or_insert_default()
+        .extend([order]);
+    facts
+}
+
+#[test]
+fn a_job_that_lost_input_waits_for_a_word_and_goes_on_with_it() {
+    let mut facts = running();
+    let version = name_of(&facts.job);
+    facts.pods = vec![gave_up_pod(
+        &version,
+        "PR0207",
+        "source flights: rows were deleted",
+    )];
+    facts.said = None;
+    let decision = decide(&facts, &settings());
+    assert_eq!(
+        (ready(&decision).1.as_str(), replicas(&decision)),
+        ("DataLossRisk", Some(0))
+    );
+    assert!(has(&decision, "DataLossRisk") && has(&decision, "Stalled"));
+    carried_out(&mut facts, &decision);
+    facts.pods.clear();
+    assert_eq!(replicas(&decide(&facts, &settings())), Some(0));
+    let facts = ordered(facts, names::ACCEPT_LOSS, "flights@7");
+    let decision = decide(&facts, &settings());
+    assert_eq!(replicas(&decision), Some(1));
+    let set = &decision.apply.last().unwrap().body;
+    let args = set["spec"]["template"]["spec"]["containers"][0]["args"]
+        .as_array()
+        .unwrap();
+    assert!(
+        args.ends_with(&[json!("--accept-loss"), json!("flights@7")]),
+        "{args:?}"
+    );
+}
+
+#[test]
+fn an_order_reaches_a_running_job_once_and_taking_it_back_disturbs_nobody() {
+    let facts = ordered(running(), names::GO_BACK, "12@a");
+    let decision = decide(&facts, &settings());
+    assert_eq!(decision.replace.len(), 1);
+    let mut told = facts;
+    let orders = (names::ORDERS.to_owned(), "--go-back 12@a".to_owned());
+    told.pods[0]
+        .metadata
+        .annotations
+        .get_or_insert_default()
+        .extend([orders]);
+    assert_eq!(decide(&told, &settings()).replace, []);
+    told.job.metadata.annotations = None;
+    assert_eq!(decide(&told, &settings()).replace, []);
+}
+
+#[test]
+fn an_order_that_cannot_be_read_is_refused_and_reaches_nobody() {
+    for (name, value) in [
+        (names::ACCEPT_LOSS, "flights"),
+        (names::ACCEPT_LOSS, "flights@7 --memory 1"),
+        (names::GO_BACK, "12"),
+        (names::GO_BACK, "12@a b"),
+        (names::GO_BACK, "-1@a"),
+    ] {
+        let decision = decide(&ordered(running(), name, value), &settings());
+        assert_eq!(ready(&decision).1, "Invalid", "{value}");
+        assert_eq!(decision.apply, [], "{value}");
+        assert!(decision.status.conditions[0].message.contains("[PS0077]"));
+    }
+}
+
+#[test]
+fn an_upgrade_from_the_last_checkpoint_does_not_wait_for_the_running_version() {
+    let mut facts = running();
+    facts.job.spec.upgrade.strategy = UpgradeStrategy::LastCheckpoint;
+    facts.job.spec.sql.push(' ');
+    assert_eq!(decide(&facts, &settings()).replace[0].grace, Some(1));
+    facts.job.spec.upgrade.strategy = UpgradeStrategy::Savepoint;
+    assert_eq!(decide(&facts, &settings()).replace[0].grace, None);
 }

@@ -47,6 +47,7 @@ impl BaseManifest {
             length: bytes.len() as u64,
             crc: crc32c::crc32c(&bytes),
             files: self.files.clone(),
+            of: None,
         };
         Ok((bytes, base))
     }
@@ -59,7 +60,7 @@ impl BaseManifest {
             ));
         }
         let manifest: BaseManifest = envelope::open(bytes, READER)?;
-        let same = manifest.log == log
+        let same = manifest.log == base.of.unwrap_or(log)
             && manifest.key_group == base.key_group
             && manifest.epoch == base.epoch;
         if !same || manifest.files != base.files {

@@ -60,6 +60,7 @@ impl EpochState {
             epoch,
             parent,
             now,
+            forgets_state,
             offsets,
             forgotten,
             seen_files,
@@ -76,6 +77,10 @@ impl EpochState {
         }
         self.epoch = *epoch;
         self.now = *now;
+        if *forgets_state {
+            self.chains.clear();
+            self.packs.clear();
+        }
         for (source, splits) in offsets {
             let of = self.offsets.entry(source.clone()).or_default();
             of.extend(
@@ -134,6 +139,14 @@ impl EpochState {
         self.packs
             .get(&segment.epoch)?
             .get(usize::from(segment.pack))
+    }
+
+    /// Bytes that restoring reads: bases, and packs with a segment after them.
+    pub fn bytes(&self) -> u64 {
+        let packs = self.packs.values().flatten().map(|p| p.length);
+        let bases = self.chains.values().filter_map(|c| c.base.as_ref());
+        let files = bases.flat_map(|b| b.files.iter().map(|f| f.length));
+        packs.chain(files).sum()
     }
 
     /// Every object that restoring needs.

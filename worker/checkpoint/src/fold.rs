@@ -107,6 +107,13 @@ pub struct Fold {
     replan: bool,
     closures: Vec<ClosureEntry>,
     dropped_uids: BTreeSet<OperatorUid>,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    requests: BTreeSet<String>,
+    /// Epochs in which operators began empty.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    forgets: BTreeSet<Epoch>,
+    #[serde(default)]
+    claimed: Micros,
     #[serde(skip)]
     switches: Switches,
 }
@@ -164,6 +171,9 @@ impl Fold {
             replan: false,
             closures: Vec::new(),
             dropped_uids: BTreeSet::new(),
+            requests: BTreeSet::new(),
+            forgets: BTreeSet::new(),
+            claimed: Micros::default(),
             switches,
         })
     }
@@ -486,6 +496,8 @@ impl Fold {
         self.head = c.restore_epoch;
         self.generation = r.generation;
         self.claim = Some(c.clone());
+        self.requests.extend(c.request.clone());
+        self.claimed = r.time;
         self.claims_since_commit = self.claims_since_commit.saturating_add(1);
         self.stopped = None;
     }
@@ -535,6 +547,9 @@ impl Fold {
                 commit: c.clone(),
             };
             self.commits.insert(c.epoch, entry);
+            if c.forgets_state {
+                self.forgets.insert(c.epoch);
+            }
         }
         if let Some(p) = &e.plan {
             if p.end.is_some() {
@@ -825,6 +840,23 @@ impl Fold {
 
     pub fn closures(&self) -> &[ClosureEntry] {
         &self.closures
+    }
+
+    /// The newest epoch that `epoch` stands on, itself included, in which operators began empty: state of an earlier one is not
+    /// its state.
+    pub fn forgotten_at(&self, epoch: Epoch) -> Option<Epoch> {
+        let mut newest_first = self.forgets.iter().rev().copied();
+        newest_first.find(|f| self.is_ancestor(*f, epoch))
+    }
+
+    /// When the newest claim was made.
+    pub fn claimed(&self) -> Micros {
+        self.claimed
+    }
+
+    /// Whether a claim has fulfilled the request of this name.
+    pub fn fulfilled(&self, request: &str) -> bool {
+        self.requests.contains(request)
     }
 
     pub fn dropped_uids(&self) -> &BTreeSet<OperatorUid> {

@@ -4,7 +4,8 @@
 //! Layers, each importing only below itself:
 //!
 //! ```text
-//! 4  print
+//! 5  print
+//! 4  fork (a log that begins with a savepoint)   removal (of a whole log)
 //! 3  log (append, open, follow, claim)   transfer (packs to and from the store)   collect (garbage: says Drop, deletes)
 //! 2  recovery   gc   decide                   pure decisions
 //! 1  fold   closure   base   pack             pure state and formats      store (the seam to objects)
@@ -22,6 +23,7 @@ pub mod collect;
 pub mod decide;
 mod envelope;
 pub mod fold;
+pub mod fork;
 pub mod gc;
 pub mod ids;
 pub mod log;
@@ -29,6 +31,7 @@ pub mod pack;
 pub mod print;
 pub mod record;
 pub mod recovery;
+pub mod removal;
 pub mod store;
 pub mod switches;
 pub mod transfer;

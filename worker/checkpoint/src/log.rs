@@ -160,7 +160,7 @@ async fn get_record(store: &CheckpointStore, seq: Seq) -> Result<Option<Record>,
     Ok(Some(record))
 }
 
-async fn need_record(store: &CheckpointStore, seq: Seq) -> Result<Record, LogError> {
+pub(crate) async fn need_record(store: &CheckpointStore, seq: Seq) -> Result<Record, LogError> {
     let missing = || LogError::Missing {
         object: store.key(&record_path(seq)),
     };
@@ -241,8 +241,7 @@ impl JobLog {
         };
         let fold = Fold::begin(&record, options.switches)?;
         let seen = options.clock.boottime();
-        let root = fold.root();
-        let state = Some(EpochState::empty(root));
+        let state = beginning(&fold);
         let mut this = JobLog {
             store,
             options,
@@ -287,7 +286,11 @@ impl JobLog {
                     return Err(trouble.unwrap_or(LogError::Missing { object }));
                 };
                 let fold = Fold::begin(&first, options.switches)?;
-                let state = EpochState::empty(fold.root());
+                if let (Some(_), Some(trouble)) = (fold.parent_log(), trouble) {
+                    // What it began with is in its first closure alone.
+                    return Err(trouble);
+                }
+                let state = beginning(&fold);
                 break (fold, state);
             }
             let record = match known.get(&from) {
@@ -313,7 +316,7 @@ impl JobLog {
             };
             match get_closure(&store, named, newest.log).await {
                 Ok(Closure { state, fold, .. }) => {
-                    break (fold.with_switches(options.switches), state);
+                    break (fold.with_switches(options.switches), Some(state));
                 }
                 Err(e @ (LogError::Unreadable { .. } | LogError::Missing { .. })) => {
                     tracing::warn!(object = named.path, error = %e, "closure cannot be used, going back to an older one");
@@ -327,7 +330,7 @@ impl JobLog {
             store,
             options,
             fold,
-            state: Some(state),
+            state,
             in_doubt: None,
             seen,
         };
@@ -648,6 +651,13 @@ impl JobLog {
         self.append(generation, Kind::Closure(record)).await
     }
 
+    /// Writes the closure with which a log begins that has a parent: its state at the root, whose objects are this log's own
+    /// by now. Nothing else may stand after `Created`.
+    pub async fn begin_with(&mut self, state: EpochState) -> Result<Record, LogError> {
+        self.state = Some(state);
+        self.write_closure(Generation::ZERO).await
+    }
+
     /// The state at the head, if the log carries it.
     pub fn state(&self) -> Option<&EpochState> {
         self.state.as_ref().filter(|s| s.epoch == self.fold.head())
@@ -683,6 +693,11 @@ impl JobLog {
                     }
                     Err(e) => return Err(e),
                 },
+                None if self.fold.parent_log().is_some() => {
+                    // It did not begin empty, and what it began with is in closures alone.
+                    let object = "the closure with which the log begins".to_owned();
+                    return Err(trouble.unwrap_or(LogError::Missing { object }));
+                }
                 None => (EpochState::empty(self.fold.root()), Seq::ZERO),
             };
             match self.restore_from(state, after, target).await {
@@ -726,6 +741,13 @@ impl JobLog {
         }
         Ok(recovery::plan_restore(&self.fold, state, &commits, target)?)
     }
+}
+
+/// The state at the root of a log that begins empty. What another one begins with is in its closures alone.
+fn beginning(fold: &Fold) -> Option<EpochState> {
+    fold.parent_log()
+        .is_none()
+        .then(|| EpochState::empty(fold.root()))
 }
 
 enum Landed {

@@ -292,6 +292,7 @@ impl PackWriter {
             key_groups,
             outputs,
             outs: self.outs.iter().map(|o| o.len() as u64).collect(),
+            of: None,
         };
         let mut objects: Vec<PackObject> = self
             .outs
@@ -339,7 +340,7 @@ impl PackIndex {
         header: &[u8],
         tail: &[u8],
     ) -> Result<PackIndex, DecodeError> {
-        check_header(header, MAGIC, log)?;
+        check_header(header, MAGIC, pack.of.unwrap_or(log))?;
         if tail.len() != pack.index_length as usize || tail.len() < TRAILER + 4 {
             return Err(damaged("its index is cut short"));
         }

@@ -64,6 +64,7 @@ fn says(kind: &Kind) -> String {
             assignment: _,
             by,
             version,
+            request,
         }) => {
             let mut s = format!(
                 "{kind:?} from epoch {restore_epoch}, {}",
@@ -77,6 +78,9 @@ fn says(kind: &Kind) -> String {
             }
             if let Some(version) = version {
                 s += &format!(", version {version}");
+            }
+            if let Some(request) = request {
+                s += &format!(", asked for as {request}");
             }
             s + &format!(", plan {}", plan_hash.chars().take(12).collect::<String>())
         }
@@ -101,6 +105,9 @@ fn says(kind: &Kind) -> String {
                     .sum();
                 let mut s = format!("commit {}{parent}: {}", c.epoch, count(splits, "split"));
                 s += &format!(", {} of {bytes} bytes", count(c.packs.len(), "pack"));
+                if c.forgets_state {
+                    s += ", operators begin empty";
+                }
                 if !c.bases.is_empty() {
                     s += &format!(", {}", count(c.bases.len(), "base"));
                 }

@@ -99,6 +99,9 @@ pub struct Claim {
     /// The version of the job that runs, in a cluster: another one is another version, whatever its plan.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
+    /// The name of the request that this claim fulfils (GoBack): it is fulfilled once, however often it is read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<String>,
 }
 
 /// What belongs to whom in a generation.
@@ -154,6 +157,9 @@ pub struct Commit {
     pub parent: Epoch,
     /// The epoch's clock: `now()` and TTL.
     pub now: Micros,
+    /// Operators begin empty in this epoch: what they held up to its parent is left behind. Positions and watermarks go on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub forgets_state: bool,
     /// Splits whose state changed (all of them is as good): laid over the parent's.
     #[serde(default)]
     pub offsets: Offsets,
@@ -193,6 +199,9 @@ pub struct PackRef {
     /// Sizes of the objects `<path>-out-<n>` beside it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub outs: Vec<u64>,
+    /// The log whose worker wrote it, where that is another one: it was copied from there, and says so itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of: Option<LogId>,
 }
 
 impl PackRef {
@@ -212,6 +221,9 @@ pub struct BaseRef {
     pub length: u64,
     pub crc: u32,
     pub files: Vec<BaseFile>,
+    /// As of a pack.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of: Option<LogId>,
 }
 
 /// A file of a base. Several bases may name the same one.

@@ -95,6 +95,9 @@ pub trait Objects: Send + Sync + fmt::Debug {
     async fn first(&self, folder: &str) -> Result<Option<Listed>, StoreError>;
     /// Succeeds when nothing is there.
     async fn delete(&self, key: &str) -> Result<(), StoreError>;
+    /// Writes what is at `from` to `to`, over what is there; the bytes do not pass through here where the store can do it by
+    /// itself. Durable when it returns; whether there was anything at `from`.
+    async fn copy(&self, from: &str, to: &str) -> Result<bool, StoreError>;
 }
 
 /// A store and the prefix below which everything of one job, or one log, lies. Cheap to clone.
@@ -187,6 +190,11 @@ impl CheckpointStore {
 
     pub async fn delete(&self, path: &str) -> Result<(), StoreError> {
         self.objects.delete(&self.key(path)).await
+    }
+
+    /// Takes over the object of this path from another prefix of the same store; whether it was there.
+    pub async fn copy_from(&self, other: &Self, path: &str) -> Result<bool, StoreError> {
+        self.objects.copy(&other.key(path), &self.key(path)).await
     }
 
     /// Rule 1: shows that the store refuses a second create of one key and keeps the first. Some parse the header that asks

@@ -12,6 +12,7 @@ use crate::error::{EngineError, Result};
 mod check;
 mod log;
 mod run;
+mod step;
 mod supervise;
 mod tell;
 mod test;
@@ -79,6 +80,9 @@ enum Command {
     /// The first process of a pod: starts `penstock worker` and starts it again when it ends.
     #[command(hide = true)]
     Supervise(supervise::SuperviseArgs),
+    /// One step on the log of a job that does not run.
+    #[command(hide = true)]
+    Step(step::StepArgs),
     /// Names of the steps at which a test may kill the engine.
     #[command(hide = true)]
     FaultPoints,
@@ -114,6 +118,7 @@ pub fn main() -> ExitCode {
         Command::Log { file, secrets } => log::log(&file, secrets.as_ref(), cli.output),
         Command::Worker(args) => worker::worker(&args, cli.output),
         Command::Supervise(args) => supervise::supervise(&args),
+        Command::Step(args) => step::step(&args, cli.output),
         Command::FaultPoints => {
             for name in crate::fault::POINTS {
                 println!("{name}");

@@ -16,8 +16,8 @@ use tokio::sync::watch;
 
 use super::{Output, check, tell, until_ended};
 use crate::clock::{Clock, SystemClock};
-use crate::coordinator::Outcome;
 use crate::coordinator::progress::Progress;
+use crate::coordinator::{AcceptLoss, Outcome};
 use crate::error::{EngineError, Result};
 use crate::job::{self, RunOptions, http};
 
@@ -40,9 +40,14 @@ pub struct RunArgs {
     /// Operators (by uid) whose state may be dropped when the manifest has changed.
     #[arg(long = "drop-state")]
     drop_state: Vec<String>,
-    /// Sources whose input is gone in part (DataLossRisk) and that go on all the same. The log keeps what was given up.
-    #[arg(long = "accept-loss", value_name = "SOURCE")]
-    accept_loss: Vec<String>,
+    /// Sources whose input is gone in part (DataLossRisk) and that go on all the same; SOURCE@EPOCH: only at that epoch. The log
+    /// keeps what was given up.
+    #[arg(long = "accept-loss", value_name = "SOURCE", value_parser = accept_loss)]
+    accept_loss: Vec<AcceptLoss>,
+}
+
+fn accept_loss(text: &str) -> std::result::Result<AcceptLoss, String> {
+    AcceptLoss::parse(text, "penstock run --accept-loss")
 }
 
 pub fn run(args: RunArgs, output: Output) -> ExitCode {
@@ -76,11 +81,10 @@ async fn serve(args: &RunArgs, checked: check::Checked, output: Output) -> Resul
         memory_state,
         drop_state: args.drop_state.clone(),
         accept_loss: args.accept_loss.clone(),
-        log_id: None,
-        release: None,
+        ..RunOptions::default()
     };
     let job = Arc::new(checked.job);
-    for name in &options.accept_loss {
+    for AcceptLoss { source: name, .. } in &options.accept_loss {
         if !job.spec.sources.iter().any(|s| s.name == *name) {
             let text = format!("--accept-loss {name}: the job has no source of this name");
             return Err(EngineError::invalid("PR0207", "command line", text));

@@ -8,14 +8,15 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Args;
-use penstock_checkpoint::ids::LogId;
+use penstock_checkpoint::ids::{Epoch, LogId};
+use penstock_crds::job::UpgradeStrategy;
 use penstock_crds::units::Quantity;
 use serde_json::json;
 use tokio::sync::watch;
 
 use super::{Output, check, tell, until_ended};
 use crate::coordinator::progress::Progress;
-use crate::coordinator::{Outcome, Release};
+use crate::coordinator::{AcceptLoss, Asked, GoBack, Outcome, Release};
 use crate::error::{EngineError, ErrorKind, Result};
 use crate::job::{self, RunOptions, http};
 
@@ -32,6 +33,15 @@ pub struct WorkerArgs {
     /// This version comes back; the one on trial has failed.
     #[arg(long)]
     rollback: bool,
+    /// `<job>/<logId>` of the savepoint that the job begins with.
+    #[arg(long)]
+    savepoint: Option<String>,
+    /// As of `penstock run`, by a person's word: SOURCE@EPOCH.
+    #[arg(long = "accept-loss", value_parser = accept_loss)]
+    accept_loss: Vec<AcceptLoss>,
+    /// An epoch to go back to, by a person's word: EPOCH@REQUEST.
+    #[arg(long = "go-back", value_parser = go_back)]
+    go_back: Option<GoBack>,
     /// Memory for state, staging and exchange.
     #[arg(long)]
     memory: Quantity,
@@ -55,6 +65,19 @@ pub struct WorkerArgs {
     failure: Option<PathBuf>,
 }
 
+fn accept_loss(text: &str) -> std::result::Result<AcceptLoss, String> {
+    AcceptLoss::parse(text, "kubectl penstock accept-loss")
+}
+
+fn go_back(text: &str) -> std::result::Result<GoBack, String> {
+    let (epoch, request) = text.split_once('@').ok_or("EPOCH@REQUEST")?;
+    let to = epoch.parse().map_err(|_| format!("{epoch} is no epoch"))?;
+    Ok(GoBack {
+        to: Epoch::new(to),
+        request: request.to_owned(),
+    })
+}
+
 pub fn worker(args: &WorkerArgs, output: Output) -> ExitCode {
     let checked = match check::check(&args.file, output) {
         Ok(checked) => checked,
@@ -70,6 +93,7 @@ pub fn worker(args: &WorkerArgs, output: Output) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
+            let error = without_rows(error);
             write_failure(args, error.code, &error.to_string());
             tell::failure(&error, output);
             match error.kind {
@@ -78,6 +102,24 @@ pub fn worker(args: &WorkerArgs, output: Output) -> ExitCode {
                 ErrorKind::Retry | ErrorKind::Fail | ErrorKind::Fenced => ExitCode::FAILURE,
             }
         }
+    }
+}
+
+/// The error as a cluster may keep it: logs, status and Events hold nothing of a row. What the engine quotes from one stands in
+/// backquotes; a library that judged it quotes as it likes. `penstock run` shows both, to the person whose rows they are.
+fn without_rows(error: EngineError) -> EngineError {
+    const OF_A_ROW: [&str; 7] = [
+        "PR0201", "PR0202", "PR0203", "PR0204", "PR0205", "PR0206", "PR0302",
+    ];
+    if !OF_A_ROW.contains(&error.code) {
+        return error;
+    }
+    let parts = error.message.split('`').enumerate();
+    let shown = parts.map(|(i, part)| if i % 2 == 0 { part } else { "`…`" });
+    EngineError {
+        message: shown.collect(),
+        source: None,
+        ..error
     }
 }
 
@@ -91,18 +133,24 @@ fn write_failure(args: &WorkerArgs, code: &str, message: &str) {
 }
 
 async fn serve(args: &WorkerArgs, checked: check::Checked) -> Result<Outcome> {
+    let stateless = checked.job.spec.upgrade.strategy == UpgradeStrategy::Stateless;
+    let asking = Arc::new(watch::channel(Asked::default()).0);
     let options = RunOptions {
         secrets: Some(args.secrets.clone()),
         memory: usize::try_from(args.memory.as_bytes()).unwrap_or(usize::MAX),
         state: Some(args.state.clone()),
         memory_state: false,
         drop_state: checked.job.spec.upgrade.drop_state.clone(),
-        accept_loss: Vec::new(),
+        accept_loss: args.accept_loss.clone(),
         log_id: Some(args.log_id),
+        savepoint: args.savepoint.clone(),
+        go_back: args.go_back.clone(),
+        asked: Some(asking.subscribe()),
         release: args.version.clone().map(|version| Release {
             version,
             rollback: args.rollback,
             accept_after: checked.job.spec.upgrade.accept_after.into(),
+            stateless,
         }),
     };
     let job = Arc::new(checked.job);
@@ -121,7 +169,7 @@ async fn serve(args: &WorkerArgs, checked: check::Checked) -> Result<Outcome> {
         .await
         .map_err(cannot(args.listen))?;
     if let (Some(address), Some(folder)) = (args.control, &args.certificate) {
-        http::serve_controller(address, folder, shown)
+        http::serve_controller(address, folder, shown, asking.clone())
             .await
             .map_err(cannot(address))?;
     }
@@ -129,6 +177,7 @@ async fn serve(args: &WorkerArgs, checked: check::Checked) -> Result<Outcome> {
     tokio::spawn(super::run::interrupts(stop));
     let plan = Arc::new(checked.plan);
     if !args.rollback
+        && !stateless
         && let Some(verdicts) = job::state_verdicts(&job, &plan, &options).await?
         && check::refused(&verdicts)
     {
@@ -143,4 +192,24 @@ async fn serve(args: &WorkerArgs, checked: check::Checked) -> Result<Outcome> {
         let _ = stopping.wait_for(|asked| *asked).await;
     }
     Ok(outcome)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_cluster_keeps_of_an_error_holds_nothing_of_the_row() {
+        let text = "n: expected BIGINT, found `\"4111 1111\"`; onError is Fail";
+        let library = std::io::Error::other("Cannot cast string '4111 1111'");
+        let of_a_row = EngineError::invalid("PR0202", "source rows", text).caused_by(library);
+        let told = without_rows(of_a_row);
+        assert_eq!(
+            told.message,
+            "n: expected BIGINT, found `…`; onError is Fail"
+        );
+        assert!(told.source.is_none());
+        let other = EngineError::fail("PR0207", "source rows", "say `--accept-loss`");
+        assert_eq!(without_rows(other).message, "say `--accept-loss`");
+    }
 }

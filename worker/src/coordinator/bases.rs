@@ -145,6 +145,7 @@ mod tests {
                 key_groups: all.clone(),
                 outputs: BTreeMap::new(),
                 outs: Vec::new(),
+                of: None,
             };
             state.packs.insert(epoch, vec![pack]);
             for group in &all {
@@ -170,6 +171,7 @@ mod tests {
             length: 10,
             crc: 0,
             files: vec![file],
+            of: None,
         }
     }
 

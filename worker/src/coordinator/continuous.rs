@@ -56,6 +56,7 @@ impl Coordinator {
             };
             epoch.instrument(span).await?;
             self.accept_when_due().await?;
+            self.keep_pins().await?;
             if let Some(ended) = self.ended(stop, drained).await? {
                 return Ok(ended);
             }

@@ -122,6 +122,7 @@ impl Coordinator {
             epoch: self.log.fold().next_epoch(),
             parent: self.log.fold().head(),
             now: Micros::from_millis(now_ms),
+            forgets_state: std::mem::take(&mut self.forgets_state),
             ..Commit::default()
         };
         for (i, source) in self.sources.iter().enumerate() {

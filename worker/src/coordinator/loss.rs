@@ -2,6 +2,7 @@
 //! loss. What was accepted is in the log before anything is read behind it.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use penstock_checkpoint::ids::{SourceName, SplitId as LogSplit};
 use penstock_checkpoint::record::{Kind, LossAccepted, Position as LogPosition, SplitState};
@@ -10,6 +11,42 @@ use super::{Coordinator, ranges};
 use crate::error::{EngineError, Result};
 use crate::member::storage;
 use crate::sources::{Position, SplitId};
+
+/// A source whose lost input a person gives up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AcceptLoss {
+    pub source: String,
+    /// Only while the job stands at this epoch: the word is about one loss, and not about those that follow.
+    pub at: Option<u64>,
+    /// Who said so.
+    pub by: &'static str,
+}
+
+impl AcceptLoss {
+    /// Reads `SOURCE` or `SOURCE@EPOCH`.
+    ///
+    /// # Errors
+    /// When what follows the `@` is no number.
+    pub fn parse(text: &str, by: &'static str) -> std::result::Result<Self, String> {
+        let (source, at) = match text.split_once('@') {
+            Some((source, epoch)) => {
+                let at = epoch.parse();
+                (
+                    source,
+                    Some(at.map_err(|_| {
+                        format!("{text}: after the @ comes the number of an epoch")
+                    })?),
+                )
+            }
+            None => (text, None),
+        };
+        let source = source.to_owned();
+        Ok(Self { source, at, by })
+    }
+}
+
+/// How long a gap must last to be one: a broker that has just started may not know all yet.
+const SURE: Duration = Duration::from_secs(2);
 
 /// What is wrong with the place where a split stands.
 #[derive(Debug, PartialEq)]
@@ -61,8 +98,17 @@ impl Gap {
 }
 
 impl Coordinator {
+    /// Who accepts the loss of a source's input at the epoch where the job stands, if somebody does.
+    fn accepts(&self, source: &str) -> Option<&'static str> {
+        let head = self.log.fold().head().get();
+        let of = self.settings.accept_loss.iter();
+        let mut of = of.filter(|a| a.source == source && a.at.is_none_or(|at| at == head));
+        of.next().map(|a| a.by)
+    }
+
     /// Every split stands where its source can go on, or the job stops.
     pub(super) async fn check_starts(&mut self, i: usize) -> Result<()> {
+        let accepted = self.accepts(&self.sources[i].name).is_some();
         let source = &mut self.sources[i];
         let splits = self.splits.entry(i).or_default();
         let open: Vec<(SplitId, Position)> = splits
@@ -74,10 +120,18 @@ impl Coordinator {
             return Ok(());
         }
         let ids: Vec<SplitId> = open.iter().map(|(id, _)| id.clone()).collect();
-        let starts = source.enumerator.starts(&ids).await?;
+        let mut starts = source.enumerator.starts(&ids).await?;
+        let gap = |starts: &BTreeMap<SplitId, Position>| {
+            let mut of = open.iter();
+            of.any(|(id, at)| Gap::observe(*at, starts.get(id).copied(), None).is_some())
+        };
+        if gap(&starts) {
+            tokio::time::sleep(SURE).await;
+            starts = source.enumerator.starts(&ids).await?;
+        }
         // An end may be behind for a moment, where a broker has just started: only a person's word makes it count.
         let mut ends = BTreeMap::new();
-        if self.settings.accept_loss.contains(&source.name) {
+        if accepted {
             let there: Vec<SplitId> = starts.keys().cloned().collect();
             ends = source.enumerator.ends(&there).await?;
         }
@@ -104,13 +158,16 @@ impl Coordinator {
             .losses()
             .iter()
             .any(|l| l.source == source && l.split == split && l.from == from);
-        if !known && !self.settings.accept_loss.contains(&name) {
+        let accepted = self.accepts(&name);
+        if !known && accepted.is_none() {
             let text = format!(
-                "DataLossRisk: {}; --accept-loss {name} goes on without them",
-                gap.text(at)
+                "DataLossRisk: {}; --accept-loss {name}@{} goes on without them",
+                gap.text(at),
+                self.log.fold().head()
             );
             let object = format!("source {name}, {}", id.0);
-            return Err(EngineError::fail("PR0207", object, text));
+            // Only a person's word changes it.
+            return Err(EngineError::invalid("PR0207", object, text));
         }
         let to = LogPosition::Offset(gap.to().0);
         if !known {
@@ -120,7 +177,7 @@ impl Coordinator {
                 split,
                 from,
                 to: to.clone(),
-                by: "penstock run --accept-loss".to_owned(),
+                by: accepted.unwrap_or_default().to_owned(),
             };
             let record = Kind::LossAccepted(accepted);
             self.log

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use penstock_checkpoint::collect::Collector;
+use penstock_checkpoint::decide::Wish;
 use penstock_checkpoint::gc::Retention;
 use penstock_checkpoint::ids::{Epoch, Generation, MemberId, OperatorUid, SinkName, SourceName};
 use penstock_checkpoint::log::JobLog;
@@ -32,6 +33,7 @@ mod epochs;
 mod lag;
 mod loss;
 mod markers;
+mod pins;
 mod planned;
 pub mod progress;
 mod ranges;
@@ -40,10 +42,12 @@ mod trial;
 
 use bases::Bases;
 use lag::LagMeter;
+pub use loss::AcceptLoss;
 pub use markers::marker_partitions;
+pub use pins::Asked;
 use progress::{Phase, Progress};
 use stop::Waited;
-pub use trial::Release;
+pub use trial::{Adopts, GoBack, Release};
 
 /// Commits ahead of publication (rule 3).
 pub(crate) const K: u64 = 4;
@@ -103,9 +107,15 @@ pub struct Settings {
     /// for publication.
     pub epoch_bytes: u64,
     /// Sources whose lost input a person gives up.
-    pub accept_loss: Vec<String>,
+    pub accept_loss: Vec<AcceptLoss>,
     /// In a cluster: which version this is.
     pub release: Option<Release>,
+    /// The log is that of an earlier job of this name.
+    pub adopts: Option<Adopts>,
+    /// A person goes back to an earlier epoch.
+    pub go_back: Option<GoBack>,
+    /// What is asked for while the job runs.
+    pub asked: watch::Receiver<Asked>,
 }
 
 /// How a job ended.
@@ -162,6 +172,8 @@ pub struct Coordinator {
     /// Of the trial that runs: since when in this process, and what it has staged.
     trial_began: Option<Instant>,
     staged_bytes: u64,
+    /// The next commit says that operators began empty.
+    forgets_state: bool,
 }
 
 /// A commit that is not published yet.
@@ -229,6 +241,7 @@ impl Coordinator {
             gave_up: false,
             trial_began: None,
             staged_bytes: 0,
+            forgets_state: false,
         }
     }
 
@@ -259,7 +272,7 @@ impl Coordinator {
                 _ => Err(error),
             };
         }
-        let restore = self
+        let mut restore = self
             .log
             .restore(self.log.fold().head())
             .await
@@ -271,6 +284,10 @@ impl Coordinator {
             );
         }
         self.take_state(&restore.state);
+        if self.forget_state().await? {
+            let head = self.log.fold().head();
+            restore = self.log.restore(head).await.map_err(storage)?;
+        }
         self.closure().await?;
         let replan = self.log.fold().planned().cloned();
         self.resolve_splits().await?;
@@ -325,7 +342,11 @@ impl Coordinator {
     async fn claim(&mut self) -> Result<()> {
         fault::point("claim.before");
         let settings = &self.settings;
-        let wish = trial::wish(self.log.fold(), settings.release.as_ref())?;
+        let wish = trial::wish(self.log.fold(), settings)?;
+        if let Wish::GoBack { to } = wish {
+            self.can_be_had_back(to).await?;
+        }
+        let settings = &self.settings;
         let record = self
             .log
             .claim(wish, |_, _| Claim {
@@ -335,8 +356,9 @@ impl Coordinator {
                 plan_hash: settings.plan_hash.clone(),
                 members: vec![MemberId::ZERO],
                 assignment: assignment(settings),
-                by: None,
+                by: settings.adopts.as_ref().map(|a| a.by.clone()),
                 version: settings.release.as_ref().map(|r| r.version.clone()),
+                request: settings.go_back.as_ref().map(|g| g.request.clone()),
             })
             .await
             .map_err(storage)?;
@@ -345,6 +367,7 @@ impl Coordinator {
         self.done = self.log.fold().done_through();
         self.progress.published(self.done.get());
         self.show_release();
+        self.show_pins();
         tracing::info!(
             generation = self.generation.get(),
             epoch = self.log.fold().head().get(),
@@ -493,6 +516,10 @@ impl Coordinator {
                 }
                 None
             }
+            () = pins::changed(&mut self.settings.asked) => {
+                self.wants_barrier |= self.owes_pins();
+                None
+            }
             () = async { match until { Some(t) => tokio::time::sleep_until(t).await, None => std::future::pending().await } } => None,
         };
         match message {
@@ -565,10 +592,12 @@ fn assignment(settings: &Settings) -> LogAssignment {
     }
 }
 
-/// The epochs that `head` stands on, itself included, as ranges.
+/// The epochs that `head` stands on, itself included, as ranges; back to where operators began empty.
 fn ancestors(fold: &penstock_checkpoint::Fold) -> Vec<(u64, u64)> {
     let mut ranges: Vec<(u64, u64)> = Vec::new();
-    for epoch in fold.ancestors(fold.head()).map(Epoch::get) {
+    let since = fold.forgotten_at(fold.head()).unwrap_or_default();
+    let all = fold.ancestors(fold.head()).take_while(|e| *e >= since);
+    for epoch in all.map(Epoch::get) {
         match ranges.last_mut() {
             Some(last) if last.0 == epoch + 1 => last.0 = epoch,
             _ => ranges.push((epoch, epoch)),

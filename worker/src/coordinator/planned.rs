@@ -28,6 +28,7 @@ impl Coordinator {
         let mut epochs = 0u64;
         let mut next = Instant::now();
         loop {
+            self.keep_pins().await?;
             if *self.stop.borrow() {
                 return self.stop_with(StopReason::Suspended).await;
             }
@@ -68,6 +69,7 @@ impl Coordinator {
                 next = (next + interval).max(Instant::now());
                 while Instant::now() < next && !*self.stop.borrow() {
                     self.wait(Some(next)).await?;
+                    self.keep_pins().await?;
                 }
             }
         }

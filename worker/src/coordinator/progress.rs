@@ -1,7 +1,7 @@
 //! What a job is doing, for people and machines: one value that the coordinator writes and `/status`, `/metrics` and the
 //! progress line read. Timestamps, never ages.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -89,8 +89,20 @@ pub struct Now {
     /// The version that runs, in a cluster.
     pub version: String,
     pub on_trial: bool,
+    /// The newest epochs of this process, oldest first.
+    pub epochs: VecDeque<LastEpoch>,
+    /// Savepoints, by name.
+    pub pins: BTreeMap<String, PinNow>,
     /// What earlier generations of this process had counted.
     before: Counted,
+}
+
+/// A savepoint of the log.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PinNow {
+    pub epoch: u64,
+    /// What restoring it reads; 0 where this process did not make it.
+    pub bytes: u64,
 }
 
 /// Why a generation ended before the job.
@@ -180,6 +192,8 @@ pub struct Progress {
 
 /// Durations of epochs that are kept for percentiles.
 const DURATIONS: usize = 4096;
+/// Epochs that are kept for people.
+const EPOCHS: usize = 100;
 
 impl Progress {
     pub fn now(&self) -> Now {
@@ -212,6 +226,10 @@ impl Progress {
         let mut now = self.now.lock();
         version.clone_into(&mut now.version);
         now.on_trial = on_trial;
+    }
+
+    pub fn pins(&self, pins: BTreeMap<String, PinNow>) {
+        self.now.lock().pins = pins;
     }
 
     pub fn restored(&self, epoch: u64) {
@@ -290,6 +308,11 @@ impl Progress {
             rows_in: rows_in.saturating_sub(now.rows_in),
             rows_out: snapshot.rows_out,
         };
+        if now.epochs.len() == EPOCHS {
+            now.epochs.pop_front();
+        }
+        let newest = now.epoch;
+        now.epochs.push_back(newest);
         now.rows_in = rows_in;
         now.rows_out = before.rows_out + sum(&|c| c.sink_rows.iter().sum());
         now.bytes_in = before.bytes_in + sum(&|c| c.sources.iter().map(|s| s.bytes).sum());

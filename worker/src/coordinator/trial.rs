@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use penstock_checkpoint::decide::Wish;
 use penstock_checkpoint::fold::Fold;
+use penstock_checkpoint::ids::Epoch;
 use penstock_checkpoint::record::{Accepted, Kind, PackRef};
 use tokio::time::Instant;
 
-use super::Coordinator;
+use super::{Coordinator, Settings};
 use crate::error::{EngineError, Result};
 use crate::member::protocol::ToMember;
 use crate::member::storage;
@@ -23,14 +24,46 @@ pub struct Release {
     pub rollback: bool,
     /// How long a trial lasts at least.
     pub accept_after: Duration,
+    /// Its operators begin empty.
+    pub stateless: bool,
 }
 
 /// Commits that a trial needs, besides its time.
 const COMMITS: u64 = 3;
 
+/// The log of an earlier job of this name, which this one goes on with (rule 11).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Adopts {
+    /// The job that adopts it; each of its claims says so, by which it finds the log again.
+    pub by: String,
+    /// Where its first claim begins, if not where the earlier job ended.
+    pub back_to: Option<Epoch>,
+}
+
+/// A person's wish to go back to an earlier epoch (rule 10), which is fulfilled once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GoBack {
+    pub to: Epoch,
+    /// Its name, which the claim keeps.
+    pub request: String,
+}
+
 /// How a version claims the job.
-pub(super) fn wish(fold: &Fold, release: Option<&Release>) -> Result<Wish> {
-    let (Some(release), Some(last)) = (release, fold.claim()) else {
+pub(super) fn wish(fold: &Fold, settings: &Settings) -> Result<Wish> {
+    if let Some(Adopts { by, back_to }) = &settings.adopts
+        && fold.claim().and_then(|c| c.by.as_ref()) != Some(by)
+    {
+        return Ok(match back_to {
+            Some(to) => Wish::GoBack { to: *to },
+            None => Wish::Recover,
+        });
+    }
+    if let Some(GoBack { to, request }) = &settings.go_back
+        && !fold.fulfilled(request)
+    {
+        return Ok(Wish::GoBack { to: *to });
+    }
+    let (Some(release), Some(last)) = (&settings.release, fold.claim()) else {
         return Ok(Wish::Recover);
     };
     if last.version.as_deref() == Some(&release.version) {
@@ -48,12 +81,47 @@ pub(super) fn wish(fold: &Fold, release: Option<&Release>) -> Result<Wish> {
 }
 
 impl Coordinator {
+    /// An epoch that is to be gone back to is published, or will be, and its state is still there: asked before anything is
+    /// claimed.
+    pub(super) async fn can_be_had_back(&mut self, to: Epoch) -> Result<()> {
+        let object = format!("epoch {to}");
+        if !self.log.fold().is_publishable(to) {
+            let text = "it is none of the job's, or was never published, so the job cannot go back to it; `penstock log` lists epochs";
+            return Err(EngineError::invalid("PR0411", object, text));
+        }
+        match self.log.restore(to).await {
+            Ok(_) => Ok(()),
+            Err(e) if e.kind() == penstock_checkpoint::store::ErrorKind::Retry => Err(storage(e)),
+            Err(e) => {
+                let text = "its state is not kept any more: checkpoint.retention and savepoints say what is";
+                Err(EngineError::invalid("PR0411", object, text).caused_by(e))
+            }
+        }
+    }
+
     /// For /status: the controller goes by it.
     pub(super) fn show_release(&self) {
         if let Some(release) = &self.settings.release {
             let on_trial = self.log.fold().trial().is_some();
             self.progress.release(&release.version, on_trial);
         }
+    }
+
+    /// A version on trial whose operators begin empty says so in its first epoch, before a row is read: a crash before that changes
+    /// nothing, and after it the log knows. The version before it still has its state.
+    pub(super) async fn forget_state(&mut self) -> Result<bool> {
+        let stateless = self.settings.release.as_ref().is_some_and(|r| r.stateless);
+        let fold = self.log.fold();
+        if !stateless || fold.trial().is_none() || fold.staged().next().is_some() {
+            return Ok(false);
+        }
+        self.forgets_state = true;
+        self.commit(None, self.now_ms()).await?;
+        tracing::info!(
+            epoch = self.log.fold().head().get(),
+            "operators begin empty"
+        );
+        Ok(true)
     }
 
     /// Ends the trial when it has lasted long enough, committed often enough, or staged as much as fits.

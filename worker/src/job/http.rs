@@ -3,14 +3,18 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{FromRef, Path, State};
+use axum::http::StatusCode;
 use axum::response::IntoResponse;
-use axum::{Json, Router, routing::get};
+use axum::routing::{get, put};
+use axum::{Json, Router};
 use penstock_crds::job::{Phase as StatusPhase, StreamingJob};
 use penstock_crds::rpc;
 use penstock_crds::units::Timestamp;
+use tokio::sync::watch;
 
-use crate::coordinator::progress::{Now, Phase, Progress};
+use crate::coordinator::Asked;
+use crate::coordinator::progress::{LastEpoch, Now, Phase, Progress};
 use crate::task::OperatorCounts;
 
 use super::metrics;
@@ -35,6 +39,10 @@ pub async fn serve(address: SocketAddr, shown: Shown) -> std::io::Result<SocketA
         .route(
             "/status",
             get(|State(s): State<Shown>| async move { Json(status(&s)) }),
+        )
+        .route(
+            "/epochs",
+            get(|State(s): State<Shown>| async move { Json(epochs(&s)) }),
         )
         .route(
             "/metrics",
@@ -62,6 +70,7 @@ pub async fn serve_controller(
     address: SocketAddr,
     certificate: &std::path::Path,
     shown: Shown,
+    asking: Arc<watch::Sender<Asked>>,
 ) -> std::io::Result<()> {
     let listener = TlsListener::bind(address, certificate, rpc::CONTROLLER).await?;
     let app = Router::new()
@@ -69,7 +78,8 @@ pub async fn serve_controller(
             "/status",
             get(|State(s): State<Shown>| async move { Json(status(&s)) }),
         )
-        .with_state(shown);
+        .route("/savepoints/{name}", put(savepoint).delete(no_savepoint))
+        .with_state(Controlled { shown, asking });
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, app).await {
             tracing::warn!(%error, "the controller's page has ended");
@@ -78,12 +88,37 @@ pub async fn serve_controller(
     Ok(())
 }
 
+/// What the controller's page is made from.
+#[derive(Clone)]
+struct Controlled {
+    shown: Shown,
+    asking: Arc<watch::Sender<Asked>>,
+}
+
+impl FromRef<Controlled> for Shown {
+    fn from_ref(of: &Controlled) -> Self {
+        of.shown.clone()
+    }
+}
+
+/// Asks for a savepoint; `/status` shows it when it is there.
+async fn savepoint(State(of): State<Controlled>, Path(name): Path<String>) -> StatusCode {
+    of.asking.send_modify(|asked| asked.pin(&name));
+    StatusCode::ACCEPTED
+}
+
+/// Gives a savepoint up; `/status` does not show it any more when it is gone.
+async fn no_savepoint(State(of): State<Controlled>, Path(name): Path<String>) -> StatusCode {
+    of.asking.send_modify(|asked| asked.unpin(&name));
+    StatusCode::ACCEPTED
+}
+
 /// Ready is who runs, or has run to the end; who restores is alive and not ready.
-fn ready(shown: &Shown) -> (axum::http::StatusCode, &'static str) {
+fn ready(shown: &Shown) -> (StatusCode, &'static str) {
     match shown.progress.now().phase {
-        Phase::Running | Phase::Completed => (axum::http::StatusCode::OK, "ok\n"),
+        Phase::Running | Phase::Completed => (StatusCode::OK, "ok\n"),
         Phase::Pending | Phase::Restoring | Phase::Failed => (
-            axum::http::StatusCode::SERVICE_UNAVAILABLE,
+            StatusCode::SERVICE_UNAVAILABLE,
             "the job does not run yet\n",
         ),
     }
@@ -119,16 +154,17 @@ pub fn status(shown: &Shown) -> rpc::JobStatus {
         engine: env!("CARGO_PKG_VERSION").to_owned(),
         version: now.version.clone(),
         on_trial: now.on_trial,
-        epoch: Timestamp::from_epoch_millis(now.epoch.committed_at_ms)
-            .filter(|_| now.epoch.number > 0)
-            .map(|at| rpc::Epoch {
-                number: now.epoch.number,
-                committed_at: at,
-                duration_ms: now.epoch.duration_ms,
-                bytes: now.epoch.bytes,
-                rows_in: now.epoch.rows_in,
-                rows_out: now.epoch.rows_out,
-            }),
+        savepoints: now
+            .pins
+            .iter()
+            .map(|(name, pin)| rpc::Savepoint {
+                name: name.clone(),
+                epoch: pin.epoch,
+                completed: pin.epoch <= now.published,
+                bytes: pin.bytes,
+            })
+            .collect(),
+        epoch: epoch(&now.epoch),
         watermark: now
             .watermark
             .and_then(|us| Timestamp::from_epoch_millis(us.div_euclid(1000)))
@@ -191,6 +227,29 @@ pub fn status(shown: &Shown) -> rpc::JobStatus {
             })
         }),
     }
+}
+
+fn epoch(of: &LastEpoch) -> Option<rpc::Epoch> {
+    let at = Timestamp::from_epoch_millis(of.committed_at_ms)?;
+    (of.number > 0).then_some(rpc::Epoch {
+        number: of.number,
+        committed_at: at,
+        duration_ms: of.duration_ms,
+        bytes: of.bytes,
+        rows_in: of.rows_in,
+        rows_out: of.rows_out,
+    })
+}
+
+/// The newest epochs, oldest first.
+fn epochs(shown: &Shown) -> Vec<rpc::Epoch> {
+    shown
+        .progress
+        .now()
+        .epochs
+        .iter()
+        .filter_map(epoch)
+        .collect()
 }
 
 /// What all operators hold.

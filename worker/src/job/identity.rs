@@ -70,39 +70,6 @@ pub async fn open_log(
     }
 }
 
-/// Opens the log that the controller named, or begins it. In a cluster the log exists by the job's uid, so another one of this name
-/// is that of a job that was deleted.
-///
-/// # Errors
-/// `PR0407` when there is such a log and the spec does not say what is to become of it.
-pub async fn open_given(
-    store: &CheckpointStore,
-    id: LogId,
-    created: Created,
-    spec: &StreamingJobSpec,
-) -> Result<JobLog> {
-    let own = store.below(&id.to_string());
-    let log = JobLog::open(own.clone(), Options::default())
-        .await
-        .map_err(storage)?;
-    if let Some(log) = log {
-        return Ok(log);
-    }
-    let others = store.logs().await.map_err(|e| storage(LogError::from(e)))?;
-    if let Some(other) = others.iter().find(|o| **o != id)
-        && !spec.start_fresh
-    {
-        let text = format!(
-            "log {other} of an earlier job of this name is in {}; startFresh: true begins anew and leaves it",
-            store.prefix()
-        );
-        return Err(EngineError::invalid("PR0407", "spec.startFresh", text));
-    }
-    JobLog::create(own, id, created, Options::default())
-        .await
-        .map_err(storage)
-}
-
 /// A job that should begin with the results of another one must not begin empty.
 fn nothing_to_restore(spec: &StreamingJobSpec, store: &CheckpointStore) -> Result<()> {
     let Some(from) = &spec.restore_from else {

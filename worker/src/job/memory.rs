@@ -24,7 +24,7 @@ use super::slots::{SlotThreads, SourceParts};
 use super::{Setup, full_name, serve, write_plan};
 use crate::clock::{Clock, StandingClock};
 use crate::coordinator::progress::Progress;
-use crate::coordinator::{Outcome, Trigger};
+use crate::coordinator::{Asked, Outcome, Trigger};
 use crate::error::{EngineError, Result};
 use crate::formats::json::{JsonConfig, Timestamps};
 use crate::member::storage;
@@ -268,6 +268,9 @@ impl MemoryJob {
             trigger: Trigger::AvailableNow { drain },
             accept_loss: Vec::new(),
             release: None,
+            adopts: None,
+            go_back: None,
+            asked: Asked::nothing(),
         })
     }
 

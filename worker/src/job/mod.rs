@@ -20,7 +20,10 @@ use tokio::sync::{mpsc, watch};
 
 use crate::clock::{Clock, SystemClock};
 use crate::coordinator::progress::{LastFailure, Phase, Progress, Restart};
-use crate::coordinator::{Coordinator, Outcome, Parts, Release, Settings, Trigger, bases};
+use crate::coordinator::{
+    AcceptLoss, Adopts, Asked, Coordinator, GoBack, Outcome, Parts, Release, Settings, Trigger,
+    bases,
+};
 use crate::error::{EngineError, ErrorKind, Result};
 use crate::fault;
 use crate::member::{Member, storage};
@@ -28,6 +31,7 @@ use crate::process;
 use crate::state::{Budget, Planted, StateOptions, StateWorker};
 
 pub(crate) mod connectors;
+pub mod given;
 pub mod http;
 mod identity;
 pub mod memory;
@@ -38,7 +42,7 @@ pub(crate) use connectors::Connected;
 pub use slots::SlotThreads;
 
 /// What a person chooses on the command line.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct RunOptions {
     /// Where secrets are mounted: `<dir>/<secret>/<key>`.
     pub secrets: Option<PathBuf>,
@@ -51,11 +55,17 @@ pub struct RunOptions {
     /// Uids whose state may be dropped.
     pub drop_state: Vec<String>,
     /// Sources that may go on past input that is gone.
-    pub accept_loss: Vec<String>,
+    pub accept_loss: Vec<AcceptLoss>,
     /// The job's log. Absent: that of its name, or one that is drawn.
     pub log_id: Option<LogId>,
     /// Which version this is. Absent: none is ever on trial.
     pub release: Option<Release>,
+    /// `<job>/<logId>` of the savepoint that the manifest names, in a cluster.
+    pub savepoint: Option<String>,
+    /// An earlier epoch, to which a person goes back.
+    pub go_back: Option<GoBack>,
+    /// What is asked for while the job runs; absent: nothing ever is.
+    pub asked: Option<watch::Receiver<Asked>>,
 }
 
 /// The plan of a job. What its own structure does not show to be wrong (what comes later, and its SQL), each at its place in
@@ -85,6 +95,11 @@ pub fn full_name(job: &StreamingJob) -> (String, String) {
 /// The store that holds the job's logs, at `<prefix>/<namespace>/<name>`.
 pub fn open_store(job: &StreamingJob, secrets: Option<&PathBuf>) -> Result<CheckpointStore> {
     let (namespace, name) = full_name(job);
+    Ok(open_root(job, secrets)?.below(&format!("{namespace}/{name}")))
+}
+
+/// The checkpoint storage of a job, with everything of every job that shares it.
+pub fn open_root(job: &StreamingJob, secrets: Option<&PathBuf>) -> Result<CheckpointStore> {
     let storage_spec = job.spec.checkpoint.storage.as_ref();
     let failed = |e: penstock_checkpoint::store::StoreError| storage(LogError::from(e));
     let (objects, prefix): (Arc<dyn Objects>, String) = match storage_spec.and_then(|s| s.kind()) {
@@ -133,7 +148,7 @@ pub fn open_store(job: &StreamingJob, secrets: Option<&PathBuf>) -> Result<Check
         Some(delay) => Arc::new(Slow::new(objects, delay)),
         None => objects,
     };
-    Ok(CheckpointStore::new(objects, prefix).below(&format!("{namespace}/{name}")))
+    Ok(CheckpointStore::new(objects, prefix))
 }
 
 /// What becomes of the state of the version that ran last, when its plan differs; `None` when nothing has changed or nothing
@@ -143,19 +158,7 @@ pub async fn state_verdicts(
     plan: &Plan,
     options: &RunOptions,
 ) -> Result<Option<Vec<StateVerdict>>> {
-    let store = open_store(job, options.secrets.as_ref())?;
-    for id in store.logs().await.map_err(|e| storage(LogError::from(e)))? {
-        if options.log_id.is_some_and(|own| own != id) {
-            // Of an earlier job of this name.
-            continue;
-        }
-        let of = store.below(&id.to_string());
-        let Some(log) = JobLog::open(of, LogOptions::default())
-            .await
-            .map_err(storage)?
-        else {
-            continue;
-        };
+    for log in predecessors(job, options).await? {
         let Some(claim) = log.fold().claim().filter(|c| c.plan_hash != plan.plan_hash) else {
             continue;
         };
@@ -169,6 +172,28 @@ pub async fn state_verdicts(
         }
     }
     Ok(None)
+}
+
+/// Logs whose state the job may go on with.
+async fn predecessors(job: &StreamingJob, options: &RunOptions) -> Result<Vec<JobLog>> {
+    let secrets = options.secrets.as_ref();
+    if let Some(id) = options.log_id {
+        let root = open_root(job, secrets)?;
+        let place = given::Place {
+            job,
+            id,
+            root: &root,
+            savepoint: options.savepoint.as_deref(),
+        };
+        return Ok(place.predecessor().await?.into_iter().collect());
+    }
+    let store = open_store(job, secrets)?;
+    let mut logs = Vec::new();
+    for id in store.logs().await.map_err(|e| storage(LogError::from(e)))? {
+        let log = JobLog::open(store.below(&id.to_string()), LogOptions::default());
+        logs.extend(log.await.map_err(storage)?);
+    }
+    Ok(logs)
 }
 
 /// Where a plan lies below its log.
@@ -301,15 +326,26 @@ async fn generation(
     volume: &std::path::Path,
 ) -> Result<Outcome> {
     let (namespace, name) = full_name(job);
-    let key_groups = u16::try_from(job.spec.key_groups).unwrap_or(u16::MAX);
-    let created = Created {
-        name: format!("{namespace}/{name}"),
-        key_groups,
-        parent: None,
-    };
-    let log = match options.log_id {
-        Some(id) => identity::open_given(store, id, created, &job.spec).await?,
-        None => identity::open_log(store, volume, created, &job.spec).await?,
+    let key_groups = given::key_groups(job);
+    let (log, adopts) = match options.log_id {
+        Some(id) => {
+            let place = given::Place {
+                job,
+                id,
+                root: &open_root(job, options.secrets.as_ref())?,
+                savepoint: options.savepoint.as_deref(),
+            };
+            place.open().await?
+        }
+        None => {
+            let created = Created {
+                name: format!("{namespace}/{name}"),
+                key_groups,
+                parent: None,
+            };
+            let log = identity::open_log(store, volume, created, &job.spec).await?;
+            (log, None)
+        }
     };
     if log.fold().key_groups() != key_groups {
         let text = format!(
@@ -333,6 +369,9 @@ async fn generation(
         trigger: trigger(job),
         accept_loss: options.accept_loss.clone(),
         release: options.release.clone(),
+        adopts,
+        go_back: options.go_back.clone(),
+        asked: options.asked.clone().unwrap_or_else(Asked::nothing),
     };
     serve(job, plan, setup, stop.clone(), progress.clone()).await
 }
@@ -359,8 +398,11 @@ struct Setup {
     threads: SlotThreads,
     at_once: bool,
     trigger: Trigger,
-    accept_loss: Vec<String>,
+    accept_loss: Vec<AcceptLoss>,
     release: Option<Release>,
+    adopts: Option<Adopts>,
+    go_back: Option<GoBack>,
+    asked: watch::Receiver<Asked>,
 }
 
 /// One generation: a member with its slots, and the coordinator. May be dropped at any time, as a crash would.
@@ -383,6 +425,9 @@ async fn serve(
         trigger,
         accept_loss,
         release,
+        adopts,
+        go_back,
+        asked,
     } = setup;
     let key_groups = log.fold().key_groups();
     let sinks: Vec<(String, u16)> = connected
@@ -419,6 +464,9 @@ async fn serve(
         epoch_bytes: memory as u64 / 16,
         accept_loss,
         release,
+        adopts,
+        go_back,
+        asked,
     };
     assemble(Assembly {
         settings,

@@ -463,6 +463,7 @@ impl Fate {
                 assignment: Assignment::default(),
                 by: None,
                 version: None,
+                request: None,
             })
             .await;
         if let Ok(claimed) = claimed

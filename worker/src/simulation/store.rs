@@ -88,4 +88,8 @@ impl Objects for Traced {
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
         self.on_record("delete", key, self.inner.delete(key)).await
     }
+
+    async fn copy(&self, from: &str, to: &str) -> Result<bool, StoreError> {
+        self.on_record("copy", to, self.inner.copy(from, to)).await
+    }
 }

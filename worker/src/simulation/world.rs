@@ -27,7 +27,7 @@ use super::trace::Trace;
 use super::wire::{self, Wire};
 use crate::clock::{Clock, Millis};
 use crate::coordinator::progress::Progress;
-use crate::coordinator::{Outcome, Settings, Trigger};
+use crate::coordinator::{Asked, Outcome, Settings, Trigger};
 use crate::error::{EngineError, Result};
 use crate::job::{
     Assembly, SlotThreads, assemble, connectors, one_after_another, state_fingerprint,
@@ -312,6 +312,9 @@ impl World {
             epoch_bytes: 1 << 20,
             accept_loss: Vec::new(),
             release: None,
+            adopts: None,
+            go_back: None,
+            asked: Asked::nothing(),
         };
         assemble(Assembly {
             settings,

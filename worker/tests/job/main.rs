@@ -7,6 +7,7 @@ mod metrics;
 mod policies;
 mod replay;
 mod restore;
+mod savepoint;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -85,14 +85,9 @@ fn every_documented_metric_has_a_sample_and_no_other_is_there() {
     let manifest = JOB.replace("FOLDER", &folder.path().display().to_string());
     let (spec, plan) = job(&manifest);
     let options = RunOptions {
-        secrets: None,
         memory: 64 << 20,
         state: Some(folder.path().join("volume")),
-        memory_state: false,
-        drop_state: Vec::new(),
-        accept_loss: Vec::new(),
-        log_id: None,
-        release: None,
+        ..RunOptions::default()
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -88,6 +88,9 @@ impl Objects for Breaking {
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
         self.inner.delete(key).await
     }
+    async fn copy(&self, from: &str, to: &str) -> Result<bool, StoreError> {
+        self.inner.copy(from, to).await
+    }
 }
 
 /// The epoch and pack that a record commits, if it is a commit with a pack.
@@ -388,14 +391,9 @@ fn available_now_over_a_growing_folder_reads_each_row_once_whatever_became_of_th
     let manifest = GROWING.replace("FOLDER", &path.display().to_string());
     let (spec, plan) = job(&manifest);
     let options = RunOptions {
-        secrets: None,
         memory: 64 << 20,
         state: Some(path.join("volume")),
-        memory_state: false,
-        drop_state: Vec::new(),
-        accept_loss: Vec::new(),
-        log_id: None,
-        release: None,
+        ..RunOptions::default()
     };
     let file = |name: &str, ids: Range<i64>| {
         let text: String = ids

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use penstock_checkpoint::record::Kind;
-use penstock_worker::coordinator::Outcome;
 use penstock_worker::coordinator::progress::Progress;
+use penstock_worker::coordinator::{AcceptLoss, Outcome};
 use penstock_worker::error::Result;
 use penstock_worker::job::{self as whole, RunOptions};
 use tokio::sync::watch;
@@ -37,14 +37,13 @@ fn run(folder: &Path, extra: &str, accept_loss: &[&str]) -> Result<Outcome> {
     let text = JOB.replace("FOLDER", &folder.display().to_string());
     let (spec, plan) = job(&format!("{text}{extra}"));
     let options = RunOptions {
-        secrets: None,
         memory: 64 << 20,
         state: Some(folder.join("volume")),
-        memory_state: false,
-        drop_state: Vec::new(),
-        accept_loss: accept_loss.iter().map(|s| (*s).to_owned()).collect(),
-        log_id: None,
-        release: None,
+        accept_loss: accept_loss
+            .iter()
+            .map(|s| AcceptLoss::parse(s, "a test").expect("a source"))
+            .collect(),
+        ..RunOptions::default()
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -131,7 +130,20 @@ fn input_that_is_gone_stops_the_job_until_the_loss_is_accepted_and_the_log_keeps
     let gone = run(folder, "", &[]).expect_err("a file is gone");
     assert_eq!(gone.code, "PR0207", "{gone}");
     assert!(gone.to_string().contains("--accept-loss t"), "{gone}");
-    run(folder, "", &["t"]).expect("the loss is accepted");
+    let (_, at) = gone
+        .to_string()
+        .split_once("--accept-loss t@")
+        .map(|(a, b)| (a.to_owned(), b.to_owned()))
+        .expect("the epoch is named");
+    let at: u64 = at
+        .split(' ')
+        .next()
+        .and_then(|n| n.parse().ok())
+        .expect("a number");
+    let other = format!("t@{}", at + 1);
+    let still = run(folder, "", &[&other]).expect_err("that was another loss");
+    assert_eq!(still.code, "PR0207", "{still}");
+    run(folder, "", &[&format!("t@{at}")]).expect("the loss is accepted");
     // What the first run took for the end is read to it; what came since is the next run's.
     assert_eq!(ids(folder), [1]);
     input(folder, "d.jsonl", "{\"id\":4}\n");

@@ -139,6 +139,7 @@ fn claim(point: crate::decide::ClaimPoint) -> Kind {
         assignment: Assignment::default(),
         by: None,
         version: None,
+        request: None,
     })
 }
 

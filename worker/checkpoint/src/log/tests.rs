@@ -27,6 +27,7 @@ fn claim(_: &Fold, point: ClaimPoint) -> Claim {
         assignment: Assignment::default(),
         by: None,
         version: None,
+        request: None,
     }
 }
 
@@ -316,6 +317,9 @@ impl Objects for Full {
     }
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
         self.0.delete(key).await
+    }
+    async fn copy(&self, from: &str, to: &str) -> Result<bool, StoreError> {
+        self.0.copy(from, to).await
     }
 }
 

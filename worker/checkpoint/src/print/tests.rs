@@ -26,6 +26,7 @@ fn a_log_reads_as_lines() {
         assignment: Default::default(),
         by: Some("ada".into()),
         version: None,
+        request: None,
     };
     let commit = Commit {
         epoch: Epoch::new(9),

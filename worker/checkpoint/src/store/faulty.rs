@@ -160,6 +160,11 @@ impl Objects for Faulty {
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
         write!(self, "delete", key, |inner, k| inner.delete(k))
     }
+
+    async fn copy(&self, from: &str, to: &str) -> Result<bool, StoreError> {
+        let from = from.to_owned();
+        write!(self, "copy", to, |inner, k| inner.copy(&from, k))
+    }
 }
 
 /// A store whose writes take longer: for measuring what a distant one costs.
@@ -206,6 +211,11 @@ impl Objects for Slow {
 
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
         self.inner.delete(key).await
+    }
+
+    async fn copy(&self, from: &str, to: &str) -> Result<bool, StoreError> {
+        tokio::time::sleep(self.delay).await;
+        self.inner.copy(from, to).await
     }
 }
 
@@ -289,5 +299,10 @@ impl Objects for Counting {
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
         self.writes.fetch_add(1, Ordering::SeqCst);
         self.inner.delete(key).await
+    }
+
+    async fn copy(&self, from: &str, to: &str) -> Result<bool, StoreError> {
+        self.writes.fetch_add(1, Ordering::SeqCst);
+        self.inner.copy(from, to).await
     }
 }

@@ -301,4 +301,11 @@ impl Objects for LocalFolder {
         })
         .await
     }
+
+    async fn copy(&self, from: &str, to: &str) -> Result<bool, StoreError> {
+        let Some(body) = self.get(from).await? else {
+            return Ok(false);
+        };
+        self.put(to, body).await.map(|()| true)
+    }
 }

@@ -98,4 +98,11 @@ impl Objects for Memory {
         self.state().objects.remove(key);
         Ok(())
     }
+
+    async fn copy(&self, from: &str, to: &str) -> Result<bool, StoreError> {
+        let Some(body) = self.get(from).await? else {
+            return Ok(false);
+        };
+        self.put(to, body).await.map(|()| true)
+    }
 }

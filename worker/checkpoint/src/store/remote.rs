@@ -200,4 +200,12 @@ impl Objects for Remote {
             Err(e) => Err(failed("delete", key, e)),
         }
     }
+
+    async fn copy(&self, from: &str, to: &str) -> Result<bool, StoreError> {
+        match self.store.copy(&path(from)?, &path(to)?).await {
+            Ok(()) => Ok(true),
+            Err(Error::NotFound { .. }) => Ok(false),
+            Err(e) => Err(failed("copy", from, e)),
+        }
+    }
 }

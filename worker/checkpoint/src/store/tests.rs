@@ -37,6 +37,11 @@ async fn contract(objects: Arc<dyn Objects>) {
     assert_eq!(store.first("log").await.unwrap().unwrap().key, "log/1");
     assert_eq!(store.first("none").await.unwrap(), None);
     assert_eq!(store.list("none").await.unwrap(), []);
+    let other = CheckpointStore::new(store.objects().clone(), "ns/other");
+    assert!(other.copy_from(&store, "log/2").await.unwrap());
+    assert!(!other.copy_from(&store, "log/3").await.unwrap());
+    assert_eq!(other.get("log/2").await.unwrap().unwrap(), "two");
+    assert_eq!(other.get("log/3").await.unwrap(), None);
     store.delete("log/1").await.unwrap();
     store.delete("log/1").await.unwrap();
     assert_eq!(store.first("log").await.unwrap().unwrap().key, "log/2");
@@ -97,6 +102,9 @@ impl Objects for Careless {
     }
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
         self.0.delete(key).await
+    }
+    async fn copy(&self, from: &str, to: &str) -> Result<bool, StoreError> {
+        self.0.copy(from, to).await
     }
 }
 

@@ -49,6 +49,7 @@ pub fn claim(_: &Fold, point: ClaimPoint) -> Claim {
         },
         by: None,
         version: None,
+        request: None,
     }
 }
 

@@ -1,17 +1,19 @@
 //! `kubectl penstock`: what a person asks of a job and tells it, with the rights of that person and nothing else.
 
-use std::fmt::Write as _;
 use std::process::ExitCode;
 
 use chrono::{DateTime, Utc};
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use kube::api::{Api, Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Client, Config, ResourceExt};
+use kube::{Client, Config};
 use penstock_crds::codes;
 use penstock_crds::job::StreamingJob;
 use penstock_operator::clock;
 use serde_json::json;
+
+mod orders;
+mod show;
 
 /// Looks after StreamingJobs from the command line.
 #[derive(Debug, Parser)]
@@ -51,6 +53,34 @@ enum Command {
     Suspend { job: String },
     /// Lets a suspended job go on
     Resume { job: String },
+    /// The newest epochs of a job that runs, and the savepoints that keep some
+    Epochs { job: String },
+    /// Keeps an epoch for good: creates a Savepoint, and waits until everything up to it is published
+    Savepoint {
+        job: String,
+        /// Its name; by default the job's and the time
+        #[arg(long)]
+        name: Option<String>,
+        /// How long to wait, in seconds; 0: not at all
+        #[arg(long, default_value_t = 300)]
+        wait: u64,
+    },
+    /// Goes back to an earlier epoch. What was published after it stays published, and is published again
+    Rollback {
+        job: String,
+        /// The epoch
+        #[arg(long)]
+        to_epoch: u64,
+        /// Without being asked
+        #[arg(short, long)]
+        yes: bool,
+    },
+    /// Goes on without input that is gone (DataLossRisk); the job's log keeps what was given up
+    AcceptLoss {
+        job: String,
+        /// SOURCE@EPOCH, as the job's message says
+        loss: String,
+    },
     /// What the worker logs
     Logs {
         job: String,
@@ -60,6 +90,8 @@ enum Command {
     },
     /// What an error code means and what to do about it
     Explain { code: String },
+    /// Words for a shell that completes: save them as it reads them
+    Completion { shell: clap_complete::Shell },
 }
 
 /// What a person reads when it did not work.
@@ -118,6 +150,11 @@ async fn run(args: &Args) -> Result<String, Trouble> {
             entry.code, entry.title, entry.text
         ));
     }
+    if let Command::Completion { shell } = &args.command {
+        let mut words = Vec::new();
+        clap_complete::generate(*shell, &mut Args::command(), "kubectl-penstock", &mut words);
+        return String::from_utf8(words).map_err(|e| Trouble::Other(e.to_string()));
+    }
     let options = KubeConfigOptions {
         context: args.context.clone(),
         ..KubeConfigOptions::default()
@@ -132,22 +169,36 @@ async fn run(args: &Args) -> Result<String, Trouble> {
         .clone()
         .unwrap_or_else(|| config.default_namespace.clone());
     let client = Client::try_from(config).map_err(|e| no_cluster(&e))?;
-    let jobs: Api<StreamingJob> = Api::namespaced(client, &namespace);
+    let jobs: Api<StreamingJob> = Api::namespaced(client.clone(), &namespace);
     let get = async |name: &str| {
         jobs.get(name)
             .await
             .map_err(|e| trouble(e, name, &namespace))
     };
     match &args.command {
-        Command::Status { job } => answer(args.output, &get(job).await?, status),
-        Command::Lag { job } => answer(args.output, &get(job).await?, lag),
+        Command::Status { job } => answer(args.output, &get(job).await?, show::status),
+        Command::Lag { job } => answer(args.output, &get(job).await?, show::lag),
         Command::Suspend { job } => suspend(&jobs, job, &namespace, true).await,
         Command::Resume { job } => suspend(&jobs, job, &namespace, false).await,
         Command::Logs { job, follow } => {
             get(job).await?;
             logs(args, &namespace, job, *follow)
         }
-        Command::Explain { code } => Err(Trouble::NoCode(code.clone())),
+        Command::Epochs { job } => {
+            get(job).await?;
+            orders::epochs(&client, &namespace, job, args.output).await
+        }
+        Command::Savepoint { job, name, wait } => {
+            get(job).await?;
+            orders::savepoint(&client, &namespace, job, name.as_deref(), *wait).await
+        }
+        Command::Rollback { job, to_epoch, yes } => {
+            orders::rollback(&jobs, &get(job).await?, *to_epoch, *yes).await
+        }
+        Command::AcceptLoss { job, loss } => {
+            orders::accept_loss(&jobs, &get(job).await?, loss).await
+        }
+        Command::Explain { .. } | Command::Completion { .. } => Ok(String::new()),
     }
 }
 
@@ -208,151 +259,5 @@ fn logs(args: &Args, namespace: &str, job: &str, follow: bool) -> Result<String,
     match status.success() {
         true => Ok(String::new()),
         false => Err(Trouble::Other(format!("kubectl {status}"))),
-    }
-}
-
-/// One screen: what it does, where it is, what holds it back.
-fn status(job: &StreamingJob, now: DateTime<Utc>) -> String {
-    let mut out = String::new();
-    let mut line = |name: &str, text: String| {
-        let _ = writeln!(out, "{name:<12} {text}");
-    };
-    let namespace = job.namespace().unwrap_or_default();
-    line("Job", format!("{namespace}/{}", job.name_any()));
-    let Some(s) = &job.status else {
-        line(
-            "Phase",
-            "nobody has looked at it: is the controller there?".to_owned(),
-        );
-        return out;
-    };
-    if let Some(phase) = s.phase {
-        line("Phase", format!("{phase:?}"));
-    }
-    if let Some(ready) = s.conditions.iter().find(|c| c.type_ == "Ready") {
-        line(
-            "Ready",
-            format!("{}, {}: {}", ready.status, ready.reason, ready.message),
-        );
-    }
-    let others: Vec<&str> = s
-        .conditions
-        .iter()
-        .filter(|c| c.type_ != "Ready" && c.status == "True")
-        .map(|c| c.type_.as_str())
-        .collect();
-    if !others.is_empty() {
-        line("Conditions", others.join(", "));
-    }
-    if s.observed_generation != job.metadata.generation {
-        line("Spec", "the newest edit was not looked at yet".to_owned());
-    }
-    if let (Some(ready), Some(wanted)) = (s.ready_replicas, s.desired_replicas) {
-        line("Workers", format!("{ready} of {wanted} ready"));
-    }
-    if let Some(e) = &s.epoch {
-        let ago = ago(e.committed_at.epoch_millis(), now);
-        line(
-            "Epoch",
-            format!(
-                "{}, {ago}; took {}, {} rows in, {} out",
-                e.number, e.duration, e.rows_in, e.rows_out
-            ),
-        );
-    }
-    if let Some(w) = &s.watermark {
-        let held = w.held_back_by.as_ref();
-        let held = held.map_or_else(String::new, |by| format!(", held back by {by}"));
-        line("Watermark", format!("{}{held}", w.time));
-    }
-    if let Some(l) = &s.lag {
-        line("Lag", format!("{} records, {} s", l.records, l.seconds));
-    }
-    if let Some(r) = &s.rates {
-        line("Rows/s", format!("{} in, {} out", r.rows_in, r.rows_out));
-    }
-    if let Some(c) = &s.counts {
-        line(
-            "Counts",
-            format!(
-                "{} late, {} dead letters, {} restarts",
-                c.late, c.dead_letters, c.restarts
-            ),
-        );
-    }
-    if let Some(f) = &s.last_failure {
-        let ago = ago(f.at.epoch_millis(), now);
-        line("Failure", format!("{ago}: {} [{}]", f.message, f.code));
-    }
-    out
-}
-
-fn lag(job: &StreamingJob, _: DateTime<Utc>) -> String {
-    match job.status.as_ref().and_then(|s| s.lag.as_ref()) {
-        Some(l) => format!("{} records, {} s\n", l.records, l.seconds),
-        None => {
-            "not known: no source of the job has an end, or no worker has told yet\n".to_owned()
-        }
-    }
-}
-
-/// How long ago, for people.
-fn ago(at_ms: i64, now: DateTime<Utc>) -> String {
-    let seconds = (now.timestamp_millis() - at_ms).max(0) / 1000;
-    match seconds {
-        0..=119 => format!("{seconds} s ago"),
-        120..=7199 => format!("{} min ago", seconds / 60),
-        _ => format!("{} h ago", seconds / 3600),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn job() -> StreamingJob {
-        serde_json::from_value(json!({
-            "apiVersion": "penstock.dev/v1alpha1", "kind": "StreamingJob",
-            "metadata": {"name": "payments", "namespace": "risk", "generation": 3},
-            "spec": {
-                "sources": [{"name": "a", "generator": {}, "columns": [{"name": "n", "type": "BIGINT"}]}],
-                "sql": "INSERT INTO out SELECT n FROM a", "sinks": [{"name": "out", "print": {}}],
-            },
-            "status": {
-                "observedGeneration": 2, "phase": "Running",
-                "conditions": [
-                    {"type": "Ready", "status": "True", "reason": "Running", "message": "the job runs and commits", "lastTransitionTime": "2026-01-01T00:00:00Z"},
-                    {"type": "Available", "status": "True", "reason": "Running", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"},
-                ],
-                "desiredReplicas": 1, "readyReplicas": 1,
-                "epoch": {"number": 7, "committedAt": "2026-01-01T00:00:00Z", "duration": "120ms", "bytes": 1, "rowsIn": 10, "rowsOut": 2},
-                "lag": {"records": 5, "seconds": 1},
-            },
-        }))
-        .unwrap()
-    }
-
-    #[test]
-    fn one_screen_says_what_it_does_and_where_it_is() {
-        let now = "2026-01-01T00:03:00Z".parse().unwrap();
-        assert_eq!(
-            status(&job(), now),
-            "Job          risk/payments\n\
-             Phase        Running\n\
-             Ready        True, Running: the job runs and commits\n\
-             Conditions   Available\n\
-             Spec         the newest edit was not looked at yet\n\
-             Workers      1 of 1 ready\n\
-             Epoch        7, 3 min ago; took 120ms, 10 rows in, 2 out\n\
-             Lag          5 records, 1 s\n"
-        );
-        assert_eq!(lag(&job(), now), "5 records, 1 s\n");
-    }
-
-    #[test]
-    fn a_job_nobody_has_looked_at_says_so() {
-        let mut job = job();
-        job.status = None;
-        assert!(status(&job, clock::now()).contains("is the controller there?"));
     }
 }

@@ -1,0 +1,118 @@
+//! The loop of savepoints: each is observed, decided on and carried out, woken by itself, by its steps and by its job.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use kube::api::{Api, DeleteParams, Patch, PatchParams};
+use kube::runtime::controller::{Action, Config as ControllerConfig, Controller};
+use kube::runtime::watcher;
+use kube::{Resource, ResourceExt};
+use penstock_crds::job::StreamingJob;
+use penstock_crds::savepoint::Savepoint;
+use serde_json::json;
+
+use super::{ReconcileError, Scope, Shared};
+use crate::decide::savepoint::{SavepointDecision, SavepointFacts, decide};
+use crate::names::MANAGER;
+
+/// Looks after every savepoint of the scope until `stop` resolves.
+pub async fn look_after(
+    scope: &Scope,
+    shared: Arc<Shared>,
+    stop: impl Future<Output = ()> + Send + Sync + 'static,
+) {
+    let steps = watcher::Config::default().labels(crate::names::SAVEPOINT);
+    Controller::new(scope.api::<Savepoint>(), watcher::Config::default())
+        .with_config(ControllerConfig::default().debounce(Duration::from_millis(50)))
+        .owns(scope.api::<Pod>(), steps)
+        .graceful_shutdown_on(stop)
+        .run(reconcile, back_off, shared)
+        .for_each(|done| async move {
+            if let Err(error) = done {
+                tracing::debug!(%error, "savepoint not reconciled");
+            }
+        })
+        .await;
+}
+
+async fn reconcile(
+    savepoint: Arc<Savepoint>,
+    shared: Arc<Shared>,
+) -> Result<Action, ReconcileError> {
+    let began = tokio::time::Instant::now();
+    let done = look_at(&savepoint, &shared).await;
+    shared.metrics.looked(done.is_ok(), began.elapsed());
+    done
+}
+
+async fn look_at(savepoint: &Savepoint, shared: &Shared) -> Result<Action, ReconcileError> {
+    let namespace = savepoint.namespace().unwrap_or_default();
+    let jobs: Api<StreamingJob> = Api::namespaced(shared.observer.client.clone(), &namespace);
+    let job = jobs.get_opt(&savepoint.spec.job_ref.name).await?;
+    let facts = shared.observer.savepoint_facts(savepoint, job).await?;
+    let decision = decide(&facts, &shared.settings);
+    carry_out(&facts, &decision, shared).await?;
+    Ok(Action::requeue(decision.again))
+}
+
+async fn carry_out(
+    facts: &SavepointFacts,
+    decision: &SavepointDecision,
+    shared: &Shared,
+) -> Result<(), kube::Error> {
+    let savepoint = &facts.savepoint;
+    let namespace = savepoint.namespace().unwrap_or_default();
+    let writer = &shared.writer;
+    if let Some(keep) = &decision.keep {
+        writer.create::<ConfigMap>(&namespace, keep).await?;
+    }
+    for event in &decision.events {
+        writer.tell(savepoint, event).await;
+    }
+    if let Some(hold) = decision.hold {
+        writer.hold(savepoint, hold).await?;
+        if !hold {
+            return Ok(());
+        }
+    }
+    if let Some(ask) = &decision.ask
+        && let Err(error) = shared.observer.demand(savepoint, ask).await
+    {
+        // It is asked again.
+        tracing::warn!(savepoint = %savepoint.name_any(), %error, "the job was not asked");
+    }
+    if let Some(step) = &decision.step
+        && !writer.create::<Pod>(&namespace, step).await?
+    {
+        tracing::warn!(savepoint = %savepoint.name_any(), "the namespace is deleted: its epoch stays pinned");
+        return writer.hold(savepoint, false).await;
+    }
+    if let Some(pod) = &decision.sweep {
+        let pods: Api<Pod> = Api::namespaced(writer.client.clone(), &namespace);
+        match pods.delete(pod, &DeleteParams::default()).await {
+            Err(kube::Error::Api(e)) if e.code == 404 => {}
+            done => drop(done?),
+        }
+    }
+    if savepoint.status.as_ref() != Some(&decision.status) {
+        let api: Api<Savepoint> = Api::namespaced(writer.client.clone(), &namespace);
+        let body = json!({
+            "apiVersion": Savepoint::api_version(&()),
+            "kind": Savepoint::kind(&()),
+            "status": decision.status,
+        });
+        let params = PatchParams::apply(MANAGER).force();
+        shared.metrics.wrote("Savepoint");
+        let name = savepoint.name_any();
+        api.patch_status(&name, &params, &Patch::Apply(&body))
+            .await?;
+    }
+    Ok(())
+}
+
+fn back_off(_: Arc<Savepoint>, error: &ReconcileError, _: Arc<Shared>) -> Action {
+    tracing::warn!(%error, "will try again");
+    Action::requeue(Duration::from_secs(5))
+}
