@@ -347,7 +347,8 @@ async fn reconcile(job: Arc<Guarded>, shared: Arc<Shared>) -> Result<Action, Rec
     }
     let began = tokio::time::Instant::now();
     let done = look_at(job, &shared).await;
-    shared.metrics.looked(done.is_ok(), began.elapsed());
+    let failed = done.as_ref().err().map(|e| &e.0);
+    shared.metrics.looked(failed, began.elapsed());
     let again = done?;
     shared
         .failures

@@ -86,7 +86,7 @@ const NEWER_LOG: &str = "PR0406";
 
 pub fn decide(facts: &Facts, settings: &Settings) -> Decision {
     if facts.job.metadata.deletion_timestamp.is_some() {
-        return farewell::decide(facts);
+        return farewell::decide(facts, settings);
     }
     let faults = faults(facts, settings);
     if !faults.is_empty() {

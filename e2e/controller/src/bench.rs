@@ -239,7 +239,7 @@ async fn create(plane: &Plane, jobs: usize) -> Result<()> {
 async fn steady(metrics: u16, jobs: usize, patience: Duration) -> Result<()> {
     let began = Instant::now();
     loop {
-        let settled = gauge(metrics, "penstock_operator_settled_jobs").await;
+        let settled = gauge(metrics, "penstock_controller_settled_jobs").await;
         if settled == Some(jobs as f64) {
             return Ok(());
         }
