@@ -7,6 +7,7 @@
 #   kind.sh env [name]           only print it
 #   kind.sh load [name] IMAGE…   put images of the local engine into every node
 #   kind.sh down [name]
+#   kind.sh plane                only the programs of a control plane without nodes: etcd, the API server, its controllers, kwok
 #   kind.sh helm                 only helm
 #   kind.sh tool NAME PACKAGE@VERSION   only another Go program, beside it
 #   kind.sh base                 only the base image debian:12-slim, from Debian's packages where it cannot be pulled
@@ -18,7 +19,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 home=${PENSTOCK_TESTBED:-$HOME/.cache/penstock/testbed}/kind
 bin=$home/bin
 export PATH=$bin:$PATH
-kubernetes=v1.34.4 staging=v0.34.4 kind=v0.33.0 helm=v3.22.0 etcd=v3.6.5 coredns=v1.12.4 localpath=v0.0.30
+kubernetes=v1.34.4 staging=v0.34.4 kind=v0.33.0 helm=v3.22.0 etcd=v3.6.5 coredns=v1.12.4 localpath=v0.0.30 kwok=v0.8.0
 built=penstock.test/kind-node:$kubernetes                    # the node image when it is built here
 registry=registry.k8s.io                                   # the names that kubeadm expects; nothing is pulled from there
 say() { echo "kind.sh: $*" >&2; }
@@ -184,6 +185,9 @@ up() {
 command=${1:-help}; [ $# -gt 0 ] && shift
 case $command in
   install) install_all ;;
+  plane)
+    mkdir -p "$bin"
+    build etcd go.etcd.io/etcd/server/v3@$etcd && build_kubernetes && build kwok sigs.k8s.io/kwok/cmd/kwok@$kwok ;;
   helm) mkdir -p "$bin"; build_helm ;;
   tool) mkdir -p "$bin"; build "$@" ;;
   base) mkdir -p "$bin"; base ;;

@@ -1,17 +1,19 @@
 //! Carries a decision out: the only place that writes. Server-side apply under one name; what would change nothing is not sent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolumeClaim, Pod, Secret};
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
-use kube::core::NamespaceResourceScope;
+use kube::core::{NamespaceResourceScope, Status};
 use kube::runtime::events::{Event as Published, EventType, Recorder};
 use kube::{Client, Resource, ResourceExt};
 use parking_lot::Mutex;
 use penstock_crds::job::{StreamingJob, StreamingJobStatus};
+use penstock_crds::rpc::JobStatus;
 use penstock_crds::savepoint::Savepoint;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -19,39 +21,73 @@ use serde_json::{Value, json};
 
 use crate::build::Child;
 use crate::certificates::Authority;
+use crate::clock::turn;
 use crate::decide::{Decision, Event};
 use crate::facts::Facts;
 use crate::kind::Kind;
 use crate::metrics::Metrics;
-use crate::names::{APPLIED, FINALIZER, HOLDER, MANAGER};
+use crate::names::{APPLIED, FINALIZER, GENERATION, HOLDER, MANAGER};
 use crate::same::covers;
-use crate::status::bounded;
+use crate::status::{bounded, same_but_numbers, with_numbers};
 
 /// Numbers alone are written so often.
-const NUMBERS_EVERY: chrono::TimeDelta = chrono::TimeDelta::seconds(60);
+const NUMBERS_EVERY: Duration = Duration::from_secs(60);
 
 pub struct Writer {
     pub client: Client,
     pub authority: Arc<Authority>,
     pub events: Recorder,
     pub metrics: Arc<Metrics>,
-    /// When the status of a job was written last, by its uid.
-    pub written: Mutex<BTreeMap<String, DateTime<Utc>>>,
+    /// What is known of the status of a job, by its uid.
+    pub written: Mutex<BTreeMap<String, Written>>,
+}
+
+/// The status that was written last.
+#[derive(Debug, Clone)]
+pub struct Written {
+    at: DateTime<Utc>,
+    /// As long as the watch does not show it: the resource version that it made, and the status.
+    ahead: Option<(u64, StreamingJobStatus)>,
 }
 
 impl Writer {
+    /// The job with the status that was written last, where the watch is behind it: nothing is told or written twice.
+    pub fn with_own_status(&self, job: &StreamingJob) -> StreamingJob {
+        let mut job = job.clone();
+        let mut written = self.written.lock();
+        let Some(written) = written.get_mut(job.metadata.uid.as_deref().unwrap_or_default()) else {
+            return job;
+        };
+        match &written.ahead {
+            Some((made, status)) if revision(&job) < *made => job.status = Some(status.clone()),
+            _ => written.ahead = None,
+        }
+        job
+    }
+
+    /// Drops what is kept of jobs other than these.
+    pub fn forget(&self, uids: &BTreeSet<&str>) {
+        self.written
+            .lock()
+            .retain(|uid, _| uids.contains(uid.as_str()));
+    }
+
+    /// Whether anything was written.
+    ///
     /// # Errors
     /// When the API server refuses a write; what was written stays, and the next decision goes on from there.
-    pub async fn carry_out(&self, facts: &Facts, decision: &Decision) -> Result<(), kube::Error> {
+    pub async fn carry_out(&self, facts: &Facts, decision: &Decision) -> Result<bool, kube::Error> {
         let namespace = facts.job.namespace().unwrap_or_default();
+        let mut wrote = false;
         if let Some(version) = &decision.certificate {
             self.certificate(facts, &namespace, version).await?;
+            wrote = true;
         }
         if let Some(hold) = decision.hold {
             self.hold(&facts.job, hold).await?;
         }
         for child in &decision.apply {
-            self.child(facts, &namespace, child).await?;
+            wrote |= self.child(facts, &namespace, child).await?;
         }
         let mut made = true;
         for step in &decision.steps {
@@ -63,8 +99,17 @@ impl Writer {
         if !made {
             // Nothing can be started in a namespace that goes: its log stays in the checkpoint storage.
             tracing::warn!(job = facts.name(), "the namespace is deleted: no clean-up");
-            return self.hold(&facts.job, false).await;
+            self.hold(&facts.job, false).await?;
+            return Ok(true);
         }
+        wrote |= decision.hold.is_some()
+            || !decision.steps.is_empty()
+            || decision.savepoint.is_some()
+            || !decision.abandon.is_empty()
+            || !decision.grow.is_empty()
+            || !decision.replace.is_empty()
+            || !decision.force.is_empty()
+            || !decision.remove.is_empty();
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &namespace);
         for claim in &decision.abandon {
@@ -110,21 +155,20 @@ impl Writer {
             self.metrics.wrote(kind.api().2);
             gone(api.delete(name, &DeleteParams::default()).await)?;
         }
-        self.tell_all(facts, decision).await
+        Ok(wrote | self.tell_all(facts, decision).await?)
     }
 
-    /// Status and events alone.
+    /// Events and status alone; whether the status was written.
     ///
     /// # Errors
     /// When the API server refuses the status.
-    pub async fn tell_all(&self, facts: &Facts, decision: &Decision) -> Result<(), kube::Error> {
-        if decision.hold != Some(false) {
-            self.status(facts, &decision.status).await?;
-        }
+    pub async fn tell_all(&self, facts: &Facts, decision: &Decision) -> Result<bool, kube::Error> {
+        // Before the status, which is what says that it was told: it is told twice rather than never.
         for event in &decision.events {
             self.tell(&facts.job, event).await;
         }
-        Ok(())
+        // That of a job which was let go is gone with it.
+        Ok(decision.hold != Some(false) && self.status(facts, &decision.status).await?)
     }
 
     /// Created and never read: one that is there already was made for the same version.
@@ -139,7 +183,7 @@ impl Writer {
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
         self.metrics.wrote("Secret");
         match secrets.create(&PostParams::default(), &secret).await {
-            Err(kube::Error::Api(e)) if e.code == 409 => Ok(()),
+            Err(kube::Error::Api(e)) if is_there(&e) => Ok(()),
             Err(e) => Err(e),
             Ok(_) => Ok(()),
         }
@@ -179,7 +223,7 @@ impl Writer {
         let object: K = serde_json::from_value(body.clone()).map_err(kube::Error::SerdeError)?;
         self.metrics.wrote("Step");
         match api.create(&PostParams::default(), &object).await {
-            Err(kube::Error::Api(e)) if e.code == 409 => Ok(true),
+            Err(kube::Error::Api(e)) if is_there(&e) => Ok(true),
             Err(kube::Error::Api(e)) if e.code == 403 && e.message.contains("being terminated") => {
                 Ok(false)
             }
@@ -197,15 +241,26 @@ impl Writer {
         facts: &Facts,
         namespace: &str,
         child: &Child,
-    ) -> Result<(), kube::Error> {
+    ) -> Result<bool, kube::Error> {
         let live = facts.objects.get(&(child.kind, child.name.clone()));
-        let body = stamped(child);
+        let mut body = stamped(child);
+        if child.kind == Kind::StatefulSet {
+            let generation = facts.job.metadata.generation.unwrap_or_default();
+            body["metadata"]["annotations"][GENERATION] = json!(generation.to_string());
+        }
         if live.is_some_and(|live| covers(live, &body)) {
-            return Ok(());
+            return Ok(false);
         }
         // A version is made once.
         if live.is_some() && child.kind == Kind::ConfigMap {
-            return Ok(());
+            return Ok(false);
+        }
+        if let Some(live) = live
+            && child.kind == Kind::StatefulSet
+        {
+            // It remembers versions: written as it was read or not at all, so that nothing which another wrote since is lost.
+            body["metadata"]["resourceVersion"] = live["metadata"]["resourceVersion"].clone();
+            body["metadata"]["uid"] = live["metadata"]["uid"].clone();
         }
         let params = PatchParams::apply(MANAGER).force();
         let api = self.api(namespace, child.kind);
@@ -213,35 +268,89 @@ impl Writer {
         api.patch(&child.name, &params, &Patch::Apply(&body))
             .await?;
         tracing::info!(job = facts.name(), kind = child.kind.api().2, name = %child.name, "applied");
-        Ok(())
+        Ok(true)
     }
 
-    async fn status(&self, facts: &Facts, status: &StreamingJobStatus) -> Result<(), kube::Error> {
+    async fn status(
+        &self,
+        facts: &Facts,
+        status: &StreamingJobStatus,
+    ) -> Result<bool, kube::Error> {
         let before = facts.job.status.clone().unwrap_or_default();
-        let uid = facts.job.uid().unwrap_or_default();
-        let recent = self
-            .written
-            .lock()
-            .get(&uid)
-            .is_some_and(|at| facts.now - *at < NUMBERS_EVERY);
-        if before == *status || (recent && same_but_numbers(&before, status)) {
-            return Ok(());
+        if before == *status
+            || (self.is_recent(&facts.job, facts.now) && same_but_numbers(&before, status))
+        {
+            return Ok(false);
         }
-        let api: Api<StreamingJob> = Api::namespaced(
-            self.client.clone(),
-            &facts.job.namespace().unwrap_or_default(),
-        );
-        let body = json!({
+        self.write_status(&facts.job, status, None, facts.now).await
+    }
+
+    /// Writes the numbers of a job's status; nothing else of it changes.
+    ///
+    /// # Errors
+    /// When the API server refuses, also because somebody wrote the job meanwhile.
+    pub async fn numbers(
+        &self,
+        job: &StreamingJob,
+        told: &JobStatus,
+        now: DateTime<Utc>,
+    ) -> Result<bool, kube::Error> {
+        let Some(before) = &job.status else {
+            return Ok(false);
+        };
+        let status = with_numbers(before, told);
+        if *before == status {
+            return Ok(false);
+        }
+        // Only over the status that it was made from.
+        let over = job.resource_version();
+        self.write_status(job, &status, over, now).await
+    }
+
+    async fn write_status(
+        &self,
+        job: &StreamingJob,
+        status: &StreamingJobStatus,
+        over: Option<String>,
+        now: DateTime<Utc>,
+    ) -> Result<bool, kube::Error> {
+        let namespace = job.namespace().unwrap_or_default();
+        let api: Api<StreamingJob> = Api::namespaced(self.client.clone(), &namespace);
+        // That of a job which was deleted meanwhile is not made anew.
+        let mut body = json!({
             "apiVersion": StreamingJob::api_version(&()),
             "kind": StreamingJob::kind(&()),
+            "metadata": {"uid": job.metadata.uid},
             "status": status,
         });
+        if let Some(over) = over {
+            body["metadata"]["resourceVersion"] = json!(over);
+        }
         let params = PatchParams::apply(MANAGER).force();
         self.metrics.wrote("StreamingJob");
-        api.patch_status(facts.name(), &params, &Patch::Apply(&body))
+        let answer = api
+            .patch_status(&job.name_any(), &params, &Patch::Apply(&body))
             .await?;
-        self.written.lock().insert(uid, facts.now);
-        Ok(())
+        let written = Written {
+            at: now,
+            ahead: Some((revision(&answer), status.clone())),
+        };
+        self.written
+            .lock()
+            .insert(job.uid().unwrap_or_default(), written);
+        Ok(true)
+    }
+
+    /// Whether numbers were written less than a minute ago. Jobs that this process did not write to yet take their turns over the
+    /// first minute.
+    pub fn is_recent(&self, job: &StreamingJob, now: DateTime<Utc>) -> bool {
+        let mut written = self.written.lock();
+        let entry = written.entry(job.uid().unwrap_or_default());
+        let written = entry.or_insert_with(|| Written {
+            at: now - NUMBERS_EVERY.mul_f64(turn(job.metadata.uid.as_deref())),
+            ahead: None,
+        });
+        (now - written.at).to_std().unwrap_or_default() < NUMBERS_EVERY
     }
 
     /// An event that cannot be written is no reason to do anything again.
@@ -277,6 +386,11 @@ fn stamped(child: &Child) -> Value {
     body
 }
 
+/// Whether something could not be made because it is there. A 409 of another reason is a quota that was being counted.
+fn is_there(refusal: &Status) -> bool {
+    refusal.code == 409 && refusal.reason == "AlreadyExists"
+}
+
 /// Gone already is gone, and so is one that another has taken the name of.
 fn gone<T>(answer: Result<T, kube::Error>) -> Result<(), kube::Error> {
     match answer {
@@ -286,15 +400,8 @@ fn gone<T>(answer: Result<T, kube::Error>) -> Result<(), kube::Error> {
     }
 }
 
-/// Whether two statuses differ in measurements only.
-fn same_but_numbers(a: &StreamingJobStatus, b: &StreamingJobStatus) -> bool {
-    let bare = |s: &StreamingJobStatus| StreamingJobStatus {
-        epoch: None,
-        watermark: None,
-        lag: None,
-        rates: None,
-        counts: None,
-        ..s.clone()
-    };
-    bare(a) == bare(b)
+/// The resource version as the number that it is; 0 where it is none.
+fn revision(of: &StreamingJob) -> u64 {
+    let version = of.metadata.resource_version.as_deref();
+    version.and_then(|v| v.parse().ok()).unwrap_or(0)
 }

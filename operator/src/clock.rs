@@ -1,4 +1,4 @@
-//! The one place that reads the clock; decisions are told the time.
+//! The one place that reads the clock; decisions are told the time. And whose turn is when.
 
 use chrono::{DateTime, Utc};
 
@@ -8,4 +8,10 @@ use chrono::{DateTime, Utc};
 )]
 pub fn now() -> DateTime<Utc> {
     Utc::now()
+}
+
+/// Where in an interval a job's turn is, from 0 to 1, by its uid: what is done to all jobs at the same interval is spread over it.
+pub fn turn(uid: Option<&str>) -> f64 {
+    let hash = xxhash_rust::xxh3::xxh3_64(uid.unwrap_or_default().as_bytes());
+    f64::from(hash as u32) / f64::from(u32::MAX)
 }

@@ -5,43 +5,75 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::try_join_all;
-use futures::{FutureExt, StreamExt};
+use futures::{FutureExt, Stream, StreamExt};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service, ServiceAccount};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{Api, Patch, PatchParams};
-use kube::core::{DeserializeGuard, NamespaceResourceScope};
+use kube::core::{NamespaceResourceScope, PartialObjectMeta};
 use kube::runtime::controller::{Action, Config as ControllerConfig, Controller};
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::{self, ObjectRef};
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::{Predicate, PredicateConfig, WatchStreamExt, predicates, watcher};
 use kube::{Client, Resource, ResourceExt};
 use parking_lot::Mutex;
 use penstock_crds::job::StreamingJob;
 use penstock_crds::savepoint::Savepoint;
 use serde_json::json;
+use tokio::sync::{OnceCell, Semaphore};
 
+use crate::address::Workers;
 use crate::apply::Writer;
 use crate::certificates::Authority;
-use crate::decide::{decide, not_taken};
-use crate::facts::job_of;
+use crate::clock::turn;
+use crate::decide::{Decision, POLL, decide, not_taken};
+use crate::facts::{Facts, is_ready, job_of};
 use crate::lint::Linter;
 use crate::metrics::Metrics;
 use crate::names::{FINALIZER, MANAGER};
-use crate::observe::{Caches, Observer};
+use crate::observe::{Caches, Observer, trim, trim_pod};
+use crate::poll::Poll;
 use crate::settings::Settings;
-use crate::unreadable;
+use crate::unreadable::{self, Guarded};
 
 mod savepoints;
 
+/// What a job's watches tell within so long is one change.
+const DEBOUNCE: Duration = Duration::from_millis(5);
+/// Objects of one page of a first list: what is not kept of them is thrown away page by page.
+const PAGE: u32 = 100;
+/// A job that nothing happens to is looked at as a whole after one to two of these, in case a watch was silent.
+const RESYNC: Duration = Duration::from_secs(600);
+/// Jobs whose objects are read at the same time, six reads each.
+const READS: usize = 2;
+/// When what was read is older than what is there.
+const BEHIND: Duration = Duration::from_millis(250);
+
 struct Shared {
-    observer: Observer,
-    writer: Writer,
+    observer: Arc<Observer>,
+    writer: Arc<Writer>,
+    poll: Arc<Poll>,
     settings: Settings,
     metrics: Arc<Metrics>,
     /// Failures in a row, by uid.
     failures: Mutex<BTreeMap<String, u32>>,
+    /// Looks in a row at a job on its way that found nothing to do, by uid.
+    waits: Mutex<BTreeMap<String, u32>>,
+}
+
+impl Shared {
+    /// When a job that is on its way is looked at again: later each time that there was nothing to do, so that a thousand jobs which
+    /// wait for their pods leave time for the others. A watch wakes it at once.
+    fn pause(&self, job: &StreamingJob, wrote: bool, again: Duration) -> Duration {
+        let mut waits = self.waits.lock();
+        let count = waits.entry(job.uid().unwrap_or_default()).or_default();
+        *count = if wrote { 0 } else { (*count + 1).min(3) };
+        // From two seconds to eight.
+        again.max(again.saturating_mul(1 << count.saturating_sub(1)).min(POLL))
+    }
 }
 
 /// Why a job was not brought forward; it is tried again.
@@ -126,78 +158,140 @@ async fn look_after(
         linter,
         metrics,
     } = means;
+    let (jobs, jobs_writer) = reflector::store::<Guarded>();
     let (pods, pods_writer) = reflector::store::<Pod>();
     let (claims, claims_writer) = reflector::store::<PersistentVolumeClaim>();
     let (kept, kept_writer) = reflector::store::<Savepoint>();
-    let ours =
-        watcher::Config::default().labels(&format!("app.kubernetes.io/managed-by={MANAGER}"));
-    macro_rules! touched {
-        ($kind:ty $(, $kept:expr)?) => {
-            watcher(scope.api::<$kind>(), ours.clone())
-                .default_backoff()
-                $(.reflect($kept))?
-                .touched_objects()
-        };
-    }
+    let (wake, woken) = futures::channel::mpsc::unbounded();
+    let observer = Arc::new(Observer {
+        client: client.clone(),
+        http: reqwest::Client::builder()
+            .use_preconfigured_tls(authority.client()?)
+            .connect_timeout(Duration::from_secs(1))
+            // A connection that waits for the next question costs more memory than a new one costs time.
+            .pool_max_idle_per_host(0)
+            .dns_resolver(Arc::new(Workers(pods.clone())))
+            .build()?,
+        caches: Caches {
+            pods,
+            claims,
+            savepoints: kept,
+        },
+        filled: OnceCell::new(),
+        turns: Semaphore::new(READS),
+        heard: Arc::default(),
+        linter,
+    });
+    let writer = Arc::new(Writer {
+        events: Recorder::new(client.clone(), Reporter::from(MANAGER)),
+        client: client.clone(),
+        authority,
+        metrics: Arc::clone(&metrics),
+        written: Mutex::default(),
+    });
+    let poll = Poll::new(
+        Arc::clone(&observer),
+        Arc::clone(&writer),
+        jobs.clone(),
+        wake,
+        Arc::clone(&metrics),
+    );
     let shared = Arc::new(Shared {
-        observer: Observer {
-            client: client.clone(),
-            caches: Caches {
-                pods,
-                claims,
-                savepoints: kept,
-            },
-            http: reqwest::Client::builder()
-                .use_preconfigured_tls(authority.client()?)
-                .connect_timeout(Duration::from_secs(1))
-                .build()?,
-            heard: Arc::default(),
-            linter,
-        },
-        writer: Writer {
-            events: Recorder::new(client.clone(), Reporter::from(MANAGER)),
-            client: client.clone(),
-            authority,
-            metrics: Arc::clone(&metrics),
-            written: Mutex::default(),
-        },
+        observer,
+        writer,
+        poll: Arc::new(poll),
         metrics,
         settings,
         failures: Mutex::default(),
+        waits: Mutex::default(),
     });
-    let savepoints = savepoints::look_after(&scope, Arc::clone(&shared), stop.clone());
-    let made_of = watcher(scope.api::<Savepoint>(), watcher::Config::default())
+    let all = watcher::Config::default().page_size(PAGE);
+    let ours = all
+        .clone()
+        .labels(&format!("app.kubernetes.io/managed-by={MANAGER}"));
+    // The status is written here and nowhere else: it wakes nobody.
+    let of_people = predicates::generation
+        .combine(predicates::labels)
+        .combine(predicates::annotations)
+        .combine(predicates::finalizers);
+    let edited = watcher(scope.api::<Guarded>(), all.clone())
+        .default_backoff()
+        .modify(trim)
+        .reflect(jobs_writer)
+        .applied_objects()
+        .predicate_filter(of_people, PredicateConfig::default());
+    // Of most children it is enough to hear that something happened to them.
+    macro_rules! touched {
+        ($kind:ty) => {
+            unbroken(
+                watcher(scope.api::<PartialObjectMeta<$kind>>(), ours.clone())
+                    .default_backoff()
+                    .touched_objects(),
+            )
+        };
+        ($kind:ty, $kept:expr, $trim:expr) => {
+            unbroken(
+                watcher(scope.api::<$kind>(), ours.clone())
+                    .default_backoff()
+                    .modify($trim)
+                    .reflect($kept)
+                    .touched_objects(),
+            )
+        };
+    }
+    let made_of = watcher(scope.api::<Savepoint>(), all)
         .default_backoff()
         .reflect(kept_writer)
         .touched_objects();
-    let controller = Controller::new(scope.api::<Guarded>(), watcher::Config::default());
-    shared.metrics.show(controller.store());
-    let jobs = controller
+    let savepoints = savepoints::look_after(&scope, Arc::clone(&shared), stop.clone());
+    shared.metrics.show(jobs.clone());
+    let controller = Controller::for_stream(unbroken(edited), jobs)
         .with_config(
             ControllerConfig::default()
-                .debounce(Duration::from_millis(50))
+                .debounce(DEBOUNCE)
                 .concurrency(16),
         )
-        .watches_stream(touched!(StatefulSet), |o| owner(&o))
-        .watches_stream(touched!(Pod, pods_writer), |o| owner(&o))
-        .watches_stream(touched!(PersistentVolumeClaim, claims_writer), |o| {
+        .reconcile_on(woken)
+        .watches_stream(touched!(Pod, pods_writer, trim_pod), |o| owner(&o))
+        .watches_stream(touched!(PersistentVolumeClaim, claims_writer, trim), |o| {
             owner(&o)
         })
+        .watches_stream(touched!(StatefulSet), |o| owner(&o))
         .watches_stream(touched!(ConfigMap), |o| owner(&o))
+        .watches_stream(touched!(Service), |o| owner(&o))
+        .watches_stream(touched!(ServiceAccount), |o| owner(&o))
+        .watches_stream(touched!(NetworkPolicy), |o| owner(&o))
+        .watches_stream(touched!(PodDisruptionBudget), |o| owner(&o))
         // A job that is deleted may wait for one.
-        .watches_stream(made_of, |s| {
+        .watches_stream(unbroken(made_of), |s| {
             let job = ObjectRef::new(&s.spec.job_ref.name);
             Some(job.within(&s.namespace()?))
         })
         .graceful_shutdown_on(stop)
-        .run(reconcile, back_off, shared)
+        .run(reconcile, back_off, Arc::clone(&shared))
         .for_each(|done| async move {
             if let Err(error) = done {
                 tracing::debug!(%error, "not reconciled");
             }
         });
-    tokio::join!(jobs, savepoints);
+    tokio::select! {
+        _ = futures::future::join(controller, savepoints) => {}
+        () = shared.poll.run() => {}
+    }
     Ok(())
+}
+
+/// Without its errors. A watch that breaks begins again by itself after a pause of its own; the `Controller` would answer each error
+/// with a longer and longer silence of all watches, which an API server's restart makes into minutes.
+fn unbroken<K: Send + 'static>(
+    watch: impl Stream<Item = watcher::Result<K>> + Send + 'static,
+) -> impl Stream<Item = watcher::Result<K>> + Send + 'static {
+    watch.filter(|item| {
+        if let Err(error) = item {
+            tracing::warn!(%error, "a watch has broken and begins again");
+        }
+        std::future::ready(item.is_ok())
+    })
 }
 
 /// Tells the API server whom to believe when it calls the webhook.
@@ -229,9 +323,6 @@ fn owner<K: ResourceExt>(object: &K) -> Option<ObjectRef<Guarded>> {
     Some(ObjectRef::new(job).within(&object.namespace()?))
 }
 
-/// One manifest that cannot be read must not end the watch of all.
-type Guarded = DeserializeGuard<StreamingJob>;
-
 async fn reconcile(job: Arc<Guarded>, shared: Arc<Shared>) -> Result<Action, ReconcileError> {
     let job = match &job.0 {
         Ok(job) => job,
@@ -243,16 +334,21 @@ async fn reconcile(job: Arc<Guarded>, shared: Arc<Shared>) -> Result<Action, Rec
             return Ok(Action::await_change());
         }
     };
+    shared.poll.unsettle(job);
     let held = |f: &Vec<String>| f.iter().any(|f| f == FINALIZER);
     if job.metadata.deletion_timestamp.is_some()
         && !job.metadata.finalizers.as_ref().is_some_and(held)
     {
+        let uid = job.uid().unwrap_or_default();
+        shared.waits.lock().remove(&uid);
+        shared.failures.lock().remove(&uid);
         // Children go with their owner.
         return Ok(Action::await_change());
     }
     let began = tokio::time::Instant::now();
     let done = look_at(job, &shared).await;
-    shared.metrics.looked(done.is_ok(), began.elapsed());
+    let failed = done.as_ref().err().map(|e| &e.0);
+    shared.metrics.looked(failed, began.elapsed());
     let again = done?;
     shared
         .failures
@@ -263,7 +359,11 @@ async fn reconcile(job: Arc<Guarded>, shared: Arc<Shared>) -> Result<Action, Rec
 
 /// Observes, decides and carries out; when to look again.
 async fn look_at(job: &StreamingJob, shared: &Shared) -> Result<Duration, ReconcileError> {
+    let job = shared.writer.with_own_status(job);
     let facts = shared.observer.facts(job).await?;
+    if facts.is_behind() {
+        return Ok(BEHIND);
+    }
     let decision = decide(&facts, &shared.settings);
     let done = shared.writer.carry_out(&facts, &decision).await;
     if let Err(kube::Error::Api(refusal)) = &done
@@ -272,12 +372,33 @@ async fn look_at(job: &StreamingJob, shared: &Shared) -> Result<Duration, Reconc
         let told = not_taken(&facts, &refusal.message);
         shared.writer.tell_all(&facts, &told).await?;
     }
-    done?;
-    Ok(decision.again)
+    let wrote = done?;
+    if wrote || !goes_on(&facts, &decision) {
+        return Ok(shared.pause(&facts.job, wrote, decision.again));
+    }
+    shared
+        .waits
+        .lock()
+        .remove(&facts.job.uid().unwrap_or_default());
+    shared.poll.settle(&facts);
+    Ok(RESYNC + RESYNC.mul_f64(turn(facts.job.metadata.uid.as_deref())))
+}
+
+/// Whether a job goes on by itself: nothing of it is on its way, so that every change comes by a watch or by what the coordinator
+/// says. What waits for a time to pass says so by an earlier `again`.
+fn goes_on(facts: &Facts, decision: &Decision) -> bool {
+    let answers = facts.pods.is_empty() || facts.status().is_some();
+    // What is refused may be refused because of an object that nobody watches.
+    let accepted = !decision.apply.is_empty();
+    accepted && answers && decision.again >= POLL && facts.pods.iter().all(is_ready)
 }
 
 /// Twice as long each time, from half a second to five minutes.
 fn back_off(job: Arc<Guarded>, error: &ReconcileError, shared: Arc<Shared>) -> Action {
+    if matches!(&error.0, kube::Error::Api(e) if e.code == 409) {
+        // Somebody wrote meanwhile: it is looked at as it is now.
+        return Action::requeue(BEHIND);
+    }
     let mut failures = shared.failures.lock();
     let count = failures.entry(job.uid().unwrap_or_default()).or_default();
     let pause = Duration::from_millis(500 << (*count).min(10)).min(Duration::from_secs(300));

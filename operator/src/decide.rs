@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
-use penstock_crds::diagnostic::{Code, Diagnostic};
+use penstock_crds::codes::Code;
+use penstock_crds::diagnostic::Diagnostic;
 use penstock_crds::job::{DeletionPolicy, Phase, StreamingJobStatus, Trigger, UpgradeStrategy};
 use penstock_crds::units::Quantity;
 use penstock_crds::validate::{self, Place};
@@ -73,7 +74,7 @@ pub struct Event {
 }
 
 /// How often a job that runs is asked how far it is.
-const POLL: Duration = Duration::from_secs(15);
+pub const POLL: Duration = Duration::from_secs(15);
 /// How often one that is on its way is looked at.
 const SOON: Duration = Duration::from_secs(2);
 /// What a worker says that finds the log of an earlier job of this name.
@@ -85,9 +86,9 @@ const NEWER_LOG: &str = "PR0406";
 
 pub fn decide(facts: &Facts, settings: &Settings) -> Decision {
     if facts.job.metadata.deletion_timestamp.is_some() {
-        return farewell::decide(facts);
+        return farewell::decide(facts, settings);
     }
-    let faults = faults(facts);
+    let faults = faults(facts, settings);
     if !faults.is_empty() {
         return refused(facts, faults);
     }
@@ -204,12 +205,16 @@ fn account(facts: &Facts) -> Option<Diagnostic> {
 }
 
 /// What is wrong with the spec, in the words of `penstock lint`; no warnings.
-fn faults(facts: &Facts) -> Vec<String> {
+fn faults(facts: &Facts, settings: &Settings) -> Vec<String> {
     let mut faults = validate::validate(&facts.job, Place::Cluster);
     faults.retain(Diagnostic::is_error);
     if faults.is_empty() {
         faults.extend(validate::unsupported(&facts.job.spec));
-        faults.extend(validate::unsupported_in_cluster(&facts.job.spec));
+        let replicas = facts.job.spec.workers.replicas.unwrap_or(1);
+        let later = validate::unsupported_in_cluster(&facts.job.spec).into_iter();
+        faults.extend(
+            later.filter(|d| d.code != Code::MANY_WORKERS || replicas > settings.max_replicas),
+        );
         faults.extend(validate::orders(&facts.job));
         faults.extend(forbidden(facts));
         faults.extend(account(facts));

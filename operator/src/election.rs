@@ -72,17 +72,17 @@ impl Election {
 
     /// Renews until it is lost: to somebody else, or because it could not be renewed in time.
     pub async fn lost(&self) {
+        // A little before others may take it.
+        const SAFE: Duration = Duration::from_secs(11);
         let mut renewed = tokio::time::Instant::now();
         loop {
             tokio::time::sleep(PERIOD).await;
-            match self.try_once().await {
-                Ok(true) => renewed = tokio::time::Instant::now(),
-                Ok(false) => return,
-                Err(error) => tracing::warn!(%error, "the lease cannot be renewed"),
-            }
-            // A little before others may take it.
-            if renewed.elapsed() + PERIOD > TERM {
-                return;
+            let began = tokio::time::Instant::now();
+            // An answer that does not come is no reason to go on acting.
+            match tokio::time::timeout_at(renewed + SAFE, self.try_once()).await {
+                Ok(Ok(true)) => renewed = began,
+                Ok(Ok(false)) | Err(_) => return,
+                Ok(Err(error)) => tracing::warn!(%error, "the lease cannot be renewed"),
             }
         }
     }

@@ -13,7 +13,7 @@ use penstock_crds::units::Timestamp;
 use serde_json::Value;
 
 use crate::kind::Kind;
-use crate::names::{self, MEMORY, VERSION};
+use crate::names::{self, GENERATION, MEMORY, VERSION};
 
 /// Everything about one job.
 #[derive(Debug, Clone)]
@@ -47,6 +47,15 @@ pub struct Facts {
 pub struct Said {
     pub at: DateTime<Utc>,
     pub status: Result<JobStatus, String>,
+}
+
+impl Said {
+    /// What counts as said now: not older than a few polls.
+    pub fn now(&self, now: DateTime<Utc>) -> Option<&JobStatus> {
+        const FRESH: Duration = Duration::from_secs(60);
+        let age = (now - self.at).to_std().unwrap_or_default();
+        self.status.as_ref().ok().filter(|_| age < FRESH)
+    }
 }
 
 impl Facts {
@@ -84,6 +93,19 @@ impl Facts {
             .unwrap_or_default()
     }
 
+    /// Whether the StatefulSet was written for a newer edit than the job at hand, which is out of a cache that lags behind: to
+    /// act on it would run a version again that was left already.
+    pub fn is_behind(&self) -> bool {
+        let uid = self.job.metadata.uid.as_deref();
+        let set = self.stateful_set.as_ref().filter(|s| {
+            let owners = s.metadata.owner_references.iter().flatten();
+            owners.into_iter().any(|o| Some(o.uid.as_str()) == uid)
+        });
+        let annotations = set.and_then(|s| s.metadata.annotations.as_ref());
+        let written_for: Option<i64> = annotations.and_then(|a| a.get(GENERATION)?.parse().ok());
+        written_for > self.job.metadata.generation
+    }
+
     /// Workers that are ready.
     pub fn ready(&self) -> usize {
         self.pods.iter().filter(|p| is_ready(p)).count()
@@ -91,10 +113,7 @@ impl Facts {
 
     /// What the coordinator says now: not older than a few polls.
     pub fn status(&self) -> Option<&JobStatus> {
-        const FRESH: Duration = Duration::from_secs(60);
-        let said = self.said.as_ref()?;
-        let age = (self.now - said.at).to_std().unwrap_or_default();
-        said.status.as_ref().ok().filter(|_| age < FRESH)
+        self.said.as_ref()?.now(self.now)
     }
 }
 
@@ -224,4 +243,41 @@ pub fn gave_up(pod: &Pod) -> Option<GaveUp> {
 /// A label of an object.
 pub fn job_of(labels: Option<&BTreeMap<String, String>>) -> Option<&str> {
     labels?.get(names::JOB).map(String::as_str)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn an_older_edit_than_the_one_that_was_acted_on_is_out_of_a_cache_that_lags_behind() {
+        let job = crate::build::tests::job();
+        let written_for = |generation: &str, uid: &str| {
+            let owner =
+                json!({"apiVersion": "v1", "kind": "StreamingJob", "name": "payments", "uid": uid});
+            let metadata =
+                json!({"annotations": {GENERATION: generation}, "ownerReferences": [owner]});
+            Facts {
+                now: DateTime::UNIX_EPOCH,
+                objects: BTreeMap::new(),
+                stateful_set: serde_json::from_value(json!({"metadata": metadata})).unwrap(),
+                pods: Vec::new(),
+                steps: Vec::new(),
+                restores_from: None,
+                farewell: None,
+                claims: Vec::new(),
+                versions: BTreeMap::new(),
+                said: None,
+                account: None,
+                sql_faults: Vec::new(),
+                job: job.clone(),
+            }
+        };
+        let uid = job.metadata.uid.clone().unwrap();
+        assert!(written_for("2", &uid).is_behind());
+        assert!(!written_for("1", &uid).is_behind());
+        // That of an earlier job of this name says nothing of this one.
+        assert!(!written_for("2", "another").is_behind());
+    }
 }

@@ -9,16 +9,17 @@
 //! Layers, each importing only below itself:
 //!
 //! ```text
-//! 5  main, controller (watches, queue, backoff), election, admission (the webhook)
+//! 5  main, controller (watches, queue, backoff), poll (jobs that go on), election, admission (the webhook)
 //! 4  observe, apply, lint, certificates, unreadable
 //! 3  decide
 //! 2  build (children), status (conditions), upgrade (which version)
 //! 1  facts, version
-//! 0  settings, names, kind, same, metrics, clock
+//! 0  settings, names, kind, same, metrics, clock, address
 //! ```
 //!
 //! It reads no Secret but its own, and speaks to no bucket and no broker: what a job's log says it learns from the job.
 
+pub mod address;
 pub mod admission;
 pub mod apply;
 pub mod build;
@@ -33,6 +34,7 @@ pub mod lint;
 pub mod metrics;
 pub mod names;
 pub mod observe;
+pub mod poll;
 pub mod same;
 pub mod settings;
 pub mod status;

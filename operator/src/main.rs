@@ -3,15 +3,21 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
+use kube::client::ClientBuilder;
 use penstock_operator::certificates::Authority;
 use penstock_operator::election::Election;
 use penstock_operator::lint::Linter;
 use penstock_operator::metrics::Metrics;
 use penstock_operator::settings::Settings;
 use penstock_operator::{admission, controller};
+use tower::timeout::TimeoutLayer;
+
+/// How long the API server may take to begin an answer; what is not answered by then is tried again.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Runs StreamingJobs on this cluster.
 #[derive(Debug, Parser)]
@@ -51,9 +57,13 @@ async fn main() -> anyhow::Result<()> {
             tracing::error!(%error, "/metrics has ended");
         }
     });
-    let client = kube::Client::try_default()
+    let config = kube::Config::infer()
         .await
         .context("no cluster to speak to")?;
+    // Until the answer begins: a watch goes on for minutes after that.
+    let client = ClientBuilder::try_from(config)?
+        .with_layer(&TimeoutLayer::new(PATIENCE))
+        .build();
     let authority = Arc::new(Authority::open(&client, &settings.own_namespace).await?);
     let linter = Linter::new(settings.planner.clone());
     if !settings.webhook_host.is_empty() {

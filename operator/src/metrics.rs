@@ -33,6 +33,12 @@ pub struct ByResult {
     pub result: &'static str,
 }
 
+/// A word of Kubernetes' list of reasons.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByReason {
+    pub reason: String,
+}
+
 /// A condition in a job's status. Its reason is a word of a fixed list.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByCondition {
@@ -89,38 +95,51 @@ pub struct Metrics {
     registry: Registry,
     jobs: Jobs,
     writes: Family<ByKind, Counter>,
-    reconciles: Family<ByResult, Counter>,
-    seconds: Histogram,
+    errors: Family<ByReason, Counter>,
+    seconds: Family<ByResult, Histogram>,
     leading: Gauge,
+    settled: Gauge,
 }
 
 impl Default for Metrics {
     fn default() -> Self {
         let mut this = Self {
-            registry: Registry::with_prefix("penstock_operator"),
+            registry: Registry::with_prefix("penstock"),
             jobs: Jobs::default(),
             writes: Family::default(),
-            reconciles: Family::default(),
-            seconds: Histogram::new(exponential_buckets(0.001, 2.0, 14)),
+            errors: Family::default(),
+            seconds: Family::new_with_constructor(|| {
+                Histogram::new(exponential_buckets(0.001, 2.0, 14))
+            }),
             leading: Gauge::default(),
+            settled: Gauge::default(),
         };
         let r = &mut this.registry;
         r.register(
-            "writes",
+            "controller_writes",
             "Writes to the API server, by kind of object",
             this.writes.clone(),
         );
         r.register(
-            "reconciles",
-            "Times that a job was looked at: ok or error",
-            this.reconciles.clone(),
+            "reconcile_errors",
+            "What the API server answered when a job could not be brought forward",
+            this.errors.clone(),
         );
         r.register(
-            "reconcile_seconds",
-            "How long it took",
+            "reconcile_duration_seconds",
+            "How long it took to look at a job and to do what was to be done",
             this.seconds.clone(),
         );
-        r.register("leading", "Whether this replica acts", this.leading.clone());
+        r.register(
+            "controller_leading",
+            "Whether this replica acts",
+            this.leading.clone(),
+        );
+        r.register(
+            "controller_settled_jobs",
+            "Jobs that go on by themselves: nothing of them is on its way",
+            this.settled.clone(),
+        );
         r.register_collector(Box::new(this.jobs.clone()));
         this
     }
@@ -131,14 +150,28 @@ impl Metrics {
         self.writes.get_or_create(&ByKind { kind }).inc();
     }
 
-    pub fn looked(&self, ok: bool, took: std::time::Duration) {
-        let result = if ok { "ok" } else { "error" };
-        self.reconciles.get_or_create(&ByResult { result }).inc();
-        self.seconds.observe(took.as_secs_f64());
+    /// A job was looked at, for so long; what kept it from being brought forward.
+    pub fn looked(&self, failed: Option<&kube::Error>, took: std::time::Duration) {
+        let result = if failed.is_none() { "ok" } else { "error" };
+        let seconds = self.seconds.get_or_create(&ByResult { result });
+        seconds.observe(took.as_secs_f64());
+        if let Some(error) = failed {
+            let reason = match error {
+                kube::Error::Api(refusal) if !refusal.reason.is_empty() => refusal.reason.clone(),
+                kube::Error::Api(refusal) => refusal.code.to_string(),
+                _ => "NoAnswer".to_owned(),
+            };
+            self.errors.get_or_create(&ByReason { reason }).inc();
+        }
     }
 
     pub fn leads(&self, leads: bool) {
         self.leading.set(leads.into());
+    }
+
+    /// So many jobs more go on by themselves.
+    pub fn settled(&self, more: i64) {
+        self.settled.inc_by(more);
     }
 
     /// Jobs whose conditions are to be on the page: a watch's cache.
@@ -194,13 +227,18 @@ mod tests {
     fn what_was_counted_is_on_the_page() {
         let metrics = Metrics::default();
         metrics.wrote("StatefulSet");
-        metrics.looked(true, std::time::Duration::from_millis(3));
+        let conflict = kube::core::Status::failure("somebody wrote", "Conflict").with_code(409);
+        metrics.looked(None, std::time::Duration::from_millis(3));
+        metrics.looked(
+            Some(&kube::Error::Api(Box::new(conflict))),
+            std::time::Duration::ZERO,
+        );
         metrics.leads(true);
         let page = metrics.page();
         for line in [
-            "penstock_operator_writes_total{kind=\"StatefulSet\"} 1",
-            "penstock_operator_reconciles_total{result=\"ok\"} 1",
-            "penstock_operator_leading 1",
+            "penstock_controller_writes_total{kind=\"StatefulSet\"} 1",
+            "penstock_reconcile_duration_seconds_count{result=\"ok\"} 1",
+            "penstock_controller_leading 1",
         ] {
             assert!(page.lines().any(|l| l == line), "{line}:\n{page}");
         }
@@ -211,7 +249,7 @@ mod tests {
         let metrics = Metrics::default();
         let (jobs, mut watch) = reflector::store::<DeserializeGuard<StreamingJob>>();
         metrics.show(jobs);
-        let line = "penstock_operator_job_condition{namespace=\"risk\",streamingjob=\"payments\",\
+        let line = "penstock_job_condition{namespace=\"risk\",streamingjob=\"payments\",\
                     type=\"Stalled\",status=\"True\",reason=\"Failed\"} 1";
         let shown = || metrics.page().lines().any(|l| l == line);
         assert!(!shown(), "nobody has listed the job yet");
@@ -225,7 +263,10 @@ mod tests {
     fn every_documented_metric_has_a_sample_and_no_other_is_there() {
         let metrics = Metrics::default();
         metrics.wrote("Pod");
-        metrics.looked(true, std::time::Duration::ZERO);
+        metrics.looked(
+            Some(&kube::Error::LinesCodecMaxLineLengthExceeded),
+            std::time::Duration::ZERO,
+        );
         let (jobs, mut watch) = reflector::store::<DeserializeGuard<StreamingJob>>();
         metrics.show(jobs);
         watch.apply_watcher_event(&watcher::Event::Apply(DeserializeGuard(Ok(job()))));
@@ -236,8 +277,8 @@ mod tests {
             .map(|line| line.split(['{', ' ']).next().unwrap_or_default())
             .map(|name| name.strip_prefix("penstock_").expect("the prefix"))
             .map(
-                |name| match name.strip_prefix("operator_reconcile_seconds_") {
-                    Some("bucket" | "sum" | "count") => "operator_reconcile_seconds",
+                |name| match name.strip_prefix("reconcile_duration_seconds_") {
+                    Some("bucket" | "sum" | "count") => "reconcile_duration_seconds",
                     _ => name,
                 },
             )

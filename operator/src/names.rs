@@ -16,6 +16,8 @@ pub const VERSION: &str = "penstock.dev/version";
 pub const APPLIED: &str = "penstock.dev/applied";
 /// The annotation by which the StatefulSet remembers versions: accepted, on its way, failed, ended.
 pub const MEMORY: &str = "penstock.dev/memory";
+/// The annotation with the generation of the job that the StatefulSet was written for.
+pub const GENERATION: &str = "penstock.dev/generation";
 
 /// The annotation of pods that were started by a person's word, with these words.
 pub const ORDERS: &str = "penstock.dev/orders";

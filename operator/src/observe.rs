@@ -1,11 +1,15 @@
-//! Reads what is known of a job: objects from the watches' caches, and what its coordinator says.
+//! Reads what is known of a job: pods and claims from the watches' caches, everything else as it is now, and what its coordinator
+//! says. It costs a handful of reads, so it is done when something has changed or is under way, not to see how a job goes (`poll`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, ServiceAccount};
+use futures::future::try_join_all;
+use k8s_openapi::api::core::v1::{
+    ConfigMap, PersistentVolumeClaim, Pod, PodStatus, ServiceAccount,
+};
 use kube::Client;
 use kube::ResourceExt;
 use kube::api::{Api, DynamicObject, ListParams};
@@ -14,6 +18,7 @@ use parking_lot::Mutex;
 use penstock_crds::job::{RestoreKind, StreamingJob};
 use penstock_crds::rpc::JobStatus;
 use penstock_crds::savepoint::Savepoint;
+use tokio::sync::{OnceCell, Semaphore};
 
 use crate::build::{CONTROL_PORT, is_worker};
 use crate::decide::savepoint::{Ask, SavepointFacts};
@@ -32,7 +37,8 @@ pub struct Caches {
 }
 
 impl Caches {
-    /// Waits until each was listed once: what is not in them is not in the cluster.
+    /// Waits until each was listed once: what is not in them is not in the cluster. For one waiter: a store wakes only the last
+    /// that asked.
     async fn filled(&self) {
         // A writer that is gone is the end of the process.
         let _ = self.pods.wait_until_ready().await;
@@ -56,10 +62,40 @@ fn host(namespace: &str, job: &str) -> String {
 /// What coordinators said, by namespace and job.
 pub type Heard = Arc<Mutex<BTreeMap<(String, String), Said>>>;
 
-#[derive(Clone)]
+/// Of a pod only what decisions read is kept: a thousand of them must fit a small container.
+pub fn trim_pod(pod: &mut Pod) {
+    pod.spec = None;
+    pod.metadata.managed_fields = None;
+    pod.metadata.owner_references = None;
+    if let Some(status) = &mut pod.status {
+        *status = PodStatus {
+            conditions: status.conditions.take(),
+            container_statuses: status.container_statuses.take(),
+            phase: status.phase.take(),
+            pod_ip: status.pod_ip.take(),
+            reason: status.reason.take(),
+            ..PodStatus::default()
+        };
+    }
+}
+
+/// Of a claim and of a job: what nobody here reads.
+pub fn trim<K: ResourceExt>(object: &mut K) {
+    object.managed_fields_mut().clear();
+    // What `kubectl apply` notes for itself: the whole manifest once more.
+    object
+        .annotations_mut()
+        .remove("kubectl.kubernetes.io/last-applied-configuration");
+}
+
 pub struct Observer {
     pub client: Client,
     pub caches: Caches,
+    /// Whether the caches were filled.
+    pub filled: OnceCell<()>,
+    /// Jobs whose objects are read at the same time. A thousand that all change must not stand in the API server's queue before the
+    /// renewal of the lease.
+    pub turns: Semaphore,
     pub http: reqwest::Client,
     pub heard: Heard,
     pub linter: Linter,
@@ -70,12 +106,12 @@ impl Observer {
     ///
     /// # Errors
     /// When the API server does not answer.
-    pub async fn facts(&self, job: &StreamingJob) -> Result<Facts, kube::Error> {
+    pub async fn facts(&self, job: StreamingJob) -> Result<Facts, kube::Error> {
         let (namespace, name) = (job.namespace().unwrap_or_default(), job.name_any());
         let mine = |labels: &BTreeMap<String, String>, of: Option<String>| {
             of.as_deref() == Some(&namespace) && job_of(Some(labels)) == Some(&name)
         };
-        self.caches.filled().await;
+        self.filled().await;
         let all: Vec<Pod> = of(&self.caches.pods, |p| mine(p.labels(), p.namespace()));
         let (pods, steps): (Vec<Pod>, Vec<Pod>) = all.into_iter().partition(|p| {
             let component = p.labels().get("app.kubernetes.io/component");
@@ -89,13 +125,18 @@ impl Observer {
             Some(RestoreKind::Latest | RestoreKind::Epoch(_)) | None => None,
         };
         let now = crate::clock::now();
-        let said = if pods.is_empty() {
-            None
-        } else {
+        let ask = async {
+            if pods.is_empty() {
+                return None;
+            }
             Some(self.ask(&namespace, &name, now).await)
         };
-        // As they are now: what a StatefulSet remembers, and which versions were made, must not be a moment old.
-        let objects = self.objects(job).await?;
+        // As they are now: what a StatefulSet remembers, and which versions were made, must not be a moment old. All at once, since a
+        // change waits for it.
+        let account = self.account(&job, &namespace);
+        let (said, objects, account) = futures::join!(ask, self.objects(&job), account);
+        let objects = objects?;
+        let restores_from = restores.and_then(|of| self.savepoint(&namespace, of));
         let set = objects.get(&(Kind::StatefulSet, names::workers(&name)));
         let set = set.and_then(|s| serde_json::from_value(s.clone()).ok());
         let prefix = names::version(&name, "");
@@ -108,10 +149,10 @@ impl Observer {
             })
             .collect();
         // What was made once was planned then.
-        let sql_faults = if versions.contains_key(&name_of(job)) {
+        let sql_faults = if versions.contains_key(&name_of(&job)) {
             Vec::new()
         } else {
-            let planned = self.linter.faults(job).await;
+            let planned = self.linter.faults(&job).await;
             planned.unwrap_or_else(|error| {
                 vec![format!(
                     "spec.sql: it could not be planned: {error} [PS0075]"
@@ -122,21 +163,26 @@ impl Observer {
             now,
             stateful_set: set,
             objects,
-            job: job.clone(),
+            job,
             pods,
             // Those of savepoints are theirs.
             steps: steps
                 .into_iter()
                 .filter(|p| !p.labels().contains_key(names::SAVEPOINT))
                 .collect(),
-            restores_from: restores.and_then(|of| self.savepoint(&namespace, of)),
+            restores_from,
             farewell: self.savepoint(&namespace, &names::farewell(&name, &uid)),
             claims,
             versions,
             said,
-            account: self.account(job, &namespace).await?,
+            account: account?,
             sql_faults,
         })
+    }
+
+    /// Waits until the caches were filled once.
+    async fn filled(&self) {
+        self.filled.get_or_init(|| self.caches.filled()).await;
     }
 
     /// The account that the spec names.
@@ -171,7 +217,7 @@ impl Observer {
     ) -> Result<SavepointFacts, kube::Error> {
         let namespace = savepoint.namespace().unwrap_or_default();
         let (name, of_job) = (savepoint.name_any(), savepoint.spec.job_ref.name.clone());
-        self.caches.filled().await;
+        self.filled().await;
         let workers = of(&self.caches.pods, |p| {
             p.namespace().as_deref() == Some(&namespace)
                 && job_of(Some(p.labels())) == Some(&of_job)
@@ -243,21 +289,23 @@ impl Observer {
         job: &StreamingJob,
     ) -> Result<BTreeMap<(Kind, String), serde_json::Value>, kube::Error> {
         let (namespace, name) = (job.namespace().unwrap_or_default(), job.name_any());
-        let mut objects = BTreeMap::new();
-        for kind in Kind::ALL {
+        // It cannot be closed: it lives as long as this.
+        let _turn = self.turns.acquire().await;
+        let (namespace, name) = (&namespace, &name);
+        let each = Kind::ALL.into_iter().map(|kind| async move {
             let api: Api<DynamicObject> =
-                Api::namespaced_with(self.client.clone(), &namespace, &kind.resource());
-            let wanted = if kind == Kind::ConfigMap {
+                Api::namespaced_with(self.client.clone(), namespace, &kind.resource());
+            if kind == Kind::ConfigMap {
                 let labels = format!("{}={name}", names::JOB);
                 let list = api.list(&ListParams::default().labels(&labels)).await?;
-                list.items
-            } else {
-                api.get_opt(&names::workers(&name))
-                    .await?
-                    .into_iter()
-                    .collect()
-            };
-            for object in wanted {
+                return Ok((kind, list.items));
+            }
+            let object = api.get_opt(&names::workers(name)).await?;
+            Ok::<_, kube::Error>((kind, object.into_iter().collect::<Vec<_>>()))
+        });
+        let mut objects = BTreeMap::new();
+        for (kind, found) in try_join_all(each).await? {
+            for object in found {
                 let value = serde_json::to_value(&object).map_err(kube::Error::SerdeError)?;
                 objects.insert((kind, object.name_any()), value);
             }
@@ -266,7 +314,7 @@ impl Observer {
     }
 
     /// Asks the coordinator; what it said before stays where it does not answer.
-    async fn ask(&self, namespace: &str, name: &str, now: DateTime<Utc>) -> Said {
+    pub async fn ask(&self, namespace: &str, name: &str, now: DateTime<Utc>) -> Said {
         let host = host(namespace, name);
         let answer = async {
             let request = self.http.get(format!("https://{host}/status"));

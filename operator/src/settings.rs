@@ -20,6 +20,8 @@ pub struct Settings {
     pub namespaces: Vec<String>,
     /// The host name under which the API server finds the webhook; empty: there is none.
     pub webhook_host: String,
+    /// How many workers a job may have: one, until several of them share a job. The crash tests, whose pods are none, set more.
+    pub max_replicas: u32,
     /// The name of the webhook's configuration, which is told the authority.
     pub webhook_configuration: String,
     /// The program that plans SQL.
@@ -36,6 +38,7 @@ impl Default for Settings {
             resources: Resources::default(),
             namespaces: Vec::new(),
             webhook_host: String::new(),
+            max_replicas: 1,
             webhook_configuration: String::new(),
             planner: PathBuf::from("penstock"),
             own_namespace: String::new(),

@@ -16,6 +16,7 @@ use crate::version::log_id;
 mod health;
 
 use health::Health;
+pub use health::health_changes;
 
 /// Where a job stands, in one word and one sentence.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -159,13 +160,7 @@ pub fn of(facts: &Facts, version: &str, size: Size, standing: &Standing) -> Stre
             .map(|s| s.log_id.clone())
             .or(before.log_id)
             .or_else(|| log_id(&facts.job)),
-        version: told.map_or(before.version, |s| {
-            Some(RunningVersion {
-                spec: facts.job.metadata.generation.unwrap_or(0),
-                plan_hash: version.to_owned(),
-                engine: s.engine.clone(),
-            })
-        }),
+        version: running(facts, version, before.version),
         replicas: Some(i32::try_from(facts.pods.len()).unwrap_or(i32::MAX)),
         selector: Some(selector_text(facts.name())),
         desired_replicas: Some(i32::try_from(size.0).unwrap_or(i32::MAX)),
@@ -178,6 +173,47 @@ pub fn of(facts: &Facts, version: &str, size: Size, standing: &Standing) -> Stre
         last_failure: told.and_then(last_failure).or(before.last_failure),
         autoscaling: None,
     }
+}
+
+/// What runs, or ran last. An edit that leaves the version as it is counts, whether a worker is up to say so or not.
+fn running(facts: &Facts, version: &str, before: Option<RunningVersion>) -> Option<RunningVersion> {
+    let spec = facts.job.metadata.generation.unwrap_or(0);
+    let Some(told) = facts.status() else {
+        return before.map(|b| RunningVersion {
+            spec: if b.plan_hash == version { spec } else { b.spec },
+            ..b
+        });
+    };
+    Some(RunningVersion {
+        spec,
+        plan_hash: version.to_owned(),
+        engine: told.engine.clone(),
+    })
+}
+
+/// The same status with the numbers that the coordinator told since.
+pub fn with_numbers(before: &StreamingJobStatus, told: &JobStatus) -> StreamingJobStatus {
+    StreamingJobStatus {
+        epoch: epoch(told).or_else(|| before.epoch.clone()),
+        watermark: watermark(told).or_else(|| before.watermark.clone()),
+        lag: lag(told).or_else(|| before.lag.clone()),
+        rates: Some(rates(told)),
+        counts: Some(counts(told)),
+        ..before.clone()
+    }
+}
+
+/// Whether two statuses differ in measurements only.
+pub fn same_but_numbers(a: &StreamingJobStatus, b: &StreamingJobStatus) -> bool {
+    let bare = |s: &StreamingJobStatus| StreamingJobStatus {
+        epoch: None,
+        watermark: None,
+        lag: None,
+        rates: None,
+        counts: None,
+        ..s.clone()
+    };
+    bare(a) == bare(b)
 }
 
 /// A condition; its time is that of its last change.

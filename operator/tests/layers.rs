@@ -4,12 +4,14 @@ use std::path::{Path, PathBuf};
 
 /// Modules by layer, lowest first.
 const LAYERS: &[&[&str]] = &[
-    &["settings", "names", "kind", "same", "metrics", "clock"],
+    &[
+        "settings", "names", "kind", "same", "metrics", "clock", "address",
+    ],
     &["facts", "version"],
     &["build", "status", "upgrade"],
     &["decide"],
     &["observe", "apply", "certificates", "lint", "unreadable"],
-    &["controller", "admission", "election"],
+    &["controller", "poll", "admission", "election"],
 ];
 
 fn layer(module: &str) -> usize {

@@ -43,7 +43,8 @@ async fn reconcile(
 ) -> Result<Action, ReconcileError> {
     let began = tokio::time::Instant::now();
     let done = look_at(&savepoint, &shared).await;
-    shared.metrics.looked(done.is_ok(), began.elapsed());
+    let failed = done.as_ref().err().map(|e| &e.0);
+    shared.metrics.looked(failed, began.elapsed());
     done
 }
 

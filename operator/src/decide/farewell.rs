@@ -11,7 +11,9 @@ use super::{Decision, Event, POLL, SOON, known, standing_still};
 use crate::build::{self, For, Size, Step};
 use crate::facts::{Facts, StepState, step_state};
 use crate::names::{self, FINALIZER, SKIP_CLEANUP};
+use crate::settings::Settings;
 use crate::status::Reason;
+use crate::version::name_of;
 
 /// How long a clean-up may take, from the deletion.
 pub const PATIENCE: Duration = Duration::from_secs(600);
@@ -35,8 +37,11 @@ pub fn is_overdue(deleted: Option<i64>, now: i64) -> bool {
     deleted.is_some_and(|at| now - at >= PATIENCE.as_secs() as i64)
 }
 
+/// The finalizer of a deletion that takes the children first (`--cascade=foreground`, which GitOps tools use).
+const CHILDREN_FIRST: &str = "foregroundDeletion";
+
 /// What remains to be done for a job that is deleted.
-pub fn decide(facts: &Facts) -> Decision {
+pub fn decide(facts: &Facts, settings: &Settings) -> Decision {
     let waiting = |message: String| Decision {
         again: SOON,
         ..standing_still(facts, Reason::Deleting, message)
@@ -62,10 +67,34 @@ pub fn decide(facts: &Facts) -> Decision {
         );
         return released(facts, true, "CleanupGivenUp", note);
     }
-    let running = facts.running_version().and_then(|v| known(facts, v));
-    let Some(version) = running else {
+    let mut finalizers = facts.job.metadata.finalizers.iter().flatten();
+    if finalizers.any(|f| f == CHILDREN_FIRST) {
+        // What would be made now would go with them.
+        return waiting(
+            "the workers stop at a barrier, with everything that was made for it".to_owned(),
+        );
+    }
+    let ran = facts.job.status.as_ref().and_then(|s| s.version.as_ref());
+    let ran = ran.map(|v| v.plan_hash.as_str());
+    let wanted = name_of(&facts.job);
+    let names = facts
+        .running_version()
+        .into_iter()
+        .chain(ran)
+        .chain([wanted.as_str()]);
+    let mut versions = names.filter_map(|name| known(facts, name));
+    let version = match (versions.next(), ran) {
+        (Some(version), _) => version,
         // It never ran: it has no log.
-        return released(facts, false, "Deleted", "it never ran".to_owned());
+        (None, None) => return released(facts, false, "Deleted", "it never ran".to_owned()),
+        (None, Some(_)) => {
+            // Gone with the children: made anew for the step.
+            let version = build::make_version(&facts.job, settings, None);
+            return Decision {
+                apply: build::surroundings(&facts.job, &version, settings),
+                ..waiting("its last steps are prepared".to_owned())
+            };
+        }
     };
     if !facts.pods.is_empty() {
         let state = super::volumes::of_the_set(facts);

@@ -595,6 +595,46 @@ fn delete_stops_the_workers_then_removes_the_log_then_lets_go() {
 }
 
 #[test]
+fn a_job_whose_children_go_first_is_cleaned_up_after_all_the_same() {
+    for policy in [DeletionPolicy::Delete, DeletionPolicy::Savepoint] {
+        let mut facts = deleted(running(), policy, 1);
+        let finalizers = facts.job.metadata.finalizers.as_mut().unwrap();
+        finalizers.push("foregroundDeletion".to_owned());
+        let decision = decide(&facts, &settings());
+        assert_eq!((decision.hold, decision.apply.len()), (None, 0));
+        let version = facts.running_version().unwrap().to_owned();
+        facts.job.metadata.finalizers = Some(vec![names::FINALIZER.to_owned()]);
+        let all = facts.versions.clone();
+        facts.versions.clear();
+        facts.pods.clear();
+        (facts.stateful_set, facts.objects) = (None, BTreeMap::new());
+        let decision = decide(&facts, &settings());
+        assert_eq!(
+            (decision.hold, decision.steps.len()),
+            (Some(false), 0),
+            "nothing says that it ran"
+        );
+        let ran = json!({"version": {"spec": 1, "planHash": version, "engine": "0.1.0"}});
+        facts.job.status = Some(serde_json::from_value(ran).unwrap());
+        let decision = decide(&facts, &settings());
+        assert_eq!(decision.hold, None);
+        let made: Vec<Kind> = decision.apply.iter().map(|c| c.kind).collect();
+        assert!(
+            made.contains(&Kind::ConfigMap) && made.contains(&Kind::ServiceAccount),
+            "{made:?}"
+        );
+        assert!(!made.contains(&Kind::StatefulSet), "no worker starts again");
+        facts.versions = all;
+        let decision = decide(&facts, &settings());
+        assert_eq!(decision.hold, None);
+        assert_eq!(
+            decision.steps.len() + usize::from(decision.savepoint.is_some()),
+            1
+        );
+    }
+}
+
+#[test]
 fn savepoint_stops_the_workers_then_keeps_where_they_ended() {
     let mut facts = deleted(running(), DeletionPolicy::Savepoint, 1);
     facts.pods.clear();

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use penstock_crds::job::Trigger;
+use chrono::{DateTime, Utc};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use penstock_crds::job::{StreamingJob, Trigger};
 use penstock_crds::rpc::JobStatus;
 use penstock_crds::status::Phase;
 
@@ -20,6 +22,8 @@ pub struct Health {
 
 /// Lag that is still kept up with, where the spec does not say.
 const TARGET_LAG: Duration = Duration::from_secs(30);
+/// Conditions that numbers alone can change.
+const MEASURED: [&str; 3] = ["CheckpointHealthy", "CaughtUp", "StatePressure"];
 /// Shares of the volume, in percent.
 const PRESSURE: u64 = 80;
 const HIGH_PRESSURE: u64 = 90;
@@ -36,22 +40,48 @@ pub fn of(facts: &Facts, standing: &Standing) -> Vec<Health> {
             message: standing.message.clone(),
         });
     }
-    if let Some(told) = facts.status().filter(|s| s.phase == Phase::Running) {
-        all.extend(checkpoint(facts, told));
-        all.extend(caught_up(facts, told));
-        all.extend(pressure(facts, told));
+    if let Some(told) = facts.status() {
+        all.extend(measured(&facts.job, told, facts.now));
     }
     all
 }
 
+/// Whether what a job says now is another health than its status shows.
+pub fn health_changes(job: &StreamingJob, told: &JobStatus, now: DateTime<Utc>) -> bool {
+    let now = measured(job, told, now);
+    let shown = job.status.iter().flat_map(|s| &s.conditions);
+    let shown: Vec<_> = shown
+        .filter(|c| MEASURED.contains(&c.type_.as_str()))
+        .collect();
+    let told = |c: &&Condition| {
+        let status = c.status == "True";
+        now.iter()
+            .any(|h| (h.type_, h.status, h.reason) == (c.type_.as_str(), status, c.reason.as_str()))
+    };
+    now.len() != shown.len() || !shown.iter().all(told)
+}
+
+/// What the numbers of a job that runs make of it.
+fn measured(job: &StreamingJob, told: &JobStatus, now: DateTime<Utc>) -> Vec<Health> {
+    if told.phase != Phase::Running {
+        return Vec::new();
+    }
+    let each = [
+        checkpoint(job, told, now),
+        caught_up(job, told),
+        pressure(job, told),
+    ];
+    each.into_iter().flatten().collect()
+}
+
 /// Planned epochs are made when there is input, so their age says nothing.
-fn checkpoint(facts: &Facts, told: &JobStatus) -> Option<Health> {
-    let spec = &facts.job.spec;
+fn checkpoint(job: &StreamingJob, told: &JobStatus, now: DateTime<Utc>) -> Option<Health> {
+    let spec = &job.spec;
     let Trigger::Continuous = spec.trigger.kind() else {
         return None;
     };
     let epoch = told.epoch.as_ref()?;
-    let age = facts.now.timestamp_millis() - epoch.committed_at.epoch_millis();
+    let age = now.timestamp_millis() - epoch.committed_at.epoch_millis();
     let age = Duration::from_millis(u64::try_from(age).unwrap_or(0));
     let bound = Duration::from(spec.checkpoint.timeout) + Duration::from(spec.checkpoint.interval);
     let health = |status, reason, message| Health {
@@ -85,11 +115,11 @@ fn checkpoint(facts: &Facts, told: &JobStatus) -> Option<Health> {
 }
 
 /// With room between the two, so that it does not change with every poll.
-fn caught_up(facts: &Facts, told: &JobStatus) -> Option<Health> {
+fn caught_up(job: &StreamingJob, told: &JobStatus) -> Option<Health> {
     let lag = told.lag.as_ref()?.seconds;
-    let target = facts.job.spec.autoscaling.as_ref().map(|a| a.target_lag);
+    let target = job.spec.autoscaling.as_ref().map(|a| a.target_lag);
     let target = target.map_or(TARGET_LAG, Duration::from).as_secs_f64();
-    let was = facts.job.status.as_ref().is_some_and(|s| {
+    let was = job.status.as_ref().is_some_and(|s| {
         let mut all = s.conditions.iter();
         all.any(|c| c.type_ == "CaughtUp" && c.status == "True")
     });
@@ -110,8 +140,8 @@ fn caught_up(facts: &Facts, told: &JobStatus) -> Option<Health> {
 }
 
 /// There only when it is true.
-fn pressure(facts: &Facts, told: &JobStatus) -> Option<Health> {
-    let state = &facts.job.spec.state;
+fn pressure(job: &StreamingJob, told: &JobStatus) -> Option<Health> {
+    let state = &job.spec.state;
     let size = match &state.ephemeral {
         Some(ephemeral) => ephemeral.size,
         None => state.volume.clone().unwrap_or_default().size,
@@ -192,6 +222,25 @@ mod tests {
         was.job.status = Some(serde_json::from_value(json!({"conditions": condition})).unwrap());
         assert_eq!(of(&was), Some(true));
         assert_eq!(of(&told(json!({}))), None);
+    }
+
+    #[test]
+    fn numbers_that_change_the_health_wake_the_job() {
+        let lag = |seconds: f64| told(json!({"lag": {"records": 1, "seconds": seconds}}));
+        let wakes = |facts: &Facts| health_changes(&facts.job, facts.status().unwrap(), facts.now);
+        let caught_up = |status: &str, reason: &str| {
+            let mut facts = lag(1.0);
+            let condition = json!([{"type": "CaughtUp", "status": status, "reason": reason, "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]);
+            facts.job.status =
+                Some(serde_json::from_value(json!({"conditions": condition})).unwrap());
+            facts
+        };
+        assert!(wakes(&lag(1.0)), "nothing is shown yet");
+        assert!(!wakes(&caught_up("True", "WithinTarget")));
+        assert!(wakes(&caught_up("False", "Behind")));
+        let mut silent = caught_up("True", "WithinTarget");
+        silent.said = told(json!({})).said;
+        assert!(wakes(&silent), "nobody tells the lag any more");
     }
 
     #[test]

@@ -1,0 +1,319 @@
+//! Coordinators that are simulated: they answer `/status` by mutual TLS under the names of the fake pods, with the certificates
+//! that the controller made, and remember as a job's log would: which version was accepted, and every start of a worker.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use axum::Router;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use kube::api::Api;
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Client, ResourceExt};
+use parking_lot::Mutex;
+use penstock_crds::rpc::{CONTROLLER, JobStatus};
+use penstock_operator::names::{JOB, VERSION};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use serde_json::json;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::server::TlsStream;
+
+/// How long a changed job runs on trial.
+const TRIAL: Duration = Duration::from_millis(500);
+
+/// Namespace and name.
+type Key = (String, String);
+
+/// A worker that was started.
+#[derive(Debug, Clone)]
+struct Worker {
+    uid: String,
+    version: String,
+    fails: bool,
+    since: Instant,
+}
+
+/// What a job's log would know.
+#[derive(Debug, Default)]
+struct Log {
+    accepted: Option<String>,
+    generation: u64,
+    /// Starts of each worker, as `version`, or `version+rollback`.
+    starts: BTreeMap<String, Vec<String>>,
+}
+
+#[derive(Default)]
+struct Known {
+    workers: BTreeMap<Key, Worker>,
+    logs: BTreeMap<Key, Log>,
+    certificates: BTreeMap<Key, Arc<ServerConfig>>,
+}
+
+#[derive(Default)]
+pub struct Engine {
+    known: Mutex<Known>,
+    began: Mutex<Option<Instant>>,
+    /// Whether lag, epochs and rates move.
+    pub moving: AtomicBool,
+}
+
+impl Engine {
+    /// Answers at this address from now on.
+    pub async fn start(admin: &Client, address: &str) -> Result<Arc<Self>> {
+        let this = Arc::new(Self::default());
+        *this.began.lock() = Some(Instant::now());
+        let port = penstock_operator::build::CONTROL_PORT;
+        let listener = TcpListener::bind((address, port))
+            .await
+            .with_context(|| format!("the coordinators cannot listen on {address}:{port}"))?;
+        let (accepted, streams) = mpsc::channel(64);
+        tokio::spawn(Arc::clone(&this).accept(listener, accepted));
+        let app = Router::new()
+            .route("/status", get(status))
+            .with_state(Arc::clone(&this));
+        tokio::spawn(async move {
+            let served = axum::serve(Streams(streams), app).await;
+            eprintln!("the coordinators have ended: {served:?}");
+        });
+        tokio::spawn(Arc::clone(&this).watch_pods(admin.clone()));
+        tokio::spawn(Arc::clone(&this).watch_secrets(admin.clone()));
+        Ok(this)
+    }
+
+    /// Starts of a job's workers so far, by pod.
+    pub fn starts(&self, namespace: &str, job: &str) -> BTreeMap<String, Vec<String>> {
+        let known = self.known.lock();
+        let log = known.logs.get(&(namespace.to_owned(), job.to_owned()));
+        log.map(|l| l.starts.clone()).unwrap_or_default()
+    }
+
+    async fn watch_pods(self: Arc<Self>, admin: Client) {
+        let all: Api<Pod> = Api::all(admin);
+        let mut events = watcher(all, watcher::Config::default().labels(JOB))
+            .default_backoff()
+            .boxed();
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(watcher::Event::Apply(pod) | watcher::Event::InitApply(pod)) => self.saw(&pod),
+                Ok(watcher::Event::Delete(pod)) => {
+                    let key = (pod.namespace().unwrap_or_default(), pod.name_any());
+                    let mut known = self.known.lock();
+                    if known.workers.get(&key).map(|w| &w.uid) == pod.metadata.uid.as_ref() {
+                        known.workers.remove(&key);
+                    }
+                }
+                Ok(watcher::Event::Init | watcher::Event::InitDone) => {}
+                Err(error) => eprintln!("pods: {error}"),
+            }
+        }
+    }
+
+    /// A pod with an address has started.
+    fn saw(&self, pod: &Pod) {
+        let started = pod.status.as_ref().is_some_and(|s| s.pod_ip.is_some());
+        let (Some(job), Some(uid)) = (pod.labels().get(JOB), pod.uid()) else {
+            return;
+        };
+        let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
+        let version = pod.annotations().get(VERSION).cloned().unwrap_or_default();
+        let mut known = self.known.lock();
+        let key = (namespace.clone(), name.clone());
+        if !started || known.workers.get(&key).is_some_and(|w| w.uid == uid) {
+            return;
+        }
+        let args = pod.spec.iter().flat_map(|s| &s.containers);
+        let back = args
+            .flat_map(|c| c.args.iter().flatten())
+            .any(|a| a == "--rollback");
+        let log = known.logs.entry((namespace, job.clone())).or_default();
+        log.generation += 1;
+        let start = if back {
+            format!("{version}+rollback")
+        } else {
+            version.clone()
+        };
+        log.starts.entry(name).or_default().push(start);
+        let worker = Worker {
+            uid,
+            version,
+            fails: pod.labels().contains_key("penstock.test/fate"),
+            since: Instant::now(),
+        };
+        known.workers.insert(key, worker);
+    }
+
+    async fn watch_secrets(self: Arc<Self>, admin: Client) {
+        let all: Api<Secret> = Api::all(admin);
+        let mut secrets = watcher(all, watcher::Config::default().labels(JOB))
+            .default_backoff()
+            .applied_objects()
+            .boxed();
+        while let Some(secret) = secrets.next().await {
+            let Ok(secret) = secret else { continue };
+            let key = (secret.namespace().unwrap_or_default(), secret.name_any());
+            match config(&secret) {
+                Ok(config) => {
+                    self.known.lock().certificates.insert(key, config);
+                }
+                Err(error) => eprintln!("secret {}/{}: {error}", key.0, key.1),
+            }
+        }
+    }
+
+    async fn accept(
+        self: Arc<Self>,
+        listener: TcpListener,
+        to: mpsc::Sender<TlsStream<TcpStream>>,
+    ) {
+        loop {
+            let Ok((stream, _)) = listener.accept().await else {
+                continue;
+            };
+            let (this, to) = (Arc::clone(&self), to.clone());
+            tokio::spawn(async move {
+                // A handshake that fails is the asker's to tell.
+                if let Ok(stream) = this.shake(stream).await {
+                    let _ = to.send(stream).await;
+                }
+            });
+        }
+    }
+
+    /// The certificate is that of the version which the pod of this name mounts; only the controller is let in.
+    async fn shake(&self, stream: TcpStream) -> Result<TlsStream<TcpStream>> {
+        let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream).await?;
+        let name = start.client_hello().server_name().map(str::to_owned);
+        let (namespace, pod) = pod_of(name.as_deref().context("no name")?).context("no pod")?;
+        let config = {
+            let known = self.known.lock();
+            let worker = known.workers.get(&(namespace.clone(), pod.clone()));
+            let version = &worker.context("no worker")?.version;
+            let job = pod.rsplit_once("-worker-").context("no job")?.0;
+            let secret = penstock_operator::names::certificate(job, version);
+            let config = known.certificates.get(&(namespace, secret));
+            Arc::clone(config.context("no certificate")?)
+        };
+        let stream = start.into_stream(config).await?;
+        let peer = stream.get_ref().1.peer_certificates();
+        let leaf = peer.and_then(|p| p.first()).context("no certificate")?;
+        let leaf = webpki::EndEntityCert::try_from(leaf)?;
+        leaf.verify_is_valid_for_subject_name(&CONTROLLER.try_into()?)?;
+        Ok(stream)
+    }
+
+    /// What the coordinator of a pod says; nothing when its worker does not run.
+    fn answer(&self, namespace: &str, pod: &str) -> Option<JobStatus> {
+        let job = pod.strip_suffix("-worker-0")?;
+        let mut known = self.known.lock();
+        let worker = known
+            .workers
+            .get(&(namespace.to_owned(), pod.to_owned()))
+            .filter(|w| !w.fails)?
+            .clone();
+        let log = known
+            .logs
+            .get_mut(&(namespace.to_owned(), job.to_owned()))?;
+        let tried = worker.since.elapsed() >= TRIAL;
+        if log.accepted.is_none() || tried {
+            log.accepted = Some(worker.version.clone());
+        }
+        let on_trial = log.accepted.as_ref() != Some(&worker.version);
+        let moved = if self.moving.load(Ordering::Relaxed) {
+            let began = *self.began.lock();
+            began.map_or(0, |b| b.elapsed().as_secs())
+        } else {
+            0
+        };
+        let status = json!({
+            "job": job,
+            "namespace": namespace,
+            "log_id": "simulated",
+            "generation": log.generation,
+            "phase": "Running",
+            "engine": "simulated",
+            "version": worker.version,
+            "on_trial": on_trial,
+            "lag": {"records": 1000 + moved * 7, "seconds": 1.0 + moved as f64},
+            "rates": {"in": 1000.0, "out": 10.0},
+            "counts": {"rows_in": moved * 1000, "rows_out": moved * 10, "late": moved, "dead_letters": 0, "restarts": 0},
+            "sources": [{"name": "payments", "splits": 4, "rows": moved * 1000, "lag_records": 1000 + moved * 7}],
+            "sinks": [{"name": "large", "guarantee": "ExactlyOnce", "done_through": moved, "rows": moved * 10}],
+        });
+        serde_json::from_value(status).ok()
+    }
+}
+
+async fn status(State(engine): State<Arc<Engine>>, headers: HeaderMap) -> Response {
+    let host = headers.get("host").and_then(|h| h.to_str().ok());
+    let pod = host.and_then(|h| pod_of(h.split(':').next().unwrap_or_default()));
+    match pod.and_then(|(namespace, pod)| engine.answer(&namespace, &pod)) {
+        Some(status) => axum::Json(status).into_response(),
+        None => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+    }
+}
+
+/// Namespace and pod of `pod.service.namespace.svc`.
+fn pod_of(host: &str) -> Option<(String, String)> {
+    let parts: Vec<&str> = host.split('.').collect();
+    let [pod, _, namespace, "svc"] = parts.as_slice() else {
+        return None;
+    };
+    Some(((*namespace).to_owned(), (*pod).to_owned()))
+}
+
+/// What a worker that mounts this Secret shows, and whom it believes.
+fn config(secret: &Secret) -> Result<Arc<ServerConfig>> {
+    let data = secret.data.as_ref().context("it is empty")?;
+    let part = |name: &str| data.get(name).with_context(|| format!("it has no {name}"));
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(&part("ca.crt")?.0)?)?;
+    let chain = vec![CertificateDer::from_pem_slice(&part("tls.crt")?.0)?];
+    let key = PrivateKeyDer::from_pem_slice(&part("tls.key")?.0)?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let clients =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+            .build()?;
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_client_cert_verifier(clients)
+        .with_single_cert(chain, key)?;
+    Ok(Arc::new(config))
+}
+
+/// Streams whose handshake is done, for axum.
+struct Streams(mpsc::Receiver<TlsStream<TcpStream>>);
+
+impl axum::serve::Listener for Streams {
+    type Io = TlsStream<TcpStream>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        match self.0.recv().await {
+            Some(stream) => {
+                let address = stream.get_ref().0.peer_addr();
+                let address = address.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0)));
+                (stream, address)
+            }
+            None => std::future::pending().await,
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<Self::Addr> {
+        Ok(SocketAddr::from(([127, 0, 0, 1], 0)))
+    }
+}

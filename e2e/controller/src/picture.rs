@@ -1,0 +1,193 @@
+//! What a namespace holds, so that two lives of the same job can be compared: without what differs from life to life (identities,
+//! times, names of namespaces) and with the starts of workers, which must not differ.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use kube::Client;
+use kube::api::{Api, DynamicObject, ListParams};
+use kube::core::{ApiResource, GroupVersionKind};
+use penstock_operator::names::{APPLIED, MEMORY};
+use serde_json::{Value, json};
+
+use crate::engine::Engine;
+
+/// By kind and name.
+pub type Picture = BTreeMap<String, Value>;
+
+/// Everything that the controller makes, and what Kubernetes makes of it.
+const KINDS: [(&str, &str, &str, &str); 10] = [
+    ("penstock.dev", "v1alpha1", "StreamingJob", "streamingjobs"),
+    ("apps", "v1", "StatefulSet", "statefulsets"),
+    ("", "v1", "ServiceAccount", "serviceaccounts"),
+    ("", "v1", "ConfigMap", "configmaps"),
+    ("", "v1", "Secret", "secrets"),
+    ("", "v1", "Service", "services"),
+    ("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims"),
+    ("", "v1", "Pod", "pods"),
+    (
+        "policy",
+        "v1",
+        "PodDisruptionBudget",
+        "poddisruptionbudgets",
+    ),
+    (
+        "networking.k8s.io",
+        "v1",
+        "NetworkPolicy",
+        "networkpolicies",
+    ),
+];
+
+/// The picture of a namespace with one job; `own`: the namespace of its controller.
+pub async fn take(
+    admin: &Client,
+    (namespace, own): (&str, &str),
+    job: &str,
+    engine: &Engine,
+) -> Result<Picture> {
+    let mut picture = Picture::new();
+    let mut uid = String::new();
+    for (group, version, kind, plural) in KINDS {
+        let resource =
+            ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural);
+        let api: Api<DynamicObject> = Api::namespaced_with(admin.clone(), namespace, &resource);
+        for object in api.list(&ListParams::default()).await? {
+            let object = serde_json::to_value(&object)?;
+            let name = object["metadata"]["name"].as_str().unwrap_or_default();
+            if kind == "StreamingJob" {
+                uid = object["metadata"]["uid"]
+                    .as_str()
+                    .unwrap_or_default()
+                    .to_owned();
+            }
+            picture.insert(format!("{kind} {name}"), bare(kind, object.clone()));
+        }
+    }
+    let starts = engine.starts(namespace, job);
+    picture.insert("starts of workers".to_owned(), json!(starts));
+    for value in picture.values_mut() {
+        let mut text = value.to_string();
+        if !uid.is_empty() {
+            text = text
+                .replace(&uid, "UID")
+                .replace(&uid.replace('-', ""), "LOG");
+        }
+        *value = serde_json::from_str(&text.replace(namespace, "NAMESPACE").replace(own, "OWN"))?;
+    }
+    Ok(picture)
+}
+
+/// Whether an event of this reason was told of the job.
+pub async fn is_told(admin: &Client, namespace: &str, reason: &str) -> Result<bool> {
+    let api: Api<k8s_openapi::api::events::v1::Event> = Api::namespaced(admin.clone(), namespace);
+    let events = api.list(&ListParams::default()).await?;
+    Ok(events.iter().any(|e| e.reason.as_deref() == Some(reason)))
+}
+
+/// What differs, a line for each.
+pub fn differences(is: &Picture, was: &Picture) -> Vec<String> {
+    let mut found = Vec::new();
+    for (name, value) in was {
+        match is.get(name) {
+            None => found.push(format!("{name} is missing")),
+            Some(other) => differ(name, other, value, &mut found),
+        }
+    }
+    for name in is.keys().filter(|n| !was.contains_key(*n)) {
+        found.push(format!("{name} is too much"));
+    }
+    found
+}
+
+fn differ(at: &str, is: &Value, was: &Value, found: &mut Vec<String>) {
+    match (is, was) {
+        (Value::Object(a), Value::Object(b)) => {
+            for key in a.keys().chain(b.keys().filter(|k| !a.contains_key(*k))) {
+                let (a, b) = (a.get(key), b.get(key));
+                differ(
+                    &format!("{at}.{key}"),
+                    a.unwrap_or(&Value::Null),
+                    b.unwrap_or(&Value::Null),
+                    found,
+                );
+            }
+        }
+        _ if is == was => {}
+        _ => {
+            let short = |v: &Value| v.to_string().chars().take(150).collect::<String>();
+            found.push(format!("{at}: {} and not {}", short(is), short(was)));
+        }
+    }
+}
+
+fn bare(kind: &str, mut object: Value) -> Value {
+    let owners: Vec<Value> = object["metadata"]["ownerReferences"]
+        .as_array()
+        .map(|all| {
+            let named = all.iter().map(|o| json!([o["kind"], o["name"]]));
+            named.collect()
+        })
+        .unwrap_or_default();
+    let status = object["status"].take();
+    let mut annotations = object["metadata"]["annotations"].take();
+    if let Some(all) = annotations.as_object_mut() {
+        // Of the whole child, identities and all.
+        all.remove(APPLIED);
+        if let Some(memory) = all.get(MEMORY).and_then(|m| m.as_str()) {
+            let mut memory: Value = serde_json::from_str(memory).unwrap_or_default();
+            if memory["trial"].is_object() {
+                memory["trial"]["since"] = json!("then");
+            }
+            all.insert(MEMORY.to_owned(), memory);
+        }
+    }
+    let mut labels = object["metadata"]["labels"].take();
+    if let Some(all) = labels.as_object_mut() {
+        // Of the template with its identities.
+        all.remove("controller-revision-hash");
+    }
+    let mut bare = json!({
+        "owners": owners,
+        "annotations": annotations,
+        "labels": labels,
+        "finalizers": object["metadata"]["finalizers"],
+        "going": object["metadata"]["deletionTimestamp"].is_string(),
+    });
+    match kind {
+        "Secret" => {
+            let keys = object["data"]
+                .as_object()
+                .map(|d| d.keys().collect::<Vec<_>>());
+            bare["data"] = json!(keys);
+        }
+        "Pod" => {
+            let conditions = status["conditions"].as_array();
+            let ready = conditions.and_then(|c| c.iter().find(|c| c["type"] == "Ready"));
+            bare["ready"] = ready.map_or(Value::Null, |c| c["status"].clone());
+            bare["args"] = object["spec"]["containers"][0]["args"].take();
+        }
+        "PersistentVolumeClaim" => bare["spec"] = object["spec"]["resources"].take(),
+        "ConfigMap" => bare["data"] = object["data"].take(),
+        "StreamingJob" => {
+            bare["spec"] = object["spec"].take();
+            let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
+            let conditions = conditions
+                .iter()
+                .map(|c| json!([c["type"], c["status"], c["reason"]]));
+            bare["conditions"] = conditions.collect();
+            for name in [
+                "observedGeneration",
+                "phase",
+                "version",
+                "replicas",
+                "desiredReplicas",
+                "readyReplicas",
+            ] {
+                bare[name] = status[name].clone();
+            }
+        }
+        _ => bare["spec"] = object["spec"].take(),
+    }
+    bare
+}
