@@ -22,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 A, B = "e2e-attacks-a", "e2e-attacks-b"
@@ -45,6 +46,18 @@ def kubectl(*words, feed=None, check=True, namespace=A):
     if check and done.returncode != 0:
         raise RuntimeError(f"{' '.join(words)}: {done.stderr.strip()}")
     return done
+
+
+def page_of_pod(pod, page):
+    """What a worker shows to who is in its pod."""
+    command = ["kubectl", "port-forward", "--namespace", A, "--address", "127.0.0.1", f"pod/{pod}", ":8080"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as forward:
+        try:
+            address = forward.stdout.readline().removeprefix("Forwarding from ").split(" ")[0]
+            with urllib.request.urlopen(f"http://{address}{page}", timeout=10) as answer:
+                return answer.read().decode()
+        finally:
+            forward.kill()
 
 
 def get(*words, namespace=A):
@@ -355,7 +368,10 @@ def canary_jobs(place):
         if name.startswith("canary-worker"):
             proxy = f"/api/v1/namespaces/{A}/pods/{name}:8080/proxy"
             pages["metrics of the worker"] = kubectl("get", "--raw", f"{proxy}/metrics", namespace=None).stdout
-            pages["status page of the worker"] = kubectl("get", "--raw", f"{proxy}/status", namespace=None).stdout
+            refused = kubectl("get", "--raw", f"{proxy}/status", namespace=None, check=False)
+            if refused.returncode == 0:
+                fault("the status page of the worker is shown to who comes from outside the pod")
+            pages["status page of the worker"] = page_of_pod(name, "/status")
     for pod in get("pods", "-l", "app.kubernetes.io/name=penstock-operator", namespace="penstock")["items"]:
         name = pod["metadata"]["name"]
         pages["log of the controller"] = kubectl("logs", name, namespace="penstock").stdout

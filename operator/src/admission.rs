@@ -1,5 +1,6 @@
-//! The validating webhook: judges a manifest before it is stored, in the words of `penstock lint`. Nothing depends on it: where it
-//! is away the controller refuses the same manifests with the same words in the job's status.
+//! The validating webhook: judges a manifest before it is stored, in the words of `penstock lint`, and an edit by what becomes of the
+//! job's state. Nothing depends on it: where it is away the controller refuses the same manifests with the same words in the job's
+//! status, and the engine an edit that the state does not fit, which is then rolled back.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,8 +13,9 @@ use penstock_crds::job::StreamingJob;
 use penstock_crds::validate::{self, Place};
 use serde_json::{Value, json};
 
-use crate::lint::Linter;
+use crate::lint::{Linter, Said};
 use crate::unreadable::read;
+use crate::version::name_of;
 
 /// What is said of a manifest.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -44,6 +46,22 @@ pub fn judge(old: Option<&StreamingJob>, new: &StreamingJob) -> Verdict {
 /// Whether nothing that runs differs: an edit of metadata, or a finalizer that goes.
 fn same_spec(old: Option<&StreamingJob>, new: &StreamingJob) -> bool {
     old.is_some_and(|old| old.spec == new.spec)
+}
+
+/// Whether an edit makes a new version that takes the state of this one: this one runs, or ran last, and is accepted. Where it is on
+/// trial, was rolled back or never ran, the state is another version's, and only the engine knows whose.
+fn has_the_state(old: &StreamingJob, new: &StreamingJob) -> bool {
+    let Some(status) = &old.status else {
+        return false;
+    };
+    let generation = old.metadata.generation;
+    let ready = status.conditions.iter();
+    let ready = ready.filter(|c| c.type_ == "Ready" && c.status == "True");
+    generation.is_some()
+        && status.observed_generation == generation
+        && status.version.as_ref().map(|v| v.spec) == generation
+        && ready.count() > 0
+        && name_of(old) != name_of(new)
 }
 
 /// Answers an AdmissionReview.
@@ -93,8 +111,18 @@ pub async fn verdict(linter: &Linter, request: &Value) -> Verdict {
     }
     let mut verdict = judge(old.as_ref(), &new);
     if verdict.errors.is_empty() {
-        match linter.faults(&new).await {
-            Ok(faults) => verdict.errors = faults,
+        let said = match old.filter(|old| has_the_state(old, &new)) {
+            Some(old) => linter.edit(&old, &new).await,
+            None => linter.faults(&new).await.map(|faults| Said {
+                faults,
+                warnings: Vec::new(),
+            }),
+        };
+        match said {
+            Ok(said) => {
+                verdict.errors = said.faults;
+                verdict.warnings.extend(said.warnings);
+            }
             // The controller plans again before it makes anything.
             Err(error) => verdict
                 .warnings
@@ -148,6 +176,54 @@ mod tests {
         assert!(verdict.errors.iter().all(|e| e.ends_with("[PS0076]")));
         assert!(verdict.errors[0].starts_with("keyGroups: it was 64 and is 128"));
         assert_eq!(judge(None, &new).errors, Vec::<String>::new());
+    }
+
+    /// `old` as it is when its version runs and is accepted, and an edit of it.
+    fn running() -> (StreamingJob, StreamingJob) {
+        let mut old = job();
+        old.metadata.generation = Some(7);
+        old.status = serde_json::from_value(json!({
+            "observedGeneration": 7,
+            "version": {"spec": 7, "planHash": "x", "engine": "0.1.0"},
+            "conditions": [{"type": "Ready", "status": "True", "reason": "Running", "message": "",
+                "lastTransitionTime": "2027-01-15T08:00:00Z"}],
+        }))
+        .unwrap();
+        let mut new = job();
+        new.spec.sql.push(' ');
+        (old, new)
+    }
+
+    #[test]
+    fn an_edit_is_judged_by_the_state_only_where_the_state_is_the_old_specs() {
+        let (old, new) = running();
+        assert!(has_the_state(&old, &new));
+        let other = |change: fn(&mut StreamingJob)| {
+            let (mut old, _) = running();
+            change(&mut old);
+            has_the_state(&old, &new)
+        };
+        fn status(job: &mut StreamingJob) -> &mut penstock_crds::status::StreamingJobStatus {
+            job.status.as_mut().unwrap()
+        }
+        assert!(!other(|old| old.status = None), "never seen");
+        assert!(!other(|old| status(old).version = None), "never ran");
+        assert!(
+            !other(|old| status(old).version.as_mut().unwrap().spec = 6),
+            "suspended before it ran"
+        );
+        assert!(
+            !other(|old| status(old).observed_generation = Some(6)),
+            "not seen yet"
+        );
+        assert!(
+            !other(|old| status(old).conditions[0].status = "False".to_owned()),
+            "on trial, rolled back, or failed"
+        );
+        assert!(
+            !other(|old| old.spec.sql.push(' ')),
+            "the same version: suspended, or other replicas"
+        );
     }
 
     #[test]

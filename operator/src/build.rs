@@ -25,7 +25,7 @@ pub struct Child {
 
 /// Port of /healthz, which the supervisor answers.
 pub const HEALTH_PORT: u16 = 8081;
-/// Port of /readyz and /metrics, which the engine answers.
+/// Port of /readyz and /metrics, which the engine answers. It shows /status and /epochs to who is in the pod alone.
 pub const PUBLIC_PORT: u16 = 8080;
 /// Port of /status and of requests, by mutual TLS.
 pub const CONTROL_PORT: u16 = 8443;

@@ -178,7 +178,8 @@ pub fn of(facts: &Facts, version: &str, size: Size, standing: &Standing) -> Stre
 /// What runs, or ran last. An edit that leaves the version as it is counts, whether a worker is up to say so or not.
 fn running(facts: &Facts, version: &str, before: Option<RunningVersion>) -> Option<RunningVersion> {
     let spec = facts.job.metadata.generation.unwrap_or(0);
-    let Some(told) = facts.status() else {
+    // A worker of another version, which is about to go, says nothing of this one.
+    let Some(told) = facts.status().filter(|s| s.version == version) else {
         return before.map(|b| RunningVersion {
             spec: if b.plan_hash == version { spec } else { b.spec },
             ..b

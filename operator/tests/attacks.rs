@@ -3,6 +3,8 @@
 //!
 //! What the API server itself does with them (fields that no schema has, bounds, names) is shown by `e2e/kind/attacks.py`.
 
+mod planner;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -138,22 +140,6 @@ fn attacks() -> Vec<Attack> {
         .collect()
 }
 
-/// The program that plans: `PENSTOCK_PLANNER`, else the one that was built beside this test.
-fn planner() -> PathBuf {
-    if let Some(program) = std::env::var_os("PENSTOCK_PLANNER") {
-        return program.into();
-    }
-    let test = std::env::current_exe().unwrap();
-    let target = test.ancestors().nth(3).unwrap();
-    let built = ["release", "debug"].map(|profile| target.join(profile).join("penstock"));
-    built.into_iter().find(|p| p.is_file()).unwrap_or_else(|| {
-        panic!(
-            "no planner: build the program penstock into {}, or say where it is by PENSTOCK_PLANNER",
-            target.display()
-        )
-    })
-}
-
 fn settings() -> Settings {
     Settings {
         image: "penstock:0.1.0".to_owned(),
@@ -208,7 +194,7 @@ fn as_status(errors: &[String]) -> String {
 
 #[tokio::test]
 async fn every_attack_is_stopped_by_the_check_that_it_names() {
-    let linter = Linter::new(planner());
+    let linter = Linter::new(planner::program());
     let attacks = attacks();
     assert!(attacks.len() >= 40, "{} attacks", attacks.len());
     let mut wrong = Vec::new();

@@ -3,6 +3,7 @@
 //! (`./dev kind up`).
 
 use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use serde_json::Value;
 
 use super::{Flights, Options, Work, await_caught_up, await_markers, make_topics};
 use crate::bed::{S3_ACCESS, S3_SECRET, root, testbed};
-use crate::engine::{Status, Watched};
+use crate::engine::{Status, Watched, get};
 use crate::kafka::{self, Loader};
 use crate::manifest::Manifest;
 
@@ -480,15 +481,10 @@ impl<'a> Job<'a> {
 }
 
 impl Watched for Job<'_> {
-    /// Through the API server: no pod's address is reached from outside.
+    /// From within the pod: no worker shows it to others.
     fn status(&mut self) -> Result<Option<Status>> {
-        let path = format!(
-            "/api/v1/namespaces/{}/pods/{}:8080/proxy/status",
-            self.namespace,
-            self.worker()
-        );
-        let answer = kubectl(&["get", "--raw", &path]).ok();
-        let body: Option<Value> = answer.and_then(|text| serde_json::from_str(&text).ok());
+        let answer = page_of_pod(&self.namespace, &self.worker(), "/status").ok();
+        let body: Option<Value> = answer.and_then(|text| serde_json::from_slice(&text).ok());
         Ok(body.map(|body| Status::of(&body)))
     }
 
@@ -512,6 +508,30 @@ impl Drop for Job<'_> {
             eprintln!("kind: {error:#}");
         }
     }
+}
+
+/// What a worker answers on loopback.
+fn page_of_pod(namespace: &str, pod: &str, page: &str) -> Result<Vec<u8>> {
+    let mut forward = Command::new("kubectl")
+        .args(["port-forward", "--namespace", namespace])
+        .args(["--address", "127.0.0.1"])
+        .args([&format!("pod/{pod}"), ":8080"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("cannot run kubectl")?;
+    let answer = forward.stdout.take().context("no pipe").and_then(|out| {
+        let mut line = String::new();
+        // Without a pod it ends, and so does the line.
+        BufReader::new(out).read_line(&mut line)?;
+        let from = line.strip_prefix("Forwarding from ");
+        let address = from.and_then(|l| l.split(' ').next());
+        get(address.context("no way into the pod")?, page)
+    });
+    forward.kill()?;
+    forward.wait()?;
+    answer
 }
 
 fn kubectl(words: &[&str]) -> Result<String> {

@@ -48,7 +48,7 @@ pub use catalog::arrow_type;
 pub use explain::{explain, plan_json};
 pub use finish::{Plan, STATE_FORMAT};
 pub use input::PlanInput;
-pub use verdict::{Fate, StateVerdict, verdict};
+pub use verdict::{Fate, Outcome, StateVerdict, Terms, Verdict, WAYS_OUT, verdict};
 
 /// Plans a job. Pure: the same job gives the same plan. Its manifest must have passed `crds`' validation.
 pub fn plan(job: &StreamingJob) -> Result<Plan, Vec<Diagnostic>> {

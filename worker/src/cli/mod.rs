@@ -44,6 +44,9 @@ enum Command {
         /// Manifests; `-` is standard input.
         #[arg(required = true)]
         files: Vec<PathBuf>,
+        /// The version that runs, a manifest or a plan: what becomes of its state under the one manifest that is checked.
+        #[arg(long, value_name = "OLD")]
+        against: Option<PathBuf>,
         /// Give up beyond 1 GiB of memory or 5 s of CPU time.
         #[arg(long, hide = true)]
         bounded: bool,
@@ -102,11 +105,25 @@ pub fn main() -> ExitCode {
     }
     match cli.command {
         Command::Run(args) => run::run(args, cli.output),
-        Command::Lint { files, bounded } => {
+        Command::Lint {
+            files,
+            against,
+            bounded,
+        } => {
             if bounded {
                 check::bound();
             }
-            check::lint(&files, cli.output)
+            match (against, files.as_slice()) {
+                (None, files) => check::lint(files, cli.output),
+                (Some(old), [new]) => check::lint_edit(new, &old, cli.output),
+                (Some(_), _) => {
+                    eprintln!(
+                        "error: --against takes one manifest, and {} are given",
+                        files.len()
+                    );
+                    tell::wrong_input()
+                }
+            }
         }
         Command::Plan {
             file,

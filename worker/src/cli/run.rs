@@ -28,7 +28,7 @@ pub struct RunArgs {
     /// Memory for state, staging and exchange.
     #[arg(long, default_value = "1Gi")]
     memory: Quantity,
-    /// Address of /status, /metrics and /healthz.
+    /// Address of /status, /metrics and /healthz. Other machines are not shown /status.
     #[arg(long, default_value = "127.0.0.1:0")]
     listen: SocketAddr,
     /// Where secrets are: DIR/<secret>/<key>.
@@ -91,10 +91,10 @@ async fn serve(args: &RunArgs, checked: check::Checked, output: Output) -> Resul
         }
     }
     let plan = Arc::new(checked.plan);
-    if let Some(verdicts) = job::state_verdicts(&job, &plan, &options).await? {
-        check::tell_verdicts(&verdicts, output);
-        if check::refused(&verdicts) {
-            let text = "the changed manifest cannot take the job's state; name the uids that may go with --drop-state";
+    if let Some(verdict) = job::state_verdict(&job, &plan, &options).await? {
+        check::tell_verdict(&verdict, output);
+        if let Some(why) = verdict.refusal() {
+            let text = format!("{why}; name the operators whose state may go with --drop-state");
             return Err(EngineError::fail("PR0410", "state", text));
         }
     }

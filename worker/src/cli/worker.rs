@@ -11,6 +11,7 @@ use clap::Args;
 use penstock_checkpoint::ids::{Epoch, LogId};
 use penstock_crds::job::UpgradeStrategy;
 use penstock_crds::units::Quantity;
+use penstock_plan::WAYS_OUT;
 use serde_json::json;
 use tokio::sync::watch;
 
@@ -51,7 +52,7 @@ pub struct WorkerArgs {
     /// Where secrets are mounted: DIR/<secret>/<key>.
     #[arg(long)]
     secrets: PathBuf,
-    /// Address of /status, /metrics, /healthz and /readyz.
+    /// Address of /metrics, /healthz and /readyz, and for who is in the pod of /status and /epochs.
     #[arg(long)]
     listen: SocketAddr,
     /// Address of /status and of the controller's requests, by mutual TLS.
@@ -135,7 +136,6 @@ fn write_failure(args: &WorkerArgs, code: &str, message: &str) {
 }
 
 async fn serve(args: &WorkerArgs, checked: check::Checked) -> Result<Outcome> {
-    let stateless = checked.job.spec.upgrade.strategy == UpgradeStrategy::Stateless;
     let asking = Arc::new(watch::channel(Asked::default()).0);
     let options = RunOptions {
         secrets: Some(args.secrets.clone()),
@@ -152,7 +152,7 @@ async fn serve(args: &WorkerArgs, checked: check::Checked) -> Result<Outcome> {
             version,
             rollback: args.rollback,
             accept_after: checked.job.spec.upgrade.accept_after.into(),
-            stateless,
+            stateless: checked.job.spec.upgrade.strategy == UpgradeStrategy::Stateless,
         }),
     };
     let job = Arc::new(checked.job);
@@ -179,12 +179,12 @@ async fn serve(args: &WorkerArgs, checked: check::Checked) -> Result<Outcome> {
     tokio::spawn(super::run::interrupts(stop));
     let plan = Arc::new(checked.plan);
     if !args.rollback
-        && !stateless
-        && let Some(verdicts) = job::state_verdicts(&job, &plan, &options).await?
-        && check::refused(&verdicts)
+        && let Some(verdict) = job::state_verdict(&job, &plan, &options).await?
+        && let Some(why) = verdict.refusal()
     {
-        check::tell_verdicts(&verdicts, Output::Json);
-        let text = "the changed manifest cannot take the job's state; name the uids that may go in upgrade.dropState";
+        check::tell_verdict(&verdict, Output::Json);
+        // As the webhook says it, which was away.
+        let text = format!("{why}, {WAYS_OUT}");
         return Err(EngineError::invalid("PR0410", "state", text));
     }
     let outcome = job::run(&job, plan, &options, progress, stopping.clone()).await?;

@@ -1,12 +1,16 @@
-//! `/status`, `/metrics` and `/healthz` of a running job, and the line that shows its progress.
+//! The pages of a running job, and the line that shows its progress. Everybody may read `/metrics`, `/healthz` and `/readyz`; `/status`
+//! and `/epochs` only who is on the same machine, which in a cluster is the pod, and the controller by its own port.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use axum::extract::{FromRef, Path, State};
+use axum::extract::connect_info::Connected;
+use axum::extract::{ConnectInfo, FromRef, Path, Request, State};
 use axum::http::StatusCode;
-use axum::response::IntoResponse;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
+use axum::serve::IncomingStream;
 use axum::{Json, Router};
 use penstock_crds::job::{Phase as StatusPhase, StreamingJob};
 use penstock_crds::rpc;
@@ -44,6 +48,7 @@ pub async fn serve(address: SocketAddr, shown: Shown) -> std::io::Result<SocketA
             "/epochs",
             get(|State(s): State<Shown>| async move { Json(epochs(&s)) }),
         )
+        .route_layer(middleware::from_fn(local_only))
         .route(
             "/metrics",
             get(|State(s): State<Shown>| async move { metrics_page(&s) }),
@@ -53,13 +58,54 @@ pub async fn serve(address: SocketAddr, shown: Shown) -> std::io::Result<SocketA
             "/readyz",
             get(|State(s): State<Shown>| async move { ready(&s) }),
         )
-        .with_state(shown);
+        .with_state(shown)
+        .into_make_service_with_connect_info::<Ends>();
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, app).await {
             tracing::warn!(%error, "the status page has ended");
         }
     });
     Ok(bound)
+}
+
+/// The ends of a connection.
+#[derive(Debug, Clone, Copy)]
+struct Ends {
+    /// `None` where the connection is gone already.
+    here: Option<IpAddr>,
+    there: IpAddr,
+}
+
+impl Ends {
+    /// Whether both are loopback: a person on the machine that runs the job, or `kubectl port-forward`, which enters the pod. The
+    /// proxy of a mesh comes from loopback too, but asks for the pod's address.
+    fn are_local(self) -> bool {
+        let local = |ip: IpAddr| ip.to_canonical().is_loopback();
+        local(self.there) && self.here.is_some_and(local)
+    }
+}
+
+impl Connected<IncomingStream<'_, tokio::net::TcpListener>> for Ends {
+    fn connect_info(stream: IncomingStream<'_, tokio::net::TcpListener>) -> Self {
+        Self {
+            here: stream.io().local_addr().ok().map(|a| a.ip()),
+            there: stream.remote_addr().ip(),
+        }
+    }
+}
+
+/// Refuses who comes from elsewhere.
+async fn local_only(
+    ConnectInfo(ends): ConnectInfo<Ends>,
+    request: Request,
+    next: Next,
+) -> Response {
+    const ELSEWHERE: &str = "only from the machine itself; for a pod by kubectl port-forward\n";
+    if ends.are_local() {
+        next.run(request).await
+    } else {
+        (StatusCode::FORBIDDEN, ELSEWHERE).into_response()
+    }
 }
 
 /// Serves the controller until the process ends: mutual TLS, and nobody else.
@@ -304,4 +350,26 @@ pub fn line(now: &Now, now_ms: i64) -> String {
         "{:.0} rows/s in, {:.0} out | lag {lag} | watermark {watermark} | epoch {}{age} | late {}, dead letters {}",
         rates.rows_in, rates.rows_out, now.epoch.number, now.late, now.dead_letters
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_connection_that_stays_on_loopback_is_local() {
+        let local = |there: &str, here: &str| {
+            let ip = |text: &str| text.parse().expect("an address");
+            let here = Some(ip(here));
+            let there = ip(there);
+            Ends { here, there }.are_local()
+        };
+        assert!(local("127.0.0.1", "127.0.0.1"));
+        assert!(local("::1", "::1"));
+        assert!(local("::ffff:127.0.0.1", "::ffff:127.0.0.1"));
+        assert!(!local("10.1.2.3", "10.1.2.4"), "another pod");
+        assert!(!local("10.1.2.4", "10.1.2.4"), "by the pod's own address");
+        assert!(!local("127.0.0.6", "10.1.2.4"), "the proxy of a mesh");
+        assert!(!local("10.1.2.3", "127.0.0.1"));
+    }
 }

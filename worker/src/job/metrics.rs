@@ -1,7 +1,7 @@
 //! Metrics of one process (OpenMetrics text). All of them stand here and in the book's reference; values come from the progress of
 //! the job, which is written once per epoch, so that nothing is counted for a scrape.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::atomic::AtomicU64;
 
@@ -20,6 +20,20 @@ use crate::metrics::{ByPhase, BySink, Timings};
 
 /// Partitions that have series of their own. Beyond it a source has one series for all: a scrape stays small.
 const PARTITIONS: usize = 100;
+/// Sinks that a job can have, by the schema.
+const SINKS: usize = 32;
+/// Tasks of sources and sinks that have series of their own: all that a job can have.
+const ENDS: usize = 32 + SINKS;
+/// Operators that have series of their own in a job with as many sinks as there can be. The others are summed under [`OTHER`], so
+/// that no manifest makes 2,000 series.
+const OPERATORS: usize = 40;
+/// Each sink fewer, with its histograms, leaves room for more operators.
+const OPERATORS_PER_SINK: usize = 3;
+/// The label of what is summed. No uid is like it.
+const OTHER: &str = "other";
+
+#[cfg(test)]
+mod tests;
 
 type Float = Gauge<f64, AtomicU64>;
 type Seconds = Counter<f64, AtomicU64>;
@@ -80,8 +94,9 @@ pub fn text(job: &StreamingJob, now: &Now, timings: &Timings, now_ms: i64) -> St
     sources(&mut registry, job, now);
     lags(&mut registry, job, now);
     sinks(&mut registry, job, now, timings);
-    operators(&mut registry, now);
-    tasks(&mut registry, now);
+    let own = Own::of(job, now);
+    operators(&mut registry, now, &own);
+    tasks(&mut registry, now, &own);
     event_time(&mut registry, now, now_ms);
     epochs(&mut registry, now, timings);
     generations(&mut registry, now);
@@ -216,7 +231,29 @@ fn sinks(registry: &mut Registry, job: &StreamingJob, now: &Now, timings: &Timin
     );
 }
 
-fn operators(registry: &mut Registry, now: &Now) {
+/// Uids with series of their own: the first in their order, which is the same at every scrape.
+struct Own<'a>(BTreeSet<&'a str>);
+
+impl<'a> Own<'a> {
+    fn of(job: &StreamingJob, now: &'a Now) -> Self {
+        let most = OPERATORS + OPERATORS_PER_SINK * SINKS.saturating_sub(job.spec.sinks.len());
+        let operators = now.operators.keys().take(most);
+        let ends = now.times.keys().filter(|u| !now.operators.contains_key(*u));
+        Self(
+            operators
+                .chain(ends.take(ENDS))
+                .map(String::as_str)
+                .collect(),
+        )
+    }
+
+    fn label(&self, uid: &str) -> String {
+        let own = self.0.contains(uid);
+        if own { uid } else { OTHER }.to_owned()
+    }
+}
+
+fn operators(registry: &mut Registry, now: &Now, own: &Own<'_>) {
     let (input, output, keys, lookups, bytes) = (
         Family::<ByOperator, Counter>::default(),
         Family::<ByOperator, Counter>::default(),
@@ -226,18 +263,18 @@ fn operators(registry: &mut Registry, now: &Now) {
     );
     for (uid, counts) in &now.operators {
         let label = ByOperator {
-            operator: uid.clone(),
+            operator: own.label(uid),
         };
         input.get_or_create(&label).inc_by(counts.rows_in);
         output.get_or_create(&label).inc_by(counts.rows_out);
-        keys.get_or_create(&label).set(gauge(counts.state_keys));
+        keys.get_or_create(&label).inc_by(gauge(counts.state_keys));
         lookups.get_or_create(&label).inc_by(counts.lookups);
         for (tier, size) in [("memory", counts.memory_bytes), ("disk", counts.disk_bytes)] {
             let label = ByTier {
-                operator: uid.clone(),
+                operator: own.label(uid),
                 tier,
             };
-            bytes.get_or_create(&label).set(gauge(size));
+            bytes.get_or_create(&label).inc_by(gauge(size));
         }
     }
     registry.register("operator_input_rows", "Rows into an operator", input);
@@ -259,7 +296,7 @@ fn operators(registry: &mut Registry, now: &Now) {
     );
 }
 
-fn tasks(registry: &mut Registry, now: &Now) {
+fn tasks(registry: &mut Registry, now: &Now, own: &Own<'_>) {
     let times = Family::<ByState, Seconds>::default();
     for (uid, t) in &now.times {
         for (state, time) in [
@@ -268,7 +305,7 @@ fn tasks(registry: &mut Registry, now: &Now) {
             ("backpressured", t.backpressured),
         ] {
             let label = ByState {
-                operator: uid.clone(),
+                operator: own.label(uid),
                 state,
             };
             times.get_or_create(&label).inc_by(time.as_secs_f64());

@@ -16,7 +16,7 @@ use penstock_crds::job::{StorageKind, StreamingJob};
 use penstock_crds::manifest::Positions;
 use penstock_crds::validate;
 use penstock_plan::graph::StreamGraph;
-use penstock_plan::{Plan, StateVerdict, plan_json, verdict};
+use penstock_plan::{Plan, Terms, Verdict, plan_json, verdict};
 use tokio::sync::{mpsc, watch};
 
 use crate::clock::{Clock, SystemClock};
@@ -154,11 +154,15 @@ pub fn open_root(job: &StreamingJob, secrets: Option<&PathBuf>) -> Result<Checkp
 
 /// What becomes of the state of the version that ran last, when its plan differs; `None` when nothing has changed or nothing
 /// ran yet.
-pub async fn state_verdicts(
+pub async fn state_verdict(
     job: &StreamingJob,
     plan: &Plan,
     options: &RunOptions,
-) -> Result<Option<Vec<StateVerdict>>> {
+) -> Result<Option<Verdict>> {
+    let terms = Terms {
+        drop_state: &options.drop_state,
+        stateless: options.release.as_ref().is_some_and(|r| r.stateless),
+    };
     for log in predecessors(job, options).await? {
         let Some(claim) = log.fold().claim().filter(|c| c.plan_hash != plan.plan_hash) else {
             continue;
@@ -169,7 +173,7 @@ pub async fn state_verdicts(
             .await
             .map_err(|e| storage(LogError::from(e)))?;
         if let Some(old) = old.and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
-            return Ok(Some(verdict(&old, plan, &options.drop_state)));
+            return Ok(Some(verdict(&old, plan, terms)));
         }
     }
     Ok(None)

@@ -4,6 +4,7 @@
 mod cases;
 mod files;
 mod metrics;
+mod pages;
 mod policies;
 mod replay;
 mod restore;

@@ -227,8 +227,15 @@ pub const MORE: [(&str, Disturb); 14] = [
                 serde_json::json!([{"op": "replace", "path": "/spec/sql", "value": sql}])
                     .to_string()
             };
-            job.patch_json(&set(&broken))?;
-            job.wait_reason("RolledBack")?;
+            let refused = job.patch_json(&set(&broken)).err();
+            let refused = format!("{:#}", refused.context("the webhook let it pass")?);
+            ensure!(refused.contains("[PR0410]"), "{refused}");
+            // Past the webhook it is tried, and rolled back.
+            webhook(444)?;
+            let passed = job.patch_json(&set(&broken));
+            let judged = passed.and_then(|()| job.wait_reason("RolledBack"));
+            webhook(443)?;
+            judged?;
             let message = job.message("RolledBack")?;
             ensure!(message.contains("[PR0410]"), "{message}");
             job.patch_json(&set(&sql))?;

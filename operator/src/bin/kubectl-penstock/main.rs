@@ -13,6 +13,7 @@ use penstock_operator::clock;
 use serde_json::json;
 
 mod orders;
+mod pod;
 mod show;
 
 /// Looks after StreamingJobs from the command line.
@@ -186,7 +187,8 @@ async fn run(args: &Args) -> Result<String, Trouble> {
         }
         Command::Epochs { job } => {
             get(job).await?;
-            orders::epochs(&client, &namespace, job, args.output).await
+            let context = args.context.as_deref();
+            orders::epochs(&client, &namespace, context, job, args.output).await
         }
         Command::Savepoint { job, name, wait } => {
             get(job).await?;

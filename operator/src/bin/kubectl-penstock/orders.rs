@@ -12,7 +12,7 @@ use penstock_crds::validate;
 use penstock_operator::{clock, names};
 use serde_json::json;
 
-use super::{Output, Trouble, show, trouble};
+use super::{Output, Trouble, pod, show, trouble};
 
 /// Creates a Savepoint; waits until it is completed, or has failed.
 pub async fn savepoint(
@@ -125,23 +125,20 @@ async fn order_by(
     patched.map(drop).map_err(|e| trouble(e, &name, &namespace))
 }
 
-/// The newest epochs, as the worker tells them by way of the API server.
+/// The newest epochs, as the worker tells them.
 pub async fn epochs(
     client: &Client,
     namespace: &str,
+    context: Option<&str>,
     job: &str,
     output: Output,
 ) -> Result<String, Trouble> {
-    let pod = names::pod(job, 0);
-    let path = format!("/api/v1/namespaces/{namespace}/pods/{pod}:8080/proxy/epochs");
     let other = |e: &dyn std::fmt::Display| Trouble::Other(e.to_string());
-    let request = http::Request::get(path)
-        .body(Vec::new())
-        .map_err(|e| other(&e))?;
-    let text = client.request_text(request).await.map_err(|e| match e {
-        kube::Error::Api(s) if s.code == 403 => Trouble::NoRight(s.message.clone()),
-        e => Trouble::Other(format!("{job} has no worker that answers: {e}")),
-    })?;
+    let mut scope = vec!["--namespace", namespace];
+    if let Some(context) = context {
+        scope.extend(["--context", context]);
+    }
+    let text = pod::page("kubectl", &scope, &names::pod(job, 0), "/epochs").await?;
     if output == Output::Json {
         return Ok(text + "\n");
     }
