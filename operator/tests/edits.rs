@@ -54,7 +54,7 @@ async fn an_edit_that_the_state_does_not_fit_is_denied_with_the_ways_out() {
     assert_eq!(on.errors.len(), 1, "{on:?}");
     assert_eq!(
         on.errors[0],
-        "spec.sql: the job's state does not fit the edit: out/window-aggregate-0 has another shape now; out/window-aggregate-partial-0 has another shape now, name the operators whose state may go in upgrade.dropState, start every operator empty by upgrade.strategy: Stateless, or run the edit as a job of another name [PR0410]"
+        "spec.sql: the job's state does not fit the edit: out/window-aggregate-0 has another shape now, start every operator empty by upgrade.strategy: Stateless, or run the edit as a job of another name; an operator that is gone may also be named in upgrade.dropState [PR0410]"
     );
 }
 

@@ -121,7 +121,7 @@ fn a_person_is_told_the_verdict_and_the_ways_out() {
     assert_eq!(told.status, Some(1), "{}", told.errors);
     assert_eq!(
         told.out,
-        "new.yaml: 0 errors, 1 warnings\nnew.yaml: state: refused\n"
+        "new.yaml: 0 errors, 0 warnings\nnew.yaml: state: refused\n"
     );
     for words in [
         "has another shape now",

@@ -20,7 +20,7 @@ pub enum Fate {
     Restores,
     /// New: no state of this uid. With [`Terms::stateless`] every operator of the new plan.
     StartsEmpty,
-    /// A person said that it may go, and it goes.
+    /// The operator is gone, and a person said that its state may go too.
     Dropped,
     /// The new version may not start; why.
     Refused(&'static str),
@@ -36,7 +36,7 @@ pub struct StateVerdict {
 /// What a new version says of the state of the one before.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Terms<'a> {
-    /// Uids whose state may go.
+    /// Uids of operators that are gone and whose state may go. Of one that stays the state stays.
     pub drop_state: &'a [String],
     /// All of it goes.
     pub stateless: bool,
@@ -97,8 +97,9 @@ pub fn verdict(old: &Value, new: &Plan, terms: Terms<'_>) -> Verdict {
         let may_go = terms.drop_state.contains(uid);
         let fate = match (before.get(uid), after.get(uid)) {
             (_, Some(_)) if terms.stateless => Fate::StartsEmpty,
-            (Some(_), _) if terms.stateless || may_go => Fate::Dropped,
+            (Some(_), None) if terms.stateless || may_go => Fate::Dropped,
             (Some(a), Some(b)) if a == b => Fate::Restores,
+            // Its tables are found by its uid: what lies there would be read as what it is not.
             (Some(_), Some(_)) => Fate::Refused(OTHER_SHAPE),
             (Some(_), None) => Fate::Refused(GONE),
             (None, _) => Fate::StartsEmpty,
@@ -167,5 +168,5 @@ impl Verdict {
 }
 
 /// What a person can do about a refusal, in a cluster.
-pub const WAYS_OUT: &str = "name the operators whose state may go in upgrade.dropState, start every operator empty by \
-    upgrade.strategy: Stateless, or run the edit as a job of another name";
+pub const WAYS_OUT: &str = "start every operator empty by upgrade.strategy: Stateless, or run the edit as a job of another name; \
+    an operator that is gone may also be named in upgrade.dropState";

@@ -94,7 +94,9 @@ async fn serve(args: &RunArgs, checked: check::Checked, output: Output) -> Resul
     if let Some(verdict) = job::state_verdict(&job, &plan, &options).await? {
         check::tell_verdict(&verdict, output);
         if let Some(why) = verdict.refusal() {
-            let text = format!("{why}; name the operators whose state may go with --drop-state");
+            let text = format!(
+                "{why}; name those that are gone with --drop-state; one of another shape needs another name of its view or sink"
+            );
             return Err(EngineError::fail("PR0410", "state", text));
         }
     }
