@@ -95,8 +95,8 @@ async fn an_edit_that_keeps_the_state_passes_without_a_word() {
     .await;
     let on = edit(&running(), |job| {
         job["spec"]["sql"] = json!(SQL.replace("AS d", "AS most"));
-    });
-    let on = on.await;
+    })
+    .await;
     assert_eq!(on.errors, Vec::<String>::new());
     assert_eq!(on.warnings, silent.warnings);
     assert!(on.warnings.iter().all(|w| !w.contains("PS0080")), "{on:?}");
@@ -113,8 +113,8 @@ async fn where_the_state_is_another_versions_or_unknown_the_edit_passes() {
     // What is wrong with the edit itself is said all the same.
     let on = edit(&running(), |job| {
         job["spec"]["sql"] = json!("SELECT nothing FROM nowhere")
-    });
-    let on = on.await;
+    })
+    .await;
     assert!(!on.errors.is_empty());
     assert!(on.errors.iter().all(|e| !e.contains("PR0410")), "{on:?}");
 }

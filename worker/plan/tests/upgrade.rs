@@ -2,8 +2,6 @@
 
 mod job;
 
-use std::collections::BTreeMap;
-
 use job::plan;
 use penstock_crds::job::{Upgrade, UpgradeStrategy};
 use penstock_plan::{Fate, Outcome, Plan, Terms, Verdict, plan_json, verdict};
@@ -157,7 +155,6 @@ fn every_kind_of_edit_has_its_verdict() {
         ),
     ];
     let old = plan_json(&plan(BEFORE, "").expect("it plans"));
-    let mut found = BTreeMap::new();
     for (edit, sql, extra, expected) in cases {
         let job = job::job(&sql, extra);
         let new = penstock_plan::plan(&job).unwrap_or_else(|faults| panic!("{edit}: {faults:?}"));
@@ -167,10 +164,7 @@ fn every_kind_of_edit_has_its_verdict() {
         let refused = told.iter().any(|d| d.is_error());
         assert_eq!(refused, expected == Outcome::Refused, "{edit}: {told:?}");
         assert_eq!(told.is_empty(), expected == Outcome::Restores, "{edit}");
-        let told: Vec<String> = told.iter().map(ToString::to_string).collect();
-        found.insert(edit, told.join("\n"));
     }
-    insta::assert_json_snapshot!(found);
 }
 
 #[test]
