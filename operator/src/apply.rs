@@ -262,6 +262,17 @@ impl Writer {
             body["metadata"]["resourceVersion"] = live["metadata"]["resourceVersion"].clone();
             body["metadata"]["uid"] = live["metadata"]["uid"].clone();
         }
+        let before = facts.job.status.as_ref();
+        if let Some(before) = before.filter(|s| s.version.is_some())
+            && live.is_none()
+            && child.kind == Kind::StatefulSet
+        {
+            // It ran, and was it deleted since, which a cache that lags behind does not show? To write over what is known of it is
+            // refused then, and no worker starts.
+            let over = facts.job.resource_version();
+            self.write_status(&facts.job, before, over, facts.now)
+                .await?;
+        }
         let params = PatchParams::apply(MANAGER).force();
         let api = self.api(namespace, child.kind);
         self.metrics.wrote(child.kind.api().2);

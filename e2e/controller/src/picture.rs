@@ -16,8 +16,9 @@ use crate::engine::Engine;
 pub type Picture = BTreeMap<String, Value>;
 
 /// Everything that the controller makes, and what Kubernetes makes of it.
-const KINDS: [(&str, &str, &str, &str); 10] = [
+const KINDS: [(&str, &str, &str, &str); 11] = [
     ("penstock.dev", "v1alpha1", "StreamingJob", "streamingjobs"),
+    ("penstock.dev", "v1alpha1", "Savepoint", "savepoints"),
     ("apps", "v1", "StatefulSet", "statefulsets"),
     ("", "v1", "ServiceAccount", "serviceaccounts"),
     ("", "v1", "ConfigMap", "configmaps"),
@@ -39,15 +40,14 @@ const KINDS: [(&str, &str, &str, &str); 10] = [
     ),
 ];
 
-/// The picture of a namespace with one job; `own`: the namespace of its controller.
+/// The picture of a namespace with one job, whose uid is empty before it was made; `own`: the namespace of its controller.
 pub async fn take(
     admin: &Client,
     (namespace, own): (&str, &str),
-    job: &str,
+    (job, uid): (&str, &str),
     engine: &Engine,
 ) -> Result<Picture> {
     let mut picture = Picture::new();
-    let mut uid = String::new();
     for (group, version, kind, plural) in KINDS {
         let resource =
             ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural);
@@ -55,12 +55,7 @@ pub async fn take(
         for object in api.list(&ListParams::default()).await? {
             let object = serde_json::to_value(&object)?;
             let name = object["metadata"]["name"].as_str().unwrap_or_default();
-            if kind == "StreamingJob" {
-                uid = object["metadata"]["uid"]
-                    .as_str()
-                    .unwrap_or_default()
-                    .to_owned();
-            }
+            let name = nameless(name, uid);
             picture.insert(format!("{kind} {name}"), bare(kind, object.clone()));
         }
     }
@@ -68,14 +63,20 @@ pub async fn take(
     picture.insert("starts of workers".to_owned(), json!(starts));
     for value in picture.values_mut() {
         let mut text = value.to_string();
-        if !uid.is_empty() {
-            text = text
-                .replace(&uid, "UID")
-                .replace(&uid.replace('-', ""), "LOG");
-        }
+        text = nameless(&text, uid);
         *value = serde_json::from_str(&text.replace(namespace, "NAMESPACE").replace(own, "OWN"))?;
     }
     Ok(picture)
+}
+
+/// Without what a job's uid makes of names.
+fn nameless(text: &str, uid: &str) -> String {
+    let Some((first, _)) = uid.split_once('-') else {
+        return text.to_owned();
+    };
+    text.replace(uid, "UID")
+        .replace(&uid.replace('-', ""), "LOG")
+        .replace(&format!("-{first}"), "-FIRST")
 }
 
 /// Whether an event of this reason was told of the job.
@@ -169,6 +170,11 @@ fn bare(kind: &str, mut object: Value) -> Value {
         }
         "PersistentVolumeClaim" => bare["spec"] = object["spec"]["resources"].take(),
         "ConfigMap" => bare["data"] = object["data"].take(),
+        "Savepoint" => {
+            bare["spec"] = object["spec"].take();
+            bare["phase"] = status["phase"].clone();
+            bare["epoch"] = status["epoch"].clone();
+        }
         "StreamingJob" => {
             bare["spec"] = object["spec"].take();
             let conditions = status["conditions"].as_array().cloned().unwrap_or_default();

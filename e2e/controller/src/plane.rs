@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, Patch, PatchParams, PostParams};
@@ -171,6 +171,10 @@ impl Plane {
         let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": name}}))?;
         let all: Api<Namespace> = Api::all(self.admin.clone());
         all.create(&PostParams::default(), &namespace).await?;
+        // Nobody here makes it by himself, and pods of steps for a job that is gone run as it.
+        let account = serde_json::from_value(json!({"metadata": {"name": "default"}}))?;
+        let accounts: Api<ServiceAccount> = Api::namespaced(self.admin.clone(), name);
+        accounts.create(&PostParams::default(), &account).await?;
         if own {
             let rules = json!([
                 {"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["penstock-authority"], "verbs": ["get"]},
@@ -302,12 +306,15 @@ async fn install(admin: &Client, root: &Path) -> Result<()> {
         .await?;
     for _ in 0..100 {
         let jobs: Api<penstock_crds::job::StreamingJob> = Api::all(admin.clone());
-        if jobs.list(&Default::default()).await.is_ok() {
+        let savepoints: Api<penstock_crds::savepoint::Savepoint> = Api::all(admin.clone());
+        if jobs.list(&Default::default()).await.is_ok()
+            && savepoints.list(&Default::default()).await.is_ok()
+        {
             return Ok(());
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    bail!("the API server does not serve StreamingJobs")
+    bail!("the API server does not serve StreamingJobs and Savepoints")
 }
 
 /// The controller's rights as the chart has them: the part of the template that is plain YAML.

@@ -6,8 +6,9 @@ use anyhow::{Context, Result, ensure};
 
 use serde_json::Value;
 
-use super::{After, Compared, Disturb, NAME, PATIENCE, condition, kubectl};
+use super::{After, Compared, Disturb, NAME, PATIENCE, USER, condition, kubectl};
 use crate::bed::testbed;
+use crate::engine::Watched;
 use crate::suite::await_caught_up;
 
 /// In CI.
@@ -137,7 +138,7 @@ pub const CORE: [(&str, Disturb); 9] = [
 ];
 
 /// Beyond the core.
-pub const MORE: [(&str, Disturb); 14] = [
+pub const MORE: [(&str, Disturb); 15] = [
     ("storm", |job, when| match when {
         After(2) => {
             let until = Instant::now() + Duration::from_secs(180);
@@ -198,20 +199,81 @@ pub const MORE: [(&str, Disturb); 14] = [
         }
         _ => Ok(()),
     }),
+    // Ten minutes, in which rows come, the pod is deleted and the engine killed.
     ("controller-away", |job, when| match when {
         After(1) => {
             job.wait_reason("Running")?;
             scale_controller(0)?;
-            job.delete_pod()
+            job.delete_pod()?;
+            std::thread::sleep(Duration::from_secs(120));
+            Ok(())
         }
-        After(6) => {
+        After(slice @ 2..=5) => {
             // The pod is back without it, and the engine after a kill.
             job.until_status("it runs", |s| s.running)?;
-            job.kill_engine()?;
-            std::thread::sleep(Duration::from_secs(60));
-            scale_controller(1)
+            if slice == 3 {
+                job.kill_engine()?;
+            }
+            std::thread::sleep(Duration::from_secs(120));
+            Ok(())
+        }
+        After(6) => {
+            await_caught_up(job, PATIENCE)?;
+            let began = Instant::now();
+            scale_controller(1)?;
+            job.until("the controller is back and says so", |job| {
+                let status = &job.get()?["status"];
+                let epoch = status["epoch"]["number"].as_u64();
+                let runs = job.status()?.map(|s| s.epoch);
+                // Epochs are of half a second: it is one of after its return.
+                Ok(job.is("Running")? && runs.is_some() && epoch.map(|e| e + 300) > runs)
+            })?;
+            println!(
+                "kind: told again {:.0} s after the controller came back",
+                began.elapsed().as_secs_f64()
+            );
+            Ok(())
         }
         _ => Ok(()),
+    }),
+    // The password changes on the broker, then in the Secret, which the kubelet brings to the pod when it comes to it.
+    ("secret-rotated", |job, when| match when {
+        After(3) => {
+            const SECOND: &str = "canary-second";
+            job.wait_reason("Running")?;
+            await_caught_up(job, PATIENCE)?;
+            let kafka = job.kafka()?;
+            kafka.password(USER, SECOND)?;
+            // Who is logged in stays so: the broker's end makes every client log in again.
+            kafka.kill9()?;
+            kafka.start()?;
+            job.until_status("the old password is refused", |s| {
+                s.failure.as_ref().is_some_and(|f| f.starts_with("PR0211 "))
+            })?;
+            let secret = serde_json::json!({"stringData": {"sasl.password": SECOND}}).to_string();
+            job.kubectl(&["patch", "secret", "kafka-client", "-p", &secret])?;
+            let began = Instant::now();
+            job.until_in(
+                Duration::from_secs(180),
+                "it runs with the new password",
+                |job| Ok(job.status()?.is_some_and(|s| s.running) && job.is("Running")?),
+            )?;
+            println!(
+                "kind: runs {:.0} s after the Secret was changed",
+                began.elapsed().as_secs_f64()
+            );
+            Ok(())
+        }
+        Compared => {
+            ensure!(
+                job.container_restarts()? == 0,
+                "the container was restarted"
+            );
+            let said = job.kubectl(&["logs", &job.worker()])?;
+            ensure!(!said.contains("canary-"), "a password stands in the log");
+            Ok(())
+        }
+        After(_) => Ok(()),
     }),
     ("state-break", |job, when| match when {
         After(3) => {
