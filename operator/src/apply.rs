@@ -50,6 +50,14 @@ pub struct Written {
     ahead: Option<(u64, StreamingJobStatus)>,
 }
 
+/// What carrying a decision out has written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wrote {
+    /// Something else than the status: more may follow from it.
+    pub objects: bool,
+    pub status: bool,
+}
+
 impl Writer {
     /// The job with the status that was written last, where the watch is behind it: nothing is told or written twice.
     pub fn with_own_status(&self, job: &StreamingJob) -> StreamingJob {
@@ -72,11 +80,15 @@ impl Writer {
             .retain(|uid, _| uids.contains(uid.as_str()));
     }
 
-    /// Whether anything was written.
+    /// What was written.
     ///
     /// # Errors
     /// When the API server refuses a write; what was written stays, and the next decision goes on from there.
-    pub async fn carry_out(&self, facts: &Facts, decision: &Decision) -> Result<bool, kube::Error> {
+    pub async fn carry_out(
+        &self,
+        facts: &Facts,
+        decision: &Decision,
+    ) -> Result<Wrote, kube::Error> {
         let namespace = facts.job.namespace().unwrap_or_default();
         let mut wrote = false;
         if let Some(version) = &decision.certificate {
@@ -100,7 +112,10 @@ impl Writer {
             // Nothing can be started in a namespace that goes: its log stays in the checkpoint storage.
             tracing::warn!(job = facts.name(), "the namespace is deleted: no clean-up");
             self.hold(&facts.job, false).await?;
-            return Ok(true);
+            return Ok(Wrote {
+                objects: true,
+                status: false,
+            });
         }
         wrote |= decision.hold.is_some()
             || !decision.steps.is_empty()
@@ -155,7 +170,10 @@ impl Writer {
             self.metrics.wrote(kind.api().2);
             gone(api.delete(name, &DeleteParams::default()).await)?;
         }
-        Ok(wrote | self.tell_all(facts, decision).await?)
+        Ok(Wrote {
+            objects: wrote,
+            status: self.tell_all(facts, decision).await?,
+        })
     }
 
     /// Events and status alone; whether the status was written.

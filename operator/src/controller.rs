@@ -373,7 +373,8 @@ async fn look_at(job: &StreamingJob, shared: &Shared) -> Result<Duration, Reconc
         shared.writer.tell_all(&facts, &told).await?;
     }
     let wrote = done?;
-    if wrote || !goes_on(&facts, &decision) {
+    if wrote.objects || !goes_on(&facts, &decision) {
+        let wrote = wrote.objects || wrote.status;
         return Ok(shared.pause(&facts.job, wrote, decision.again));
     }
     shared

@@ -11,7 +11,7 @@ use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, Config, ResourceExt};
@@ -137,6 +137,7 @@ impl Plane {
         )?;
         install(&admin, parts.root).await?;
         tokio::spawn(bind(admin.clone()));
+        tokio::spawn(end(admin.clone()));
         Ok(Self {
             folder: folder.to_owned(),
             admin,
@@ -353,6 +354,38 @@ async fn bind(admin: Client) {
                     && !matches!(&error, kube::Error::Api(e) if e.code == 404 || e.code == 409)
                 {
                     eprintln!("pod {namespace}/{name} was not bound: {error}");
+                }
+            }
+        })
+        .await;
+}
+
+/// A kubelet's last word on a pod that is deleted: this one, and never its successor of the same name.
+async fn end(admin: Client) {
+    let all: Api<Pod> = Api::all(admin.clone());
+    watcher(all, watcher::Config::default())
+        .default_backoff()
+        .applied_objects()
+        .for_each_concurrent(32, |pod| {
+            let admin = admin.clone();
+            async move {
+                let Ok(pod) = pod else { return };
+                if pod.metadata.deletion_timestamp.is_none() {
+                    return;
+                }
+                let pods: Api<Pod> = Api::namespaced(admin, &pod.namespace().unwrap_or_default());
+                let params = DeleteParams {
+                    grace_period_seconds: Some(0),
+                    preconditions: Some(Preconditions {
+                        uid: pod.uid(),
+                        resource_version: None,
+                    }),
+                    ..DeleteParams::default()
+                };
+                match pods.delete(&pod.name_any(), &params).await {
+                    Err(kube::Error::Api(e)) if e.code == 404 || e.code == 409 => {}
+                    Err(error) => eprintln!("pod {} does not end: {error}", pod.name_any()),
+                    Ok(_) => {}
                 }
             }
         })

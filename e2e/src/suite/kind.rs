@@ -340,9 +340,10 @@ impl<'a> Job<'a> {
         self.edit(&["metadata", "name"], name)
     }
 
-    /// Deletes the job and waits until it is gone with everything that was made for it.
+    /// Deletes the job, children first as tools for GitOps do, and waits until it is gone with everything that was made for it.
     fn delete(&self) -> Result<()> {
-        self.kubectl(&["delete", "streamingjob", &self.name, "--timeout=120s"])?;
+        let words = ["delete", "streamingjob", &self.name, "--cascade=foreground"];
+        self.kubectl(&[&words[..], &["--timeout=120s"]].concat())?;
         let pod = format!("pod/{}", self.worker());
         // Gone already is gone.
         let _ = self.kubectl(&["wait", "--for=delete", &pod, "--timeout=60s"]);

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::{Decision, Event, POLL, SOON, known, standing_still};
 use crate::build::{self, For, Size, Step};
 use crate::facts::{Facts, StepState, step_state};
+use crate::kind::Kind;
 use crate::names::{self, FINALIZER, SKIP_CLEANUP};
 use crate::settings::Settings;
 use crate::status::Reason;
@@ -90,8 +91,10 @@ pub fn decide(facts: &Facts, settings: &Settings) -> Decision {
         (None, Some(_)) => {
             // Gone with the children: made anew for the step.
             let version = build::make_version(&facts.job, settings, None);
+            let mut apply = build::surroundings(&facts.job, &version, settings);
+            apply.retain(|c| matches!(c.kind, Kind::ServiceAccount | Kind::ConfigMap));
             return Decision {
-                apply: build::surroundings(&facts.job, &version, settings),
+                apply,
                 ..waiting("its last steps are prepared".to_owned())
             };
         }
