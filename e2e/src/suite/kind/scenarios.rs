@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::{After, Compared, Disturb, NAME, PATIENCE, USER, condition, kubectl};
-use crate::bed::testbed;
+use crate::bed::{root, testbed};
 use crate::engine::Watched;
 use crate::suite::await_caught_up;
 
@@ -138,7 +138,7 @@ pub const CORE: [(&str, Disturb); 9] = [
 ];
 
 /// Beyond the core.
-pub const MORE: [(&str, Disturb); 15] = [
+pub const MORE: [(&str, Disturb); 16] = [
     ("storm", |job, when| match when {
         After(2) => {
             let until = Instant::now() + Duration::from_secs(180);
@@ -233,6 +233,33 @@ pub const MORE: [(&str, Disturb); 15] = [
                 began.elapsed().as_secs_f64()
             );
             Ok(())
+        }
+        _ => Ok(()),
+    }),
+    // Jobs, their workers and the resource types stay; installed again, the controller takes up where it was.
+    ("uninstalled", |job, when| match when {
+        After(2) => {
+            job.wait_reason("Running")?;
+            let values = helm(&["get", "values", "penstock", "--output", "yaml"])?;
+            std::fs::write(job.manifest.with_file_name("values.yaml"), values)?;
+            helm(&["uninstall", "penstock", "--wait"])?;
+            job.delete_pod()
+        }
+        After(5) => {
+            job.until_status("it runs without a controller", |s| s.running)?;
+            await_caught_up(job, PATIENCE)?;
+            let values = job.manifest.with_file_name("values.yaml");
+            let chart = root().join("charts/penstock").display().to_string();
+            helm(&[
+                "install",
+                "penstock",
+                &chart,
+                "--values",
+                &values.display().to_string(),
+                "--wait",
+                "--timeout=3m",
+            ])?;
+            job.wait_reason("Running")
         }
         _ => Ok(()),
     }),
@@ -469,6 +496,22 @@ pub const MORE: [(&str, Disturb); 15] = [
         _ => Ok(()),
     }),
 ];
+
+/// Helm, on the release of the cluster.
+fn helm(words: &[&str]) -> Result<String> {
+    let output = std::process::Command::new("helm")
+        .args(["--namespace", "penstock"])
+        .args(words)
+        .output()
+        .context("cannot run helm")?;
+    ensure!(
+        output.status.success(),
+        "helm {}: {}",
+        words.join(" "),
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
 
 fn docker(words: &[&str]) -> Result<()> {
     let status = std::process::Command::new("docker")
