@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{After, Compared, Disturb, NAME, PATIENCE, USER, condition, kubectl};
 use crate::bed::{root, testbed};
-use crate::engine::Watched;
+use crate::engine::{Status, Watched};
 use crate::suite::await_caught_up;
 
 /// In CI.
@@ -274,19 +274,25 @@ pub const MORE: [(&str, Disturb); 16] = [
             // Who is logged in stays so: the broker's end makes every client log in again.
             kafka.kill9()?;
             kafka.start()?;
+            let mut epoch = 0;
             job.until_status("the old password is refused", |s| {
+                epoch = s.epoch;
                 s.failure.as_ref().is_some_and(|f| f.starts_with("PR0211 "))
             })?;
             let secret = serde_json::json!({"stringData": {"sasl.password": SECOND}}).to_string();
             job.kubectl(&["patch", "secret", "kafka-client", "-p", &secret])?;
             let began = Instant::now();
+            // Nobody commits who is not let in.
             job.until_in(
                 Duration::from_secs(180),
-                "it runs with the new password",
-                |job| Ok(job.status()?.is_some_and(|s| s.running) && job.is("Running")?),
+                "it commits with the new password",
+                |job| {
+                    let commits = |s: Status| s.running && s.epoch > epoch + 3;
+                    Ok(job.status()?.is_some_and(commits) && job.is("Running")?)
+                },
             )?;
             println!(
-                "kind: runs {:.0} s after the Secret was changed",
+                "kind: commits {:.0} s after the Secret was changed",
                 began.elapsed().as_secs_f64()
             );
             Ok(())
