@@ -20,9 +20,11 @@ pub struct Settings {
     pub namespaces: Vec<String>,
     /// The host name under which the API server finds the webhook; empty: there is none.
     pub webhook_host: String,
+    /// Folder with the webhook's certificate, where the authority does not make it: `tls.crt`, `tls.key`.
+    pub webhook_certificate: Option<PathBuf>,
     /// How many workers a job may have: one, until several of them share a job. The crash tests, whose pods are none, set more.
     pub max_replicas: u32,
-    /// The name of the webhook's configuration, which is told the authority.
+    /// The name of the webhook's configuration, which is told the authority; empty: somebody else tells it whom to believe.
     pub webhook_configuration: String,
     /// The program that plans SQL.
     pub planner: PathBuf,
@@ -38,6 +40,7 @@ impl Default for Settings {
             resources: Resources::default(),
             namespaces: Vec::new(),
             webhook_host: String::new(),
+            webhook_certificate: None,
             max_replicas: 1,
             webhook_configuration: String::new(),
             planner: PathBuf::from("penstock"),

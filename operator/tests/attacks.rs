@@ -183,6 +183,7 @@ async fn facts(job: &StreamingJob, linter: &Linter) -> Facts {
         said: None,
         account: (job.spec.workers.service_account_name == "deployer")
             .then(|| serde_json::from_value(account).unwrap()),
+        authority: String::new(),
         sql_faults: planned.expect("the planner answers"),
     }
 }

@@ -7,7 +7,7 @@ use anyhow::Result;
 use kube::Client;
 use kube::api::{Api, DynamicObject, ListParams};
 use kube::core::{ApiResource, GroupVersionKind};
-use penstock_operator::names::{APPLIED, MEMORY};
+use penstock_operator::names::{APPLIED, MEMORY, VERSION};
 use serde_json::{Value, json};
 
 use crate::engine::Engine;
@@ -48,6 +48,7 @@ pub async fn take(
 ) -> Result<Picture> {
     let mut picture = Picture::new();
     let mut uid = String::new();
+    let mut certificates = Vec::new();
     for (group, version, kind, plural) in KINDS {
         let resource =
             ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural);
@@ -61,13 +62,27 @@ pub async fn take(
                     .unwrap_or_default()
                     .to_owned();
             }
+            if kind == "Secret" {
+                // Named by the hash of what it is of, identities among it.
+                let version = object["metadata"]["annotations"][VERSION].as_str();
+                let of = format!("certificate-of-{}", version.unwrap_or_default());
+                certificates.push((name.to_owned(), of));
+            }
             picture.insert(format!("{kind} {name}"), bare(kind, object.clone()));
         }
     }
     let starts = engine.starts(namespace, job);
     picture.insert("starts of workers".to_owned(), json!(starts));
+    let named = |text: &str| {
+        let each = certificates.iter();
+        each.fold(text.to_owned(), |text, (name, of)| text.replace(name, of))
+    };
+    picture = picture
+        .into_iter()
+        .map(|(at, value)| (named(&at), value))
+        .collect();
     for value in picture.values_mut() {
-        let mut text = value.to_string();
+        let mut text = named(&value.to_string());
         if !uid.is_empty() {
             text = text
                 .replace(&uid, "UID")
