@@ -219,6 +219,7 @@ fn faults(facts: &Facts, settings: &Settings) -> Vec<String> {
         faults.extend(
             later.filter(|d| d.code != Code::MANY_WORKERS || replicas > settings.max_replicas),
         );
+        faults.extend(validate::bounds(&facts.job, &settings.bounds));
         faults.extend(validate::orders(&facts.job));
         faults.extend(forbidden(facts));
         faults.extend(account(facts));

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Parser;
 use kube::client::ClientBuilder;
+use penstock_operator::admission::Judge;
 use penstock_operator::certificates::{self, Authority, Files};
 use penstock_operator::election::Election;
 use penstock_operator::lint::Linter;
@@ -73,9 +74,12 @@ async fn main() -> anyhow::Result<()> {
             None => authority.server(&settings.webhook_host, &metrics)?,
         };
         let tls = Arc::new(tls);
-        let linter = linter.clone();
+        let judge = Judge {
+            linter: linter.clone(),
+            bounds: settings.bounds.clone(),
+        };
         tokio::spawn(async move {
-            if let Err(error) = admission::serve(args.webhook, tls, linter).await {
+            if let Err(error) = admission::serve(args.webhook, tls, judge).await {
                 tracing::error!(%error, "the webhook has ended");
             }
         });

@@ -10,7 +10,8 @@ use super::{CONTROL_PORT, Child, HEALTH_PORT, Kind, PUBLIC_PORT, child};
 use crate::facts::Memory;
 use crate::issue::Issue;
 use crate::names::{
-    self, ACCEPT_LOSS, CERTIFICATE_UNTIL, CLAIM, GO_BACK, MEMORY, ORDERS, VERSION, selector, workers,
+    self, ACCEPT_LOSS, CERTIFICATE_UNTIL, CLAIM, GO_BACK, MEMORY, ORDERS, VERSION, selector,
+    workers,
 };
 use crate::settings::Settings;
 use crate::version::{MANIFEST, Version, log_id};
