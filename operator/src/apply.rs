@@ -439,3 +439,6 @@ fn revision(of: &StreamingJob) -> u64 {
     let version = of.metadata.resource_version.as_deref();
     version.and_then(|v| v.parse().ok()).unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests;

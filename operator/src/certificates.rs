@@ -243,14 +243,14 @@ fn secret<const N: usize>(metadata: ObjectMeta, data: [(&str, &str); N]) -> Secr
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     pub(super) fn now() -> DateTime<Utc> {
         "2026-11-22T12:00:00Z".parse().unwrap()
     }
 
-    pub(super) fn authority() -> Arc<Authority> {
+    pub(crate) fn authority() -> Arc<Authority> {
         let (certificate, key) = make(now()).unwrap();
         Arc::new(Authority::of(certificate, &key).unwrap())
     }
