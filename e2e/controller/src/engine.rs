@@ -21,7 +21,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
 use parking_lot::Mutex;
 use penstock_crds::rpc::{CONTROLLER, JobStatus};
-use penstock_operator::names::{JOB, VERSION};
+use penstock_operator::names::{CERTIFICATE, JOB, VERSION};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -44,6 +44,8 @@ type Key = (String, String);
 struct Worker {
     uid: String,
     version: String,
+    /// The Secret that its pod mounts.
+    certificate: String,
     fails: bool,
     since: Instant,
 }
@@ -154,6 +156,7 @@ impl Engine {
         let worker = Worker {
             uid,
             version,
+            certificate: certificate(pod).unwrap_or_default(),
             fails: pod.labels().contains_key("penstock.test/fate"),
             since: Instant::now(),
         };
@@ -197,7 +200,7 @@ impl Engine {
         }
     }
 
-    /// The certificate is that of the version which the pod of this name mounts; only the controller is let in.
+    /// The certificate is the one that the pod of this name mounts; only the controller is let in.
     async fn shake(&self, stream: TcpStream) -> Result<TlsStream<TcpStream>> {
         let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream).await?;
         let name = start.client_hello().server_name().map(str::to_owned);
@@ -205,9 +208,7 @@ impl Engine {
         let config = {
             let known = self.known.lock();
             let worker = known.workers.get(&(namespace.clone(), pod.clone()));
-            let version = &worker.context("no worker")?.version;
-            let job = pod.rsplit_once("-worker-").context("no job")?.0;
-            let secret = penstock_operator::names::certificate(job, version);
+            let secret = worker.context("no worker")?.certificate.clone();
             let config = known.certificates.get(&(namespace, secret));
             Arc::clone(config.context("no certificate")?)
         };
@@ -316,6 +317,13 @@ fn pod_of(host: &str) -> Option<(String, String)> {
         return None;
     };
     Some(((*namespace).to_owned(), (*pod).to_owned()))
+}
+
+/// The Secret that a pod has its certificate from.
+fn certificate(pod: &Pod) -> Option<String> {
+    let mut volumes = pod.spec.as_ref()?.volumes.iter().flatten();
+    let volume = volumes.find(|v| v.name == CERTIFICATE)?;
+    volume.secret.as_ref()?.secret_name.clone()
 }
 
 /// What a worker that mounts this Secret shows, and whom it believes.

@@ -7,7 +7,7 @@ use anyhow::Result;
 use kube::Client;
 use kube::api::{Api, DynamicObject, ListParams};
 use kube::core::{ApiResource, GroupVersionKind};
-use penstock_operator::names::{APPLIED, MEMORY};
+use penstock_operator::names::{APPLIED, MEMORY, VERSION};
 use serde_json::{Value, json};
 
 use crate::engine::Engine;
@@ -48,6 +48,7 @@ pub async fn take(
     engine: &Engine,
 ) -> Result<Picture> {
     let mut picture = Picture::new();
+    let mut certificates = Vec::new();
     for (group, version, kind, plural) in KINDS {
         let resource =
             ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural);
@@ -55,15 +56,28 @@ pub async fn take(
         for object in api.list(&ListParams::default()).await? {
             let object = serde_json::to_value(&object)?;
             let name = object["metadata"]["name"].as_str().unwrap_or_default();
+            if kind == "Secret" {
+                // Named by the hash of what it is of, identities among it.
+                let version = object["metadata"]["annotations"][VERSION].as_str();
+                let of = format!("certificate-of-{}", version.unwrap_or_default());
+                certificates.push((name.to_owned(), of));
+            }
             let name = nameless(name, uid);
             picture.insert(format!("{kind} {name}"), bare(kind, object.clone()));
         }
     }
     let starts = engine.starts(namespace, job);
     picture.insert("starts of workers".to_owned(), json!(starts));
+    let named = |text: &str| {
+        let each = certificates.iter();
+        each.fold(text.to_owned(), |text, (name, of)| text.replace(name, of))
+    };
+    picture = picture
+        .into_iter()
+        .map(|(at, value)| (named(&at), value))
+        .collect();
     for value in picture.values_mut() {
-        let mut text = value.to_string();
-        text = nameless(&text, uid);
+        let text = nameless(&named(&value.to_string()), uid);
         *value = serde_json::from_str(&text.replace(namespace, "NAMESPACE").replace(own, "OWN"))?;
     }
     Ok(picture)

@@ -20,6 +20,8 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use penstock_operator::names::VERSION;
+
 use crate::operator::Operator;
 
 /// What is done at a write.
@@ -400,6 +402,14 @@ fn describe(method: &Method, path: &str, body: &[u8]) -> Option<String> {
         _ => return None,
     };
     match (resource, parts.next()) {
+        // Named by the hash of what it is of, identities among it.
+        ("secrets", _) => {
+            let version = body["metadata"]["annotations"][VERSION].as_str();
+            Some(format!(
+                "{verb} secrets {}",
+                version.or(name).unwrap_or_default()
+            ))
+        }
         ("leases", _) => (verb == "create").then(|| "create lease".to_owned()),
         // Created, or one more of a series, by what this controller has told before.
         ("events", _) => Some(format!(
