@@ -59,6 +59,10 @@ def main():
             for line, kind, marks, reason, body in blocks(page):
                 status, said = 0, ""
                 if kind == ["sh"]:
+                    if "on-cluster" in marks:
+                        left_out += 1
+                        print(f"{page}:{line}: not run here: ./dev e2e newcomer runs it")
+                        continue
                     if "no-run" in marks:
                         left_out += 1
                         print(f"{page}:{line}: not run: {reason or 'no reason given'}")

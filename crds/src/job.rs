@@ -52,6 +52,66 @@ use crate::workers::{Autoscaling, Workers};
         name = "Age",
         type_ = "date",
         json_path = ".metadata.creationTimestamp"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].reason",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Lag-Seconds",
+        type_ = "integer",
+        json_path = ".status.lag.seconds",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Rows-In",
+        type_ = "number",
+        json_path = ".status.rates.in",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Rows-Out",
+        type_ = "number",
+        json_path = ".status.rates.out",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Committed",
+        type_ = "date",
+        json_path = ".status.epoch.committedAt",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Watermark",
+        type_ = "string",
+        json_path = ".status.watermark.time",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Restarts",
+        type_ = "integer",
+        json_path = ".status.counts.restarts",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Failure",
+        type_ = "string",
+        json_path = ".status.lastFailure.code",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Version",
+        type_ = "string",
+        json_path = ".status.version.planHash",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Engine",
+        type_ = "string",
+        json_path = ".status.version.engine",
+        priority = 1
     )
 )]
 #[serde(rename_all = "camelCase")]

@@ -2,6 +2,7 @@
 //!
 //! Rules of the SQL text are the planner's. Faults come without places; `manifest` knows those.
 
+mod bounds;
 mod column;
 mod host;
 mod kafka;
@@ -19,6 +20,7 @@ use crate::diagnostic::{Code, Diagnostic};
 use crate::job::{Checkpoint, Storage, StreamingJob, StreamingJobSpec, TriggerSpec};
 use crate::units::{Duration, Quantity};
 
+pub use self::bounds::{Amount, Bound, Bounds, bounds};
 pub use self::kafka::{Property, property};
 pub use self::kubernetes::quantity;
 pub use self::support::{cluster_only_fields, unsupported, unsupported_in_cluster};

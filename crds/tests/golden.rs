@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceColumnDefinition;
 use penstock_crds::manifest::{ResourceKind, load_for, yaml_1_1_bool};
 use penstock_crds::reference::generated;
 use penstock_crds::validate::{Place, validate};
@@ -113,6 +114,55 @@ fn every_field_of_the_schema_is_in_the_golden_manifest() {
         missing.is_empty(),
         "in the schema, not in the golden manifest: {missing:#?}"
     );
+}
+
+/// The names of columns that `kubectl get` shows, and those that it shows with `-o wide` alone.
+#[test]
+fn kubectl_shows_six_columns_and_the_rest_when_asked() {
+    let definition = crd::streaming_job();
+    let columns = definition.spec.versions[0]
+        .additional_printer_columns
+        .clone()
+        .unwrap();
+    let (wide, first): (Vec<_>, Vec<_>) = columns
+        .iter()
+        .partition(|column| column.priority.unwrap_or(0) > 0);
+    let names = |all: &[&CustomResourceColumnDefinition]| {
+        let names = all.iter().map(|column| column.name.as_str());
+        names.collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(names(&first), "Phase Ready Epoch Lag Workers Age");
+    assert_eq!(
+        names(&wide),
+        "Reason Lag-Seconds Rows-In Rows-Out Committed Watermark Restarts Failure Version Engine"
+    );
+    // Each shows something that the schema has, of the type that it says.
+    let schema = crd::schema(&definition);
+    for column in &columns {
+        let path = column.json_path.trim_start_matches('.');
+        let of_a_condition = path.split_once("[?").map(|(list, rest)| {
+            let member = rest.split_once(").").or(rest.split_once(")].")).unwrap().1;
+            format!("{list}.[].{}", member.trim_start_matches('.'))
+        });
+        let path = of_a_condition.unwrap_or_else(|| path.to_owned());
+        if path == "metadata.creationTimestamp" {
+            continue;
+        }
+        let shown = path.split('.').fold(&schema, |of, part| match part {
+            "[]" => &of["items"],
+            name => &of["properties"][name],
+        });
+        let type_ = match column.type_.as_str() {
+            "date" => "string",
+            other => other,
+        };
+        assert_eq!(shown["type"], type_, "{}: {path}", column.name);
+    }
+    let page = include_str!("../../docs/src/reference/kubectl.md");
+    for column in &columns {
+        let row = format!("| `{}` |", column.name.to_uppercase());
+        assert!(page.contains(&row), "the book does not explain {row}");
+    }
 }
 
 #[test]

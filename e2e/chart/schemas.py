@@ -1,5 +1,5 @@
 """JSON schemas for kubeconform, made on this machine: Kubernetes' own types from the OpenAPI document of its Go module, the types of
-Prometheus' operator from the resource definitions in its module, ours from charts/penstock/files/crds. All of them are strict: a
+Prometheus' operator and of cert-manager from the resource definitions in their modules, ours from charts/penstock/files/crds. All of them are strict: a
 member that the type does not have is a fault.
 """
 import copy
@@ -12,6 +12,7 @@ import yaml
 
 KUBERNETES = "k8s.io/kubernetes@v1.34.4"                                      # as e2e/kind/kind.sh has it
 PROMETHEUS_OPERATOR = "github.com/prometheus-operator/prometheus-operator@v0.85.0"
+CERT_MANAGER = "github.com/cert-manager/cert-manager@v1.18.2"
 
 
 def module(name):
@@ -101,6 +102,7 @@ def make(cache, root):
         crds = os.path.join(module(PROMETHEUS_OPERATOR), "example/prometheus-operator-crd")
         of_resource_definitions(folder, [os.path.join(crds, f"monitoring.coreos.com_{n}.yaml")
                                          for n in ("podmonitors", "servicemonitors", "prometheusrules")])
+        of_resource_definitions(folder, [os.path.join(module(CERT_MANAGER), "deploy/crds/crd-certificates.yaml")])
         with open(stamp, "w", encoding="utf-8") as file:
             file.write(made_by)
     if of_resource_definitions(folder, sorted(glob.glob(os.path.join(root, "charts/penstock/files/crds/*.yaml")))) == 0:

@@ -1,13 +1,14 @@
 #!/bin/sh
-# Certificates for a broker on 127.0.0.1 with TLS, made anew with openssl: certificates.sh FOLDER
+# Certificates for a broker on 127.0.0.1, or another address, with TLS, made anew with openssl: certificates.sh FOLDER [ADDRESS]
 #
 #   ca.pem           the authority that signs all of them
 #   stranger.pem     another authority, which signs none
-#   secure.pem       key and certificate of localhost and 127.0.0.1
+#   secure.pem       key and certificate of localhost and the address
 #   expired.pem      the same, which has expired
 #   elsewhere.pem    of another host's name
 set -eu
-folder=${1:?certificates.sh FOLDER}
+folder=${1:?certificates.sh FOLDER [ADDRESS]}
+address=${2:-127.0.0.1}
 mkdir -p "$folder"
 cd "$folder"
 
@@ -32,7 +33,7 @@ day() { date -u -d "$1" +%Y%m%d%H%M%SZ; }
 
 authority ca
 authority stranger
-server secure DNS:localhost,IP:127.0.0.1 "$(day '1 day ago')" "$(day '20 days')"
-server expired DNS:localhost,IP:127.0.0.1 "$(day '20 days ago')" "$(day '2 days ago')"
+server secure "DNS:localhost,IP:$address" "$(day '1 day ago')" "$(day '20 days')"
+server expired "DNS:localhost,IP:$address" "$(day '20 days ago')" "$(day '2 days ago')"
 server elsewhere DNS:broker.elsewhere.example,IP:192.0.2.1 "$(day '1 day ago')" "$(day '20 days')"
 rm -f ./*.csr ./*.crt ./*.key index.txt* ca.cnf openssl.log [0-9A-F]*.pem

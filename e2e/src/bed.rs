@@ -28,6 +28,8 @@ pub struct Server {
     script: PathBuf,
     port: u16,
     environment: Vec<(&'static str, String)>,
+    /// Whether it goes with this value.
+    ours: bool,
 }
 
 /// The account of the S3 server.
@@ -52,6 +54,21 @@ impl Server {
             ("KAFKA_USER", format!("{user}:{password}")),
         ];
         Self::fresh(root().join("e2e/kafka/kafka.sh"), port, environment)
+    }
+
+    /// The broker of the cluster (`./dev kind up`), at the address of its plain listener; it stays.
+    pub fn of_the_cluster(brokers: &str) -> Result<Self> {
+        let (host, port) = brokers.rsplit_once(':').context("host:port")?;
+        let certificates = testbed().join("kind/certificates");
+        Ok(Self {
+            script: root().join("e2e/kafka/kafka.sh"),
+            port: port.parse()?,
+            environment: vec![
+                ("KAFKA_HOST", host.to_owned()),
+                ("KAFKA_SECURE", certificates.display().to_string()),
+            ],
+            ours: false,
+        })
     }
 
     /// Gives a user of the Kafka broker another password.
@@ -80,6 +97,7 @@ impl Server {
             script,
             port,
             environment,
+            ours: true,
         };
         server.call(&["wipe"])?;
         server.start()?;
@@ -128,7 +146,9 @@ impl Server {
     }
 
     pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        let host = self.environment.iter().find(|(k, _)| *k == "KAFKA_HOST");
+        let host = host.map_or("127.0.0.1", |(_, host)| host);
+        format!("{host}:{}", self.port)
     }
 
     pub fn url(&self) -> String {
@@ -138,6 +158,9 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        if !self.ours {
+            return;
+        }
         if let Err(error) = self.call(&["wipe"]) {
             eprintln!("e2e: {error:#}");
         }

@@ -10,7 +10,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use penstock_crds::diagnostic::Diagnostic;
 use penstock_crds::job::StreamingJob;
-use penstock_crds::validate::{self, Place};
+use penstock_crds::validate::{self, Bounds, Place};
 use serde_json::{Value, json};
 
 use crate::lint::{Linter, Said};
@@ -24,12 +24,14 @@ pub struct Verdict {
     pub warnings: Vec<String>,
 }
 
-/// Everything but the SQL: the rules of one manifest, what this version cannot do, and what an edit may not change.
-pub fn judge(old: Option<&StreamingJob>, new: &StreamingJob) -> Verdict {
+/// Everything but the SQL: the rules of one manifest, what this version cannot do, the namespace's bounds, and what an edit may not
+/// change.
+pub fn judge(old: Option<&StreamingJob>, new: &StreamingJob, bounds: &Bounds) -> Verdict {
     let mut faults = validate::validate(new, Place::Cluster);
     if !faults.iter().any(Diagnostic::is_error) {
         faults.extend(validate::unsupported(&new.spec));
         faults.extend(validate::unsupported_in_cluster(&new.spec));
+        faults.extend(validate::bounds(new, bounds));
         faults.extend(validate::orders(new));
         if let Some(old) = old {
             faults.extend(validate::transition(old, new));
@@ -41,6 +43,13 @@ pub fn judge(old: Option<&StreamingJob>, new: &StreamingJob) -> Verdict {
         errors: text(errors),
         warnings: text(warnings),
     }
+}
+
+/// What the webhook judges by.
+#[derive(Debug, Clone)]
+pub struct Judge {
+    pub linter: Linter,
+    pub bounds: Bounds,
 }
 
 /// Whether nothing that runs differs: an edit of metadata, or a finalizer that goes.
@@ -65,9 +74,9 @@ fn has_the_state(old: &StreamingJob, new: &StreamingJob) -> bool {
 }
 
 /// Answers an AdmissionReview.
-async fn review(State(linter): State<Linter>, Json(review): Json<Value>) -> Json<Value> {
+async fn review(State(judge): State<Arc<Judge>>, Json(review): Json<Value>) -> Json<Value> {
     let request = &review["request"];
-    let verdict = verdict(&linter, request).await;
+    let verdict = verdict(&judge, request).await;
     let mut response = json!({
         "uid": request["uid"],
         "allowed": verdict.errors.is_empty(),
@@ -87,7 +96,7 @@ async fn review(State(linter): State<Linter>, Json(review): Json<Value>) -> Json
 }
 
 /// What is said of an AdmissionRequest.
-pub async fn verdict(linter: &Linter, request: &Value) -> Verdict {
+pub async fn verdict(of: &Judge, request: &Value) -> Verdict {
     let new = match read(&request["object"]) {
         Ok(new) => new,
         Err(why) => {
@@ -109,11 +118,11 @@ pub async fn verdict(linter: &Linter, request: &Value) -> Verdict {
     if new.metadata.deletion_timestamp.is_some() {
         return Verdict::default();
     }
-    let mut verdict = judge(old.as_ref(), &new);
+    let mut verdict = judge(old.as_ref(), &new, &of.bounds);
     if verdict.errors.is_empty() {
         let said = match old.filter(|old| has_the_state(old, &new)) {
-            Some(old) => linter.edit(&old, &new).await,
-            None => linter.faults(&new).await.map(|faults| Said {
+            Some(old) => of.linter.edit(&old, &new).await,
+            None => of.linter.faults(&new).await.map(|faults| Said {
                 faults,
                 warnings: Vec::new(),
             }),
@@ -139,12 +148,12 @@ pub async fn verdict(linter: &Linter, request: &Value) -> Verdict {
 pub async fn serve(
     address: SocketAddr,
     tls: Arc<rustls::ServerConfig>,
-    linter: Linter,
+    judge: Judge,
 ) -> std::io::Result<()> {
     let app = Router::new()
         .route("/validate", post(review))
         .route("/healthz", get(|| async { "ok\n" }))
-        .with_state(linter);
+        .with_state(Arc::new(judge));
     let config = axum_server::tls_rustls::RustlsConfig::from_config(tls);
     axum_server::bind_rustls(address, config)
         .serve(app.into_make_service())
@@ -154,7 +163,9 @@ pub async fn serve(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::build::tests::job;
+    use crate::build::tests::{job, settings};
+    use crate::decide::decide;
+    use crate::decide::tests::running;
 
     #[test]
     fn an_edit_may_not_change_what_the_history_stands_on() {
@@ -171,11 +182,35 @@ mod tests {
             .as_mut()
             .unwrap()
             .prefix = "x".into();
-        let verdict = judge(Some(&old), &new);
+        let verdict = judge(Some(&old), &new, &Bounds::default());
         assert_eq!(verdict.errors.len(), 3, "{verdict:?}");
         assert!(verdict.errors.iter().all(|e| e.ends_with("[PS0076]")));
         assert!(verdict.errors[0].starts_with("keyGroups: it was 64 and is 128"));
-        assert_eq!(judge(None, &new).errors, Vec::<String>::new());
+        assert_eq!(
+            judge(None, &new, &Bounds::default()).errors,
+            Vec::<String>::new()
+        );
+    }
+
+    #[test]
+    fn a_job_out_of_bounds_is_refused_in_the_words_of_the_controller() {
+        let mut settings = settings();
+        let bounds = "namespaces: {risk: {storage: ['s3://archive'], volume: 1Gi, images: []}}";
+        settings.bounds = serde_yaml::from_str(bounds).unwrap();
+        let mut new = job();
+        new.spec.workers.image = "elsewhere/penstock".to_owned();
+        let verdict = judge(None, &new, &settings.bounds);
+        assert_eq!(verdict.errors.len(), 3, "{verdict:?}");
+        assert!(verdict.errors.iter().all(|e| e.ends_with("[PS0080]")));
+        let mut facts = running();
+        facts.job = new;
+        let decision = decide(&facts, &settings);
+        let conditions = &decision.status.conditions;
+        let stalled = conditions.iter().find(|c| c.type_ == "Stalled").unwrap();
+        assert_eq!(stalled.reason, "Invalid");
+        assert_eq!(stalled.message, verdict.errors.join("; "));
+        // What runs goes on as it is.
+        assert!(decision.apply.is_empty() && decision.replace.is_empty());
     }
 
     /// `old` as it is when its version runs and is accepted, and an edit of it.
@@ -232,6 +267,7 @@ mod tests {
         let mut new = job();
         let storage = new.spec.checkpoint.storage.as_mut().unwrap();
         storage.secret_ref.as_mut().unwrap().name = "rotated".to_owned();
-        assert_eq!(judge(Some(&old), &new), Verdict::default());
+        let verdict = judge(Some(&old), &new, &Bounds::default());
+        assert_eq!(verdict, Verdict::default());
     }
 }

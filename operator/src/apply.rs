@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolumeClaim, Pod, Secret};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::{NamespaceResourceScope, Status};
 use kube::runtime::events::{Event as Published, EventType, Recorder};
@@ -24,9 +25,10 @@ use crate::certificates::Authority;
 use crate::clock::turn;
 use crate::decide::{Decision, Event};
 use crate::facts::Facts;
+use crate::issue::Issue;
 use crate::kind::Kind;
 use crate::metrics::Metrics;
-use crate::names::{APPLIED, FINALIZER, GENERATION, HOLDER, MANAGER};
+use crate::names::{self, APPLIED, FINALIZER, GENERATION, HOLDER, MANAGER};
 use crate::same::covers;
 use crate::status::{bounded, same_but_numbers, with_numbers};
 
@@ -48,6 +50,14 @@ pub struct Written {
     at: DateTime<Utc>,
     /// As long as the watch does not show it: the resource version that it made, and the status.
     ahead: Option<(u64, StreamingJobStatus)>,
+}
+
+/// What carrying a decision out has written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wrote {
+    /// Something else than the status: more may follow from it.
+    pub objects: bool,
+    pub status: bool,
 }
 
 impl Writer {
@@ -72,22 +82,35 @@ impl Writer {
             .retain(|uid, _| uids.contains(uid.as_str()));
     }
 
-    /// Whether anything was written.
+    /// What was written.
     ///
     /// # Errors
     /// When the API server refuses a write; what was written stays, and the next decision goes on from there.
-    pub async fn carry_out(&self, facts: &Facts, decision: &Decision) -> Result<bool, kube::Error> {
+    pub async fn carry_out(
+        &self,
+        facts: &Facts,
+        decision: &Decision,
+    ) -> Result<Wrote, kube::Error> {
         let namespace = facts.job.namespace().unwrap_or_default();
         let mut wrote = false;
-        if let Some(version) = &decision.certificate {
-            self.certificate(facts, &namespace, version).await?;
-            wrote = true;
-        }
         if let Some(hold) = decision.hold {
             self.hold(&facts.job, hold).await?;
         }
+        let mut versions = BTreeMap::new();
         for child in &decision.apply {
-            wrote |= self.child(facts, &namespace, child).await?;
+            if child.kind == Kind::StatefulSet
+                && let Some(issue) = &decision.certificate
+            {
+                let owner = self.version(facts, &versions, issue);
+                self.certificate(facts, &namespace, issue, owner).await?;
+                wrote = true;
+            }
+            if let Some(written) = self.child(facts, &namespace, child).await? {
+                wrote = true;
+                if child.kind == Kind::ConfigMap {
+                    versions.insert(child.name.as_str(), written.uid().unwrap_or_default());
+                }
+            }
         }
         let mut made = true;
         for step in &decision.steps {
@@ -100,7 +123,10 @@ impl Writer {
             // Nothing can be started in a namespace that goes: its log stays in the checkpoint storage.
             tracing::warn!(job = facts.name(), "the namespace is deleted: no clean-up");
             self.hold(&facts.job, false).await?;
-            return Ok(true);
+            return Ok(Wrote {
+                objects: true,
+                status: false,
+            });
         }
         wrote |= decision.hold.is_some()
             || !decision.steps.is_empty()
@@ -155,7 +181,10 @@ impl Writer {
             self.metrics.wrote(kind.api().2);
             gone(api.delete(name, &DeleteParams::default()).await)?;
         }
-        Ok(wrote | self.tell_all(facts, decision).await?)
+        Ok(Wrote {
+            objects: wrote,
+            status: self.tell_all(facts, decision).await?,
+        })
     }
 
     /// Events and status alone; whether the status was written.
@@ -171,14 +200,35 @@ impl Writer {
         Ok(decision.hold != Some(false) && self.status(facts, &decision.status).await?)
     }
 
-    /// Created and never read: one that is there already was made for the same version.
+    /// The ConfigMap of a certificate's version, as its owner: both go together. `written`: uids of those that were made just now.
+    fn version(
+        &self,
+        facts: &Facts,
+        written: &BTreeMap<&str, String>,
+        issue: &Issue,
+    ) -> OwnerReference {
+        let name = names::version(facts.name(), &issue.version);
+        let there = facts.objects.get(&(Kind::ConfigMap, name.clone()));
+        let there = there.and_then(|v| v["metadata"]["uid"].as_str());
+        let uid = written.get(name.as_str()).map(String::as_str).or(there);
+        OwnerReference {
+            api_version: "v1".to_owned(),
+            kind: "ConfigMap".to_owned(),
+            uid: uid.unwrap_or_default().to_owned(),
+            name,
+            ..OwnerReference::default()
+        }
+    }
+
+    /// Created and never read: one that is there already is the same, whose StatefulSet was not written any more.
     async fn certificate(
         &self,
         facts: &Facts,
         namespace: &str,
-        version: &str,
+        issue: &Issue,
+        owner: OwnerReference,
     ) -> Result<(), kube::Error> {
-        let made = self.authority.for_workers(&facts.job, version);
+        let made = self.authority.for_workers(&facts.job, issue, owner);
         let secret = made.map_err(|e| kube::Error::Service(e.into()))?;
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
         self.metrics.wrote("Secret");
@@ -236,12 +286,13 @@ impl Writer {
         Api::namespaced_with(self.client.clone(), namespace, &kind.resource())
     }
 
+    /// The object as it is now, if it was written.
     async fn child(
         &self,
         facts: &Facts,
         namespace: &str,
         child: &Child,
-    ) -> Result<bool, kube::Error> {
+    ) -> Result<Option<DynamicObject>, kube::Error> {
         let live = facts.objects.get(&(child.kind, child.name.clone()));
         let mut body = stamped(child);
         if child.kind == Kind::StatefulSet {
@@ -249,11 +300,11 @@ impl Writer {
             body["metadata"]["annotations"][GENERATION] = json!(generation.to_string());
         }
         if live.is_some_and(|live| covers(live, &body)) {
-            return Ok(false);
+            return Ok(None);
         }
         // A version is made once.
         if live.is_some() && child.kind == Kind::ConfigMap {
-            return Ok(false);
+            return Ok(None);
         }
         if let Some(live) = live
             && child.kind == Kind::StatefulSet
@@ -262,13 +313,25 @@ impl Writer {
             body["metadata"]["resourceVersion"] = live["metadata"]["resourceVersion"].clone();
             body["metadata"]["uid"] = live["metadata"]["uid"].clone();
         }
+        let before = facts.job.status.as_ref();
+        if let Some(before) = before.filter(|s| s.version.is_some())
+            && live.is_none()
+            && child.kind == Kind::StatefulSet
+        {
+            // It ran, and was it deleted since, which a cache that lags behind does not show? To write over what is known of it is
+            // refused then, and no worker starts.
+            let over = facts.job.resource_version();
+            self.write_status(&facts.job, before, over, facts.now)
+                .await?;
+        }
         let params = PatchParams::apply(MANAGER).force();
         let api = self.api(namespace, child.kind);
         self.metrics.wrote(child.kind.api().2);
-        api.patch(&child.name, &params, &Patch::Apply(&body))
+        let written = api
+            .patch(&child.name, &params, &Patch::Apply(&body))
             .await?;
         tracing::info!(job = facts.name(), kind = child.kind.api().2, name = %child.name, "applied");
-        Ok(true)
+        Ok(Some(written))
     }
 
     async fn status(
@@ -405,3 +468,6 @@ fn revision(of: &StreamingJob) -> u64 {
     let version = of.metadata.resource_version.as_deref();
     version.and_then(|v| v.parse().ok()).unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests;

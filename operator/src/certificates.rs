@@ -1,11 +1,15 @@
-//! The controller's authority: it makes a certificate for the workers of each version of a job, and one for itself. Its key lies
-//! in one Secret of the controller's own namespace, the only one that it may read, and that by name.
+//! The controller's authority: it makes the certificates of workers, and those that the controller itself shows. Its key lies in
+//! one Secret of the controller's own namespace, the only one that it may read, and that by name. What is shown, and made anew in
+//! time, is `shown`'s.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use anyhow::{Context, Result};
+use chrono::{DateTime, TimeDelta, Utc};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{Api, ObjectMeta, PostParams};
 use kube::{Client, ResourceExt};
 use penstock_crds::job::StreamingJob;
@@ -14,21 +18,32 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
 };
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use x509_parser::parse_x509_certificate;
 
-use crate::names::{self, MANAGER, workers};
+use crate::clock;
+use crate::issue::Issue;
+use crate::metrics::Metrics;
+use crate::names::{self, CERTIFICATE_UNTIL, MANAGER, VERSION, workers};
+
+mod shown;
+
+pub use shown::{Files, Renewed};
 
 /// The Secret with the authority's own certificate and key.
 const SECRET: &str = "penstock-authority";
 const AUTHORITY: &str = "ca.crt";
 const CERTIFICATE: &str = "tls.crt";
 const KEY: &str = "tls.key";
+/// Days that an authority holds. It is not renewed by itself: whoever believes it would have to be told.
+const AUTHORITY_LIFETIME: i64 = 3650;
 
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     certificate: String,
+    until: DateTime<Utc>,
 }
 
 /// A certificate and its key, as PEM.
@@ -47,12 +62,9 @@ impl Authority {
         if let Some(secret) = secrets.get_opt(SECRET).await? {
             return Self::read(&secret);
         }
-        let (certificate, key) = make()?;
-        let secret = secret(
-            SECRET,
-            None,
-            [(CERTIFICATE, certificate.as_str()), (KEY, key.as_str())],
-        );
+        let (certificate, key) = make(clock::now())?;
+        let data = [(CERTIFICATE, certificate.as_str()), (KEY, key.as_str())];
+        let secret = secret(named(SECRET), data);
         match secrets.create(&PostParams::default(), &secret).await {
             Ok(made) => Self::read(&made),
             // Another controller was first.
@@ -73,16 +85,27 @@ impl Authority {
     fn of(certificate: String, key: &str) -> Result<Self> {
         let key = KeyPair::from_pem(key).context("the authority's key")?;
         let issuer = Issuer::from_ca_cert_pem(&certificate, key).context("the authority")?;
+        let der = CertificateDer::from_pem_slice(certificate.as_bytes())?;
+        let until = until(&der).context("the authority")?;
         Ok(Self {
             issuer,
             certificate,
+            until,
         })
     }
 
-    fn sign(&self, name: &str, usage: &[ExtendedKeyUsagePurpose]) -> Result<Pair> {
+    fn sign(
+        &self,
+        name: &str,
+        usage: ExtendedKeyUsagePurpose,
+        (from, until): (DateTime<Utc>, DateTime<Utc>),
+    ) -> Result<Pair> {
         let mut params = CertificateParams::new(vec![name.to_owned()])?;
         params.distinguished_name.push(DnType::CommonName, MANAGER);
-        params.extended_key_usages = usage.to_vec();
+        params.extended_key_usages = vec![usage];
+        params.not_before = SystemTime::from(from).into();
+        // Nothing outlives its authority.
+        params.not_after = SystemTime::from(until.min(self.until)).into();
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.issuer)?;
         Ok(Pair {
@@ -91,39 +114,45 @@ impl Authority {
         })
     }
 
-    /// The Secret that the workers of a version mount.
+    /// The Secret that workers mount which start now; it goes with its owner.
     ///
     /// # Errors
     /// When no key can be made.
-    pub fn for_workers(&self, job: &StreamingJob, version: &str) -> Result<Secret> {
+    pub fn for_workers(
+        &self,
+        job: &StreamingJob,
+        issue: &Issue,
+        owner: OwnerReference,
+    ) -> Result<Secret> {
         let (name, namespace) = (job.name_any(), job.namespace().unwrap_or_default());
         let host = format!("*.{}.{namespace}.svc", workers(&name));
-        let pair = self.sign(&host, &[ExtendedKeyUsagePurpose::ServerAuth])?;
-        Ok(secret(
-            &names::certificate(&name, version),
-            Some(job),
-            [
-                (AUTHORITY, self.certificate.as_str()),
-                (CERTIFICATE, pair.certificate.as_str()),
-                (KEY, pair.key.as_str()),
-            ],
-        ))
+        let usage = ExtendedKeyUsagePurpose::ServerAuth;
+        let pair = self.sign(&host, usage, (issue.from, issue.until))?;
+        let until = issue.until.to_rfc3339();
+        let said = [(VERSION, issue.version.clone()), (CERTIFICATE_UNTIL, until)];
+        let metadata = ObjectMeta {
+            namespace: Some(namespace),
+            labels: Some(names::labels(&name)),
+            annotations: Some(said.map(|(name, value)| (name.to_owned(), value)).into()),
+            owner_references: Some(vec![owner]),
+            ..named(&issue.secret)
+        };
+        let data = [
+            (AUTHORITY, self.certificate.as_str()),
+            (CERTIFICATE, pair.certificate.as_str()),
+            (KEY, pair.key.as_str()),
+        ];
+        Ok(secret(metadata, data))
     }
 
     /// What the webhook shows to the API server, which is told to believe this authority.
     ///
     /// # Errors
     /// When no key can be made.
-    pub fn server(&self, host: &str) -> Result<ServerConfig> {
-        let pair = self.sign(host, &[ExtendedKeyUsagePurpose::ServerAuth])?;
-        let chain = vec![CertificateDer::from_pem_slice(pair.certificate.as_bytes())?];
-        let key = PrivateKeyDer::from_pem_slice(pair.key.as_bytes())?;
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
-            .with_single_cert(chain, key)?;
-        Ok(config)
+    pub fn server(self: &Arc<Self>, host: &str, metrics: &Arc<Metrics>) -> Result<ServerConfig> {
+        let usage = ExtendedKeyUsagePurpose::ServerAuth;
+        let shown = Renewed::new(self, host, usage, Some(Arc::clone(metrics)))?;
+        server(Arc::new(shown))
     }
 
     /// The authority's own certificate, as PEM.
@@ -131,51 +160,77 @@ impl Authority {
         &self.certificate
     }
 
+    /// When it ends.
+    pub fn until(&self) -> DateTime<Utc> {
+        self.until
+    }
+
+    /// What tells it from another.
+    pub fn identity(&self) -> String {
+        let hash = xxhash_rust::xxh3::xxh3_64(self.certificate.as_bytes());
+        format!("{hash:016x}")
+    }
+
     /// What the controller shows to workers, and whom it believes.
     ///
     /// # Errors
     /// When no key can be made.
-    pub fn client(&self) -> Result<ClientConfig> {
-        let pair = self.sign(CONTROLLER, &[ExtendedKeyUsagePurpose::ClientAuth])?;
+    pub fn client(self: &Arc<Self>) -> Result<ClientConfig> {
+        let shown = Renewed::new(self, CONTROLLER, ExtendedKeyUsagePurpose::ClientAuth, None)?;
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(self.certificate.as_bytes())?)?;
-        let chain = vec![CertificateDer::from_pem_slice(pair.certificate.as_bytes())?];
-        let key = PrivateKeyDer::from_pem_slice(pair.key.as_bytes())?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
-            .with_client_auth_cert(chain, key)?;
+            .with_client_cert_resolver(Arc::new(shown));
         Ok(config)
     }
 }
 
+/// A server that shows what it is told to, and asks nobody who they are.
+///
+/// # Errors
+/// When there is no TLS to be had.
+pub fn server(shown: Arc<dyn rustls::server::ResolvesServerCert>) -> Result<ServerConfig> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_cert_resolver(shown);
+    Ok(config)
+}
+
+/// When a certificate ends.
+fn until(der: &CertificateDer<'_>) -> Result<DateTime<Utc>> {
+    let (_, certificate) = parse_x509_certificate(der)?;
+    let end = certificate.validity().not_after.timestamp();
+    DateTime::from_timestamp(end, 0).context("it ends at no moment")
+}
+
 /// A new authority: certificate and key.
-fn make() -> Result<(String, String)> {
+fn make(now: DateTime<Utc>) -> Result<(String, String)> {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.distinguished_name.push(DnType::CommonName, MANAGER);
+    params.not_before = SystemTime::from(now - TimeDelta::days(1)).into();
+    params.not_after = SystemTime::from(now + TimeDelta::days(AUTHORITY_LIFETIME)).into();
     let key = KeyPair::generate()?;
     let certificate = params.self_signed(&key)?;
     Ok((certificate.pem(), key.serialize_pem()))
 }
 
-fn secret<const N: usize>(
-    name: &str,
-    job: Option<&StreamingJob>,
-    data: [(&str, &str); N],
-) -> Secret {
-    let of = job.map(|j| j.name_any()).unwrap_or_default();
-    let owner = job.and_then(|j| kube::Resource::controller_owner_ref(j, &()));
+fn named(name: &str) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(name.to_owned()),
+        ..ObjectMeta::default()
+    }
+}
+
+fn secret<const N: usize>(metadata: ObjectMeta, data: [(&str, &str); N]) -> Secret {
     Secret {
-        metadata: ObjectMeta {
-            name: Some(name.to_owned()),
-            namespace: job.and_then(ResourceExt::namespace),
-            labels: job.map(|_| names::labels(&of)),
-            owner_references: owner.map(|o| vec![o]),
-            ..ObjectMeta::default()
-        },
+        metadata,
         immutable: Some(true),
         type_: Some("Opaque".to_owned()),
         data: Some(
@@ -188,25 +243,43 @@ fn secret<const N: usize>(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    pub(super) fn now() -> DateTime<Utc> {
+        "2026-11-22T12:00:00Z".parse().unwrap()
+    }
+
+    pub(crate) fn authority() -> Arc<Authority> {
+        let (certificate, key) = make(now()).unwrap();
+        Arc::new(Authority::of(certificate, &key).unwrap())
+    }
+
+    fn for_workers(authority: &Authority) -> Secret {
+        let job = crate::build::tests::job();
+        let issue = crate::issue::of(&job, "v", &authority.identity(), now());
+        let owner = OwnerReference {
+            kind: "ConfigMap".to_owned(),
+            ..OwnerReference::default()
+        };
+        authority.for_workers(&job, &issue, owner).unwrap()
+    }
 
     #[test]
     fn what_the_authority_signs_is_what_a_client_believes() {
-        let (certificate, key) = make().unwrap();
-        let authority = Authority::of(certificate, &key).unwrap();
-        let job = crate::build::tests::job();
-        let secret = authority.for_workers(&job, "v").unwrap();
-        let data = secret.data.unwrap();
+        let authority = authority();
+        let data = for_workers(&authority).data.unwrap();
         let leaf = CertificateDer::from_pem_slice(&data[CERTIFICATE].0).unwrap();
         let root = CertificateDer::from_pem_slice(&data[AUTHORITY].0).unwrap();
         let leaf = webpki::EndEntityCert::try_from(&leaf).unwrap();
         let anchors = [webpki::anchor_from_trusted_cert(&root).unwrap()];
+        let at = u64::try_from(now().timestamp()).unwrap();
+        let at = rustls::pki_types::UnixTime::since_unix_epoch(std::time::Duration::from_secs(at));
         leaf.verify_for_usage(
             webpki::ALL_VERIFICATION_ALGS,
             &anchors,
             &[],
-            rustls::pki_types::UnixTime::now(),
+            at,
             webpki::KeyUsage::server_auth(),
             None,
             None,
@@ -221,5 +294,26 @@ mod tests {
             .unwrap();
         assert!(leaf.verify_is_valid_for_subject_name(&other).is_err());
         authority.client().unwrap();
+    }
+
+    #[test]
+    fn a_certificate_of_workers_goes_with_its_version_and_says_when_it_ends() {
+        let secret = for_workers(&authority());
+        let owners = secret.metadata.owner_references.unwrap();
+        assert_eq!(owners[0].kind, "ConfigMap");
+        let der = CertificateDer::from_pem_slice(&secret.data.unwrap()[CERTIFICATE].0).unwrap();
+        let said = &secret.metadata.annotations.unwrap()[CERTIFICATE_UNTIL];
+        assert_eq!(said.parse::<DateTime<Utc>>().unwrap(), until(&der).unwrap());
+    }
+
+    #[test]
+    fn an_authority_holds_ten_years_and_nothing_outlives_it() {
+        let authority = authority();
+        assert_eq!(authority.until(), now() + TimeDelta::days(3650));
+        let life = (now(), now() + TimeDelta::days(5000));
+        let usage = ExtendedKeyUsagePurpose::ServerAuth;
+        let pair = authority.sign("x", usage, life).unwrap();
+        let der = CertificateDer::from_pem_slice(pair.certificate.as_bytes()).unwrap();
+        assert_eq!(until(&der).unwrap(), authority.until());
     }
 }

@@ -178,6 +178,7 @@ async fn look_after(
             savepoints: kept,
         },
         filled: OnceCell::new(),
+        authority: authority.identity(),
         turns: Semaphore::new(READS),
         heard: Arc::default(),
         linter,
@@ -245,6 +246,9 @@ async fn look_after(
         .touched_objects();
     let savepoints = savepoints::look_after(&scope, Arc::clone(&shared), stop.clone());
     shared.metrics.show(jobs.clone());
+    shared
+        .metrics
+        .show_pods(shared.observer.caches.pods.clone());
     let controller = Controller::for_stream(unbroken(edited), jobs)
         .with_config(
             ControllerConfig::default()
@@ -373,7 +377,8 @@ async fn look_at(job: &StreamingJob, shared: &Shared) -> Result<Duration, Reconc
         shared.writer.tell_all(&facts, &told).await?;
     }
     let wrote = done?;
-    if wrote || !goes_on(&facts, &decision) {
+    if wrote.objects || !goes_on(&facts, &decision) {
+        let wrote = wrote.objects || wrote.status;
         return Ok(shared.pause(&facts.job, wrote, decision.again));
     }
     shared

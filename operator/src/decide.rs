@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::build::{self, Child, Size};
 use crate::facts::{Ended, Facts, Memory, gave_up, is_ready, version_of};
+use crate::issue::{self, Issue};
 use crate::kind::Kind;
 use crate::names;
 use crate::settings::Settings;
@@ -21,8 +22,8 @@ use crate::version::{Version, name_of};
 /// What is to be done, in this order.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Decision {
-    /// A version that is made now: its workers need a certificate before anything else.
-    pub certificate: Option<String>,
+    /// A certificate that is made now: before the StatefulSet, whose pods mount it.
+    pub certificate: Option<Issue>,
     /// Children as they should be.
     pub apply: Vec<Child>,
     /// Pods to delete, so that they come back with the StatefulSet's template.
@@ -109,8 +110,11 @@ pub fn decide(facts: &Facts, settings: &Settings) -> Decision {
     };
     let mut apply = build::surroundings(&facts.job, &version, settings);
     let state = volumes::of_the_set(facts);
+    let issue = issue::of(&facts.job, &version.name, &facts.authority, facts.now);
+    let named = facts.stateful_set.as_ref().and_then(issue::named_by);
+    let is_made = named == Some(issue.secret.as_str());
     apply.push(build::stateful_set(
-        &facts.job, &version, size, &memory, &state,
+        &facts.job, &version, size, &memory, &state, &issue,
     ));
     let foreign: Vec<&Child> = apply
         .iter()
@@ -141,7 +145,7 @@ pub fn decide(facts: &Facts, settings: &Settings) -> Decision {
         _ => SOON,
     };
     Decision {
-        certificate: (!facts.versions.contains_key(&version.name)).then(|| version.name.clone()),
+        certificate: (!is_made).then_some(issue),
         remove: superfluous(facts, &memory, &version),
         replace,
         force,
@@ -215,6 +219,7 @@ fn faults(facts: &Facts, settings: &Settings) -> Vec<String> {
         faults.extend(
             later.filter(|d| d.code != Code::MANY_WORKERS || replicas > settings.max_replicas),
         );
+        faults.extend(validate::bounds(&facts.job, &settings.bounds));
         faults.extend(validate::orders(&facts.job));
         faults.extend(forbidden(facts));
         faults.extend(account(facts));

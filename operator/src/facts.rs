@@ -38,6 +38,8 @@ pub struct Facts {
     pub said: Option<Said>,
     /// The service account that the spec names, if it names one that is there.
     pub account: Option<ServiceAccount>,
+    /// The identity of the authority that signs certificates.
+    pub authority: String,
     /// What is wrong with the SQL of a version that was not made yet, in the words of `penstock lint`.
     pub sql_faults: Vec<String>,
 }
@@ -270,6 +272,7 @@ mod tests {
                 versions: BTreeMap::new(),
                 said: None,
                 account: None,
+                authority: String::new(),
                 sql_faults: Vec::new(),
                 job: job.clone(),
             }

@@ -13,7 +13,7 @@
 //! 4  observe, apply, lint, certificates, unreadable
 //! 3  decide
 //! 2  build (children), status (conditions), upgrade (which version)
-//! 1  facts, version
+//! 1  facts, version, issue
 //! 0  settings, names, kind, same, metrics, clock, address
 //! ```
 //!
@@ -29,6 +29,7 @@ pub mod controller;
 pub mod decide;
 pub mod election;
 pub mod facts;
+pub mod issue;
 pub mod kind;
 pub mod lint;
 pub mod metrics;

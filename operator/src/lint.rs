@@ -182,7 +182,7 @@ mod tests {
     const FAULT: &str = r#"{"code":"PS0102","severity":"error","path":"spec.sql","message":"unknown column \"mercant_id\"","help":"did you mean \"merchant_id\"?","sql_position":{"line":6,"column":12}}"#;
     const OTHER: &str = r#"{"code":"PS0110","severity":"warning","path":"x","message":"x"}"#;
     const EMPTY: &str =
-        r#"{"code":"PS0080","severity":"warning","path":"spec.sql","message":"starts empty: a"}"#;
+        r#"{"code":"PS0081","severity":"warning","path":"spec.sql","message":"starts empty: a"}"#;
     const PLANNED: &str = r#"{"verdict":"unknown"}"#;
 
     fn of(lines: &[&str], well: bool) -> Said {
@@ -204,7 +204,7 @@ mod tests {
     #[test]
     fn of_the_warnings_only_those_on_the_state_are_passed_on() {
         let said = of(&[OTHER, PLANNED, EMPTY], true);
-        let empty = "spec.sql: starts empty: a [PS0080]";
+        let empty = "spec.sql: starts empty: a [PS0081]";
         assert_eq!(
             (said.faults, said.warnings),
             (vec![], vec![empty.to_owned()])

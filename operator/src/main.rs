@@ -8,10 +8,11 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Parser;
 use kube::client::ClientBuilder;
-use penstock_operator::certificates::Authority;
+use penstock_operator::admission::Judge;
+use penstock_operator::certificates::{self, Authority, Files};
 use penstock_operator::election::Election;
 use penstock_operator::lint::Linter;
-use penstock_operator::metrics::Metrics;
+use penstock_operator::metrics::{Metrics, Shown};
 use penstock_operator::settings::Settings;
 use penstock_operator::{admission, controller};
 use tower::timeout::TimeoutLayer;
@@ -65,12 +66,20 @@ async fn main() -> anyhow::Result<()> {
         .with_layer(&TimeoutLayer::new(PATIENCE))
         .build();
     let authority = Arc::new(Authority::open(&client, &settings.own_namespace).await?);
+    metrics.expires(Shown::Authority, authority.until());
     let linter = Linter::new(settings.planner.clone());
     if !settings.webhook_host.is_empty() {
-        let tls = Arc::new(authority.server(&settings.webhook_host)?);
-        let linter = linter.clone();
+        let tls = match &settings.webhook_certificate {
+            Some(folder) => certificates::server(Arc::new(Files::open(folder, &metrics)?))?,
+            None => authority.server(&settings.webhook_host, &metrics)?,
+        };
+        let tls = Arc::new(tls);
+        let judge = Judge {
+            linter: linter.clone(),
+            bounds: settings.bounds.clone(),
+        };
         tokio::spawn(async move {
-            if let Err(error) = admission::serve(args.webhook, tls, linter).await {
+            if let Err(error) = admission::serve(args.webhook, tls, judge).await {
                 tracing::error!(%error, "the webhook has ended");
             }
         });

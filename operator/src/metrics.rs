@@ -1,6 +1,7 @@
 //! What the controller counts of itself, what the status of every job says, for Prometheus, and that it lives. All of it stands
 //! here and in the book's reference.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,6 +10,8 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
+use chrono::{DateTime, Utc};
+use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::core::DeserializeGuard;
 use kube::runtime::reflector::Store;
@@ -22,6 +25,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+
+use crate::names::{CERTIFICATE_UNTIL, JOB};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ByKind {
@@ -49,10 +54,68 @@ struct ByCondition {
     reason: String,
 }
 
+/// A certificate of the controller's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shown {
+    Authority,
+    Webhook,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfShown {
+    of: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelSet)]
+struct ByJob {
+    namespace: String,
+    streamingjob: String,
+}
+
 /// The jobs that this replica looks after, as the API server knows them. Read at each scrape, so that a job that is gone, or a
 /// condition that is over, has no series.
 #[derive(Clone, Default)]
 struct Jobs(Arc<Mutex<Vec<Store<DeserializeGuard<StreamingJob>>>>>);
+
+/// Their pods: each says when its certificate ends.
+#[derive(Clone, Default)]
+struct Pods(Arc<Mutex<Vec<Store<Pod>>>>);
+
+impl fmt::Debug for Pods {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Pods")
+    }
+}
+
+impl Collector for Pods {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut first: BTreeMap<ByJob, i64> = BTreeMap::new();
+        for pods in self.0.lock().iter() {
+            for (job, end) in pods.state().iter().filter_map(|pod| expiry(pod)) {
+                let known = first.entry(job).or_insert(end);
+                *known = end.min(*known);
+            }
+        }
+        let help = "When the certificate of a job's worker ends, the earliest of its pods";
+        let name = "job_certificate_expiry_timestamp_seconds";
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (job, end) in &first {
+            family.encode_family(job)?.encode_gauge(end)?;
+        }
+        Ok(())
+    }
+}
+
+/// When the certificate of a pod ends.
+fn expiry(pod: &Pod) -> Option<(ByJob, i64)> {
+    let until = pod.annotations().get(CERTIFICATE_UNTIL)?;
+    let until = DateTime::parse_from_rfc3339(until).ok()?.timestamp();
+    let job = ByJob {
+        namespace: pod.namespace()?,
+        streamingjob: pod.labels().get(JOB)?.clone(),
+    };
+    Some((job, until))
+}
 
 impl fmt::Debug for Jobs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -94,6 +157,8 @@ fn conditions(job: &StreamingJob) -> Vec<ByCondition> {
 pub struct Metrics {
     registry: Registry,
     jobs: Jobs,
+    pods: Pods,
+    expiry: Family<OfShown, Gauge>,
     writes: Family<ByKind, Counter>,
     errors: Family<ByReason, Counter>,
     seconds: Family<ByResult, Histogram>,
@@ -106,6 +171,8 @@ impl Default for Metrics {
         let mut this = Self {
             registry: Registry::with_prefix("penstock"),
             jobs: Jobs::default(),
+            pods: Pods::default(),
+            expiry: Family::default(),
             writes: Family::default(),
             errors: Family::default(),
             seconds: Family::new_with_constructor(|| {
@@ -140,7 +207,13 @@ impl Default for Metrics {
             "Jobs that go on by themselves: nothing of them is on its way",
             this.settled.clone(),
         );
+        r.register(
+            "certificate_expiry_timestamp_seconds",
+            "When a certificate of the controller ends",
+            this.expiry.clone(),
+        );
         r.register_collector(Box::new(this.jobs.clone()));
+        r.register_collector(Box::new(this.pods.clone()));
         this
     }
 }
@@ -177,6 +250,21 @@ impl Metrics {
     /// Jobs whose conditions are to be on the page: a watch's cache.
     pub fn show(&self, jobs: Store<DeserializeGuard<StreamingJob>>) {
         self.jobs.0.lock().push(jobs);
+    }
+
+    /// Pods of workers, whose certificates are to be on the page: a watch's cache.
+    pub fn show_pods(&self, pods: Store<Pod>) {
+        self.pods.0.lock().push(pods);
+    }
+
+    /// A certificate is shown from now on that ends then.
+    pub fn expires(&self, of: Shown, at: DateTime<Utc>) {
+        let of = match of {
+            Shown::Authority => "authority",
+            Shown::Webhook => "webhook",
+        };
+        let gauge = self.expiry.get_or_create(&OfShown { of });
+        gauge.set(at.timestamp());
     }
 
     fn page(&self) -> String {
@@ -259,6 +347,30 @@ mod tests {
         assert!(!shown(), "{}", metrics.page());
     }
 
+    fn pod(name: &str, until: &str) -> Pod {
+        let labels = json!({JOB: "payments"});
+        let annotations = json!({CERTIFICATE_UNTIL: until});
+        let metadata = json!({"name": name, "namespace": "risk", "labels": labels, "annotations": annotations});
+        serde_json::from_value(json!({"metadata": metadata})).unwrap()
+    }
+
+    #[test]
+    fn a_job_shows_the_earliest_end_of_its_pods_certificates() {
+        let metrics = Metrics::default();
+        let (pods, mut watch) = reflector::store::<Pod>();
+        metrics.show_pods(pods);
+        for (name, until) in [("a", "2029-01-02T00:00:00Z"), ("b", "2029-01-01T00:00:00Z")] {
+            watch.apply_watcher_event(&watcher::Event::Apply(pod(name, until)));
+        }
+        let mut strange = pod("c", "soon");
+        strange.metadata.labels = None;
+        watch.apply_watcher_event(&watcher::Event::Apply(strange));
+        let line = "penstock_job_certificate_expiry_timestamp_seconds{namespace=\"risk\",\
+                    streamingjob=\"payments\"} 1861920000";
+        let page = metrics.page();
+        assert!(page.lines().any(|l| l == line), "{page}");
+    }
+
     #[test]
     fn every_documented_metric_has_a_sample_and_no_other_is_there() {
         let metrics = Metrics::default();
@@ -270,6 +382,10 @@ mod tests {
         let (jobs, mut watch) = reflector::store::<DeserializeGuard<StreamingJob>>();
         metrics.show(jobs);
         watch.apply_watcher_event(&watcher::Event::Apply(DeserializeGuard(Ok(job()))));
+        metrics.expires(Shown::Authority, DateTime::UNIX_EPOCH);
+        let (pods, mut watch) = reflector::store::<Pod>();
+        metrics.show_pods(pods);
+        watch.apply_watcher_event(&watcher::Event::Apply(pod("a", "2029-01-01T00:00:00Z")));
         let page = metrics.page();
         let found: BTreeSet<&str> = page
             .lines()

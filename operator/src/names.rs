@@ -18,6 +18,8 @@ pub const APPLIED: &str = "penstock.dev/applied";
 pub const MEMORY: &str = "penstock.dev/memory";
 /// The annotation with the generation of the job that the StatefulSet was written for.
 pub const GENERATION: &str = "penstock.dev/generation";
+/// The annotation of pods with the moment at which their certificate ends.
+pub const CERTIFICATE_UNTIL: &str = "penstock.dev/certificate-until";
 
 /// The annotation of pods that were started by a person's word, with these words.
 pub const ORDERS: &str = "penstock.dev/orders";
@@ -55,10 +57,13 @@ pub fn version(job: &str, version: &str) -> String {
     format!("{job}-v-{version}")
 }
 
-/// The Secret with the workers' certificate of one version.
-pub fn certificate(job: &str, version: &str) -> String {
-    format!("{job}-c-{version}")
+/// The Secret with a certificate of the workers, by the hash of what it is of (`issue`).
+pub fn certificate(job: &str, issue: &str) -> String {
+    format!("{job}-c-{issue}")
 }
+
+/// The volume of a pod's certificate.
+pub const CERTIFICATE: &str = "certificate";
 
 /// The savepoint that a job leaves when it is deleted: of this job, and of no later one of its name.
 pub fn farewell(job: &str, uid: &str) -> String {

@@ -99,6 +99,8 @@ pub struct Observer {
     pub http: reqwest::Client,
     pub heard: Heard,
     pub linter: Linter,
+    /// The identity of the authority that signs certificates.
+    pub authority: String,
 }
 
 impl Observer {
@@ -176,6 +178,7 @@ impl Observer {
             versions,
             said,
             account: account?,
+            authority: self.authority.clone(),
             sql_faults,
         })
     }

@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use chrono::DateTime;
 use penstock_crds::job::StreamingJob;
 use penstock_crds::manifest::load_for;
-use penstock_crds::validate::Place;
-use penstock_operator::admission::{judge, verdict};
+use penstock_crds::validate::{Bounds, Place};
+use penstock_operator::admission::{Judge, judge, verdict};
 use penstock_operator::build::Child;
 use penstock_operator::decide::{Decision, decide};
 use penstock_operator::facts::Facts;
@@ -151,7 +151,7 @@ fn settings() -> Settings {
 /// What the controller knows where the webhook is away: an account that nobody lent to jobs is there.
 async fn facts(job: &StreamingJob, linter: &Linter) -> Facts {
     let account = json!({"metadata": {"name": "deployer", "labels": {"team": "platform"}}});
-    let planned = match judge(None, job).errors.is_empty() {
+    let planned = match judge(None, job, &Bounds::default()).errors.is_empty() {
         true => linter.faults(job).await,
         false => Ok(Vec::new()),
     };
@@ -169,6 +169,7 @@ async fn facts(job: &StreamingJob, linter: &Linter) -> Facts {
         said: None,
         account: (job.spec.workers.service_account_name == "deployer")
             .then(|| serde_json::from_value(account).unwrap()),
+        authority: String::new(),
         sql_faults: planned.expect("the planner answers"),
     }
 }
@@ -214,7 +215,11 @@ async fn every_attack_is_stopped_by_the_check_that_it_names() {
 
 async fn attempt(attack: &Attack, linter: &Linter) -> Result<(), String> {
     let object = attack.object();
-    let on = verdict(linter, &json!({"object": object})).await;
+    let by = Judge {
+        linter: linter.clone(),
+        bounds: Bounds::default(),
+    };
+    let on = verdict(&by, &json!({"object": object})).await;
     let job = match (unreadable::read(&object), attack.stop) {
         (Err(why), Stop::Unread) => return not_read(attack, &object, &why, &on.errors),
         // Nothing can be sent past a bound of the schema.
@@ -236,7 +241,7 @@ async fn attempt(attack: &Attack, linter: &Linter) -> Result<(), String> {
         Stop::Schema if on.errors.is_empty() => by_schema(attack, confined(attack, &job, &off)),
         Stop::Schema => by_schema(attack, both()),
         Stop::Rules | Stop::Planner => {
-            let by_rules = !judge(None, &job).errors.is_empty();
+            let by_rules = !judge(None, &job, &Bounds::default()).errors.is_empty();
             if by_rules != (attack.stop == Stop::Rules) {
                 return Err(format!("not by {:?}: {:?}", attack.stop, on.errors));
             }

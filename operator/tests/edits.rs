@@ -2,7 +2,8 @@
 
 mod planner;
 
-use penstock_operator::admission::{Verdict, verdict};
+use penstock_crds::validate::Bounds;
+use penstock_operator::admission::{Judge, Verdict, verdict};
 use penstock_operator::lint::Linter;
 use serde_json::{Value, json};
 
@@ -40,8 +41,11 @@ fn running() -> Value {
 async fn edit(old: &Value, change: impl Fn(&mut Value)) -> Verdict {
     let mut new = old.clone();
     change(&mut new);
-    let linter = Linter::new(planner::program());
-    verdict(&linter, &json!({"object": new, "oldObject": old})).await
+    let judge = Judge {
+        linter: Linter::new(planner::program()),
+        bounds: Bounds::default(),
+    };
+    verdict(&judge, &json!({"object": new, "oldObject": old})).await
 }
 
 fn least(job: &mut Value) {

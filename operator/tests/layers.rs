@@ -7,7 +7,7 @@ const LAYERS: &[&[&str]] = &[
     &[
         "settings", "names", "kind", "same", "metrics", "clock", "address",
     ],
-    &["facts", "version"],
+    &["facts", "version", "issue"],
     &["build", "status", "upgrade"],
     &["decide"],
     &["observe", "apply", "certificates", "lint", "unreadable"],

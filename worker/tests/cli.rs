@@ -83,7 +83,7 @@ fn a_machine_is_told_the_verdict_last_and_why() {
     let stateless = least.clone() + "  upgrade: {strategy: Stateless}\n";
     let (status, lines) = edit(&stateless, JOB);
     assert_eq!(status, Some(0), "{lines:?}");
-    assert!(lines.iter().any(|l| l["code"] == "PS0080"), "{lines:?}");
+    assert!(lines.iter().any(|l| l["code"] == "PS0081"), "{lines:?}");
     assert_eq!(lines.last().expect("a line")["verdict"], "starts empty");
 
     let (status, lines) = edit(&JOB.replace("delay) AS d", "delay) AS most"), JOB);

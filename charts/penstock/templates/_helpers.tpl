@@ -24,3 +24,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- define "penstock.webhook" -}}
 {{- and .Values.webhook.enabled (not .Values.namespaces) }}
 {{- end }}
+
+{{/* Whether cert-manager makes the webhook's certificate. */}}
+{{- define "penstock.certManager" -}}
+{{- and (eq (include "penstock.webhook" .) "true") (not (empty (.Values.webhook.certManager).issuerRef)) }}
+{{- end }}

@@ -160,7 +160,8 @@ fn named(list: &ResourceList) -> [(&'static str, Option<&IntOrText>); 3] {
     ]
 }
 
-fn shown(of: &IntOrText) -> String {
+/// As it was written.
+pub(super) fn shown(of: &IntOrText) -> String {
     match of {
         IntOrText::Int(number) => number.to_string(),
         IntOrText::Text(text) => text.clone(),

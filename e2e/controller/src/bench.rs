@@ -113,7 +113,7 @@ pub async fn run(parts: &Parts<'_>, program: &Path, args: &Args) -> Result<bool>
 
     // While nothing moves: what is known by now is written once more, then nothing.
     engine.moving.store(false, Ordering::Relaxed);
-    sleep(Duration::from_secs(90)).await;
+    sleep(Duration::from_secs(120)).await;
     audit.since()?;
     sleep(Duration::from_secs(60)).await;
     let (leases, writes): (Vec<_>, Vec<_>) = mine(&mut audit)?

@@ -1,7 +1,7 @@
 //! Coordinators that are simulated: they answer `/status` by mutual TLS under the names of the fake pods, with the certificates
 //! that the controller made, and remember as a job's log would: which version was accepted, and every start of a worker.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, put};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::api::Api;
@@ -21,7 +21,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
 use parking_lot::Mutex;
 use penstock_crds::rpc::{CONTROLLER, JobStatus};
-use penstock_operator::names::{JOB, VERSION};
+use penstock_operator::names::{CERTIFICATE, JOB, VERSION};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -44,6 +44,8 @@ type Key = (String, String);
 struct Worker {
     uid: String,
     version: String,
+    /// The Secret that its pod mounts.
+    certificate: String,
     fails: bool,
     since: Instant,
 }
@@ -53,6 +55,8 @@ struct Worker {
 struct Log {
     accepted: Option<String>,
     generation: u64,
+    /// Names of savepoints.
+    savepoints: BTreeSet<String>,
     /// Starts of each worker, as `version`, or `version+rollback`.
     starts: BTreeMap<String, Vec<String>>,
 }
@@ -85,6 +89,7 @@ impl Engine {
         tokio::spawn(Arc::clone(&this).accept(listener, accepted));
         let app = Router::new()
             .route("/status", get(status))
+            .route("/savepoints/{name}", put(pin).delete(unpin))
             .with_state(Arc::clone(&this));
         tokio::spawn(async move {
             let served = axum::serve(Streams(streams), app).await;
@@ -151,6 +156,7 @@ impl Engine {
         let worker = Worker {
             uid,
             version,
+            certificate: certificate(pod).unwrap_or_default(),
             fails: pod.labels().contains_key("penstock.test/fate"),
             since: Instant::now(),
         };
@@ -194,7 +200,7 @@ impl Engine {
         }
     }
 
-    /// The certificate is that of the version which the pod of this name mounts; only the controller is let in.
+    /// The certificate is the one that the pod of this name mounts; only the controller is let in.
     async fn shake(&self, stream: TcpStream) -> Result<TlsStream<TcpStream>> {
         let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream).await?;
         let name = start.client_hello().server_name().map(str::to_owned);
@@ -202,9 +208,7 @@ impl Engine {
         let config = {
             let known = self.known.lock();
             let worker = known.workers.get(&(namespace.clone(), pod.clone()));
-            let version = &worker.context("no worker")?.version;
-            let job = pod.rsplit_once("-worker-").context("no job")?.0;
-            let secret = penstock_operator::names::certificate(job, version);
+            let secret = worker.context("no worker")?.certificate.clone();
             let config = known.certificates.get(&(namespace, secret));
             Arc::clone(config.context("no certificate")?)
         };
@@ -239,8 +243,13 @@ impl Engine {
         } else {
             0
         };
+        let savepoints = log.savepoints.iter();
+        let savepoints = savepoints
+            .map(|name| json!({"name": name, "epoch": 7, "completed": true, "bytes": 10}))
+            .collect::<Vec<_>>();
         let status = json!({
             "job": job,
+            "savepoints": savepoints,
             "namespace": namespace,
             "log_id": "simulated",
             "generation": log.generation,
@@ -248,7 +257,8 @@ impl Engine {
             "engine": "simulated",
             "version": worker.version,
             "on_trial": on_trial,
-            "lag": {"records": 1000 + moved * 7, "seconds": 1.0 + moved as f64},
+            // Up and down over what counts as kept up with, of all jobs at once.
+            "lag": {"records": 1000 + moved * 7, "seconds": 1.0 + (moved % 90) as f64},
             "rates": {"in": 1000.0, "out": 10.0},
             "counts": {"rows_in": moved * 1000, "rows_out": moved * 10, "late": moved, "dead_letters": 0, "restarts": 0},
             "sources": [{"name": "payments", "splits": 4, "rows": moved * 1000, "lag_records": 1000 + moved * 7}],
@@ -267,6 +277,39 @@ async fn status(State(engine): State<Arc<Engine>>, headers: HeaderMap) -> Respon
     }
 }
 
+/// Keeps a savepoint of the job in mind, or not any more.
+fn keep(engine: &Engine, headers: &HeaderMap, name: String, keep: bool) -> StatusCode {
+    let host = headers.get("host").and_then(|h| h.to_str().ok());
+    let pod = host.and_then(|h| pod_of(h.split(':').next().unwrap_or_default()));
+    let mut known = engine.known.lock();
+    let log = pod.and_then(|(namespace, pod)| {
+        let job = pod.strip_suffix("-worker-0")?.to_owned();
+        known.logs.get_mut(&(namespace, job))
+    });
+    match (log, keep) {
+        (None, _) => return StatusCode::SERVICE_UNAVAILABLE,
+        (Some(log), true) => log.savepoints.insert(name),
+        (Some(log), false) => log.savepoints.remove(&name),
+    };
+    StatusCode::ACCEPTED
+}
+
+async fn pin(
+    State(engine): State<Arc<Engine>>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+) -> StatusCode {
+    keep(&engine, &headers, name, true)
+}
+
+async fn unpin(
+    State(engine): State<Arc<Engine>>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+) -> StatusCode {
+    keep(&engine, &headers, name, false)
+}
+
 /// Namespace and pod of `pod.service.namespace.svc`.
 fn pod_of(host: &str) -> Option<(String, String)> {
     let parts: Vec<&str> = host.split('.').collect();
@@ -274,6 +317,13 @@ fn pod_of(host: &str) -> Option<(String, String)> {
         return None;
     };
     Some(((*namespace).to_owned(), (*pod).to_owned()))
+}
+
+/// The Secret that a pod has its certificate from.
+fn certificate(pod: &Pod) -> Option<String> {
+    let mut volumes = pod.spec.as_ref()?.volumes.iter().flatten();
+    let volume = volumes.find(|v| v.name == CERTIFICATE)?;
+    volume.secret.as_ref()?.secret_name.clone()
 }
 
 /// What a worker that mounts this Secret shows, and whom it believes.

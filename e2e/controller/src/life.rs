@@ -5,8 +5,11 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Api, DeleteParams, ListParams};
+use kube::ResourceExt;
+use kube::api::{Api, DeleteParams, ListParams, PostParams};
+use parking_lot::Mutex;
 use penstock_crds::job::StreamingJob;
+use penstock_crds::savepoint::{Savepoint, SavepointPhase};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -29,24 +32,35 @@ pub enum Step {
     Upgrade,
     FailedUpgrade,
     Repair,
+    /// A savepoint of the job that runs.
+    Savepoint,
+    Unpin,
     Suspend,
     Resume,
     ScaleUp,
     ScaleDown,
+    /// From now on it leaves a savepoint when it is deleted.
+    Hold,
     Delete,
+    /// The savepoint that it left is deleted.
+    Forget,
 }
 
 impl Step {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 13] = [
         Self::Create,
         Self::Upgrade,
         Self::FailedUpgrade,
         Self::Repair,
+        Self::Savepoint,
+        Self::Unpin,
         Self::Suspend,
         Self::Resume,
         Self::ScaleUp,
         Self::ScaleDown,
+        Self::Hold,
         Self::Delete,
+        Self::Forget,
     ];
 
     pub const fn name(self) -> &'static str {
@@ -55,6 +69,10 @@ impl Step {
             Self::Upgrade => "upgrade",
             Self::FailedUpgrade => "failed upgrade",
             Self::Repair => "repair",
+            Self::Savepoint => "savepoint",
+            Self::Unpin => "unpin",
+            Self::Hold => "hold",
+            Self::Forget => "forget",
             Self::Suspend => "suspend",
             Self::Resume => "resume",
             Self::ScaleUp => "scale up",
@@ -66,22 +84,35 @@ impl Step {
     /// The reason of Ready and the pods that the step ends with.
     pub const fn goal(self) -> (&'static str, usize) {
         match self {
-            Self::Create | Self::Upgrade | Self::Repair | Self::Resume | Self::ScaleDown => {
-                ("Running", 1)
-            }
+            Self::Create
+            | Self::Upgrade
+            | Self::Repair
+            | Self::Savepoint
+            | Self::Unpin
+            | Self::Resume
+            | Self::ScaleDown
+            | Self::Hold => ("Running", 1),
             Self::FailedUpgrade => ("RolledBack", 1),
             Self::Suspend => ("Suspended", 0),
             Self::ScaleUp => ("Running", 3),
-            Self::Delete => ("", 0),
+            Self::Delete | Self::Forget => ("", 0),
         }
     }
 
-    /// The manifest as the person writes it; nothing to delete the job.
+    /// How many savepoints there are when it has ended, all of them completed.
+    const fn savepoints(self) -> usize {
+        match self {
+            Self::Savepoint | Self::Delete => 1,
+            _ => 0,
+        }
+    }
+
+    /// The manifest of the job as the person writes it; `None`: something else is done.
     fn manifest(self, namespace: &str) -> Option<Value> {
         let limit = match self {
             Self::Create => 10,
             Self::FailedUpgrade => 30,
-            Self::Delete => return None,
+            Self::Savepoint | Self::Unpin | Self::Delete | Self::Forget => return None,
             _ => 20,
         };
         let mut job = manifest(namespace, JOB, limit);
@@ -93,6 +124,10 @@ impl Step {
             Self::Suspend => job["spec"]["suspend"] = json!(true),
             Self::ScaleUp => job["spec"]["workers"] = json!({"replicas": 3}),
             Self::ScaleDown => job["spec"]["workers"] = json!({"replicas": 1}),
+            Self::Hold => {
+                job["spec"]["workers"] = json!({"replicas": 1});
+                job["spec"]["deletionPolicy"] = json!("Savepoint");
+            }
             _ => {}
         }
         Some(job)
@@ -146,6 +181,8 @@ pub struct Life<'a> {
     own: String,
     pub proxy: Proxy,
     pub operator: Operator,
+    /// The uid of the job, from when it was first seen.
+    uid: Mutex<String>,
 }
 
 impl<'a> Life<'a> {
@@ -176,21 +213,50 @@ impl<'a> Life<'a> {
             namespace,
             own,
             proxy,
+            uid: Mutex::default(),
         })
     }
 
     /// What the person does.
     pub async fn act(&self, step: Step, fault: Option<(Write, Fault)>) -> Result<()> {
         self.proxy.begin(fault).await?;
-        match step.manifest(&self.namespace) {
-            Some(job) => plane::apply(&self.plane.admin, &job).await,
-            None => {
-                let jobs: Api<StreamingJob> =
-                    Api::namespaced(self.plane.admin.clone(), &self.namespace);
+        if let Some(job) = step.manifest(&self.namespace) {
+            return plane::apply(&self.plane.admin, &job).await;
+        }
+        let (client, namespace) = (self.plane.admin.clone(), &self.namespace);
+        match step {
+            Step::Savepoint => {
+                let savepoint = json!({
+                    "apiVersion": "penstock.dev/v1alpha1",
+                    "kind": "Savepoint",
+                    "metadata": {"name": "kept", "namespace": namespace},
+                    "spec": {"jobRef": {"name": JOB}},
+                });
+                let savepoints: Api<Savepoint> = Api::namespaced(client, namespace);
+                let savepoint = serde_json::from_value(savepoint)?;
+                savepoints
+                    .create(&PostParams::default(), &savepoint)
+                    .await?;
+            }
+            Step::Unpin | Step::Forget => {
+                let savepoints: Api<Savepoint> = Api::namespaced(client, namespace);
+                for savepoint in self.savepoints().await? {
+                    let name = savepoint.name_any();
+                    savepoints.delete(&name, &DeleteParams::default()).await?;
+                }
+            }
+            _ => {
+                // As tools for GitOps do.
+                let jobs: Api<StreamingJob> = Api::namespaced(client, namespace);
                 jobs.delete(JOB, &DeleteParams::foreground()).await?;
-                Ok(())
             }
         }
+        Ok(())
+    }
+
+    async fn savepoints(&self) -> Result<Vec<Savepoint>> {
+        let all: Api<Savepoint> = Api::namespaced(self.plane.admin.clone(), &self.namespace);
+        Ok(all.list(&ListParams::default()).await?.items)
     }
 
     /// Waits until the step is where it is to end, by what everybody can see, and nothing more is written.
@@ -210,8 +276,17 @@ impl<'a> Life<'a> {
         let pods: Api<Pod> = Api::namespaced(self.plane.admin.clone(), &self.namespace);
         let pods = pods.list(&ListParams::default()).await?;
         let jobs: Api<StreamingJob> = Api::namespaced(self.plane.admin.clone(), &self.namespace);
+        let savepoints = self.savepoints().await?;
+        let completed = |s: &Savepoint| {
+            let phase = s.status.as_ref().and_then(|s| s.phase);
+            phase == Some(SavepointPhase::Completed)
+        };
+        if savepoints.len() != step.savepoints() || !savepoints.iter().all(completed) {
+            return Ok(false);
+        }
         let Some(job) = jobs.get_opt(JOB).await? else {
-            return Ok(step == Step::Delete && pods.items.is_empty());
+            let gone = matches!(step, Step::Delete | Step::Forget);
+            return Ok(gone && pods.items.is_empty());
         };
         let Some(status) = job.status else {
             return Ok(false);
@@ -242,7 +317,14 @@ impl<'a> Life<'a> {
 
     pub async fn picture(&self) -> Result<Picture> {
         let places = (self.namespace.as_str(), self.own.as_str());
-        picture::take(&self.plane.admin, places, JOB, self.engine).await
+        if self.uid.lock().is_empty() {
+            let jobs: Api<StreamingJob> =
+                Api::namespaced(self.plane.admin.clone(), &self.namespace);
+            let uid = jobs.get_opt(JOB).await?.and_then(|job| job.uid());
+            *self.uid.lock() = uid.unwrap_or_default();
+        }
+        let uid = self.uid.lock().clone();
+        picture::take(&self.plane.admin, places, (JOB, &uid), self.engine).await
     }
 
     /// Whether the end of the step was told in an event.

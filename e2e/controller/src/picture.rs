@@ -7,7 +7,7 @@ use anyhow::Result;
 use kube::Client;
 use kube::api::{Api, DynamicObject, ListParams};
 use kube::core::{ApiResource, GroupVersionKind};
-use penstock_operator::names::{APPLIED, MEMORY};
+use penstock_operator::names::{APPLIED, MEMORY, VERSION};
 use serde_json::{Value, json};
 
 use crate::engine::Engine;
@@ -16,8 +16,9 @@ use crate::engine::Engine;
 pub type Picture = BTreeMap<String, Value>;
 
 /// Everything that the controller makes, and what Kubernetes makes of it.
-const KINDS: [(&str, &str, &str, &str); 10] = [
+const KINDS: [(&str, &str, &str, &str); 11] = [
     ("penstock.dev", "v1alpha1", "StreamingJob", "streamingjobs"),
+    ("penstock.dev", "v1alpha1", "Savepoint", "savepoints"),
     ("apps", "v1", "StatefulSet", "statefulsets"),
     ("", "v1", "ServiceAccount", "serviceaccounts"),
     ("", "v1", "ConfigMap", "configmaps"),
@@ -39,15 +40,15 @@ const KINDS: [(&str, &str, &str, &str); 10] = [
     ),
 ];
 
-/// The picture of a namespace with one job; `own`: the namespace of its controller.
+/// The picture of a namespace with one job, whose uid is empty before it was made; `own`: the namespace of its controller.
 pub async fn take(
     admin: &Client,
     (namespace, own): (&str, &str),
-    job: &str,
+    (job, uid): (&str, &str),
     engine: &Engine,
 ) -> Result<Picture> {
     let mut picture = Picture::new();
-    let mut uid = String::new();
+    let mut certificates = Vec::new();
     for (group, version, kind, plural) in KINDS {
         let resource =
             ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural);
@@ -55,27 +56,41 @@ pub async fn take(
         for object in api.list(&ListParams::default()).await? {
             let object = serde_json::to_value(&object)?;
             let name = object["metadata"]["name"].as_str().unwrap_or_default();
-            if kind == "StreamingJob" {
-                uid = object["metadata"]["uid"]
-                    .as_str()
-                    .unwrap_or_default()
-                    .to_owned();
+            if kind == "Secret" {
+                // Named by the hash of what it is of, identities among it.
+                let version = object["metadata"]["annotations"][VERSION].as_str();
+                let of = format!("certificate-of-{}", version.unwrap_or_default());
+                certificates.push((name.to_owned(), of));
             }
+            let name = nameless(name, uid);
             picture.insert(format!("{kind} {name}"), bare(kind, object.clone()));
         }
     }
     let starts = engine.starts(namespace, job);
     picture.insert("starts of workers".to_owned(), json!(starts));
+    let named = |text: &str| {
+        let each = certificates.iter();
+        each.fold(text.to_owned(), |text, (name, of)| text.replace(name, of))
+    };
+    picture = picture
+        .into_iter()
+        .map(|(at, value)| (named(&at), value))
+        .collect();
     for value in picture.values_mut() {
-        let mut text = value.to_string();
-        if !uid.is_empty() {
-            text = text
-                .replace(&uid, "UID")
-                .replace(&uid.replace('-', ""), "LOG");
-        }
+        let text = nameless(&named(&value.to_string()), uid);
         *value = serde_json::from_str(&text.replace(namespace, "NAMESPACE").replace(own, "OWN"))?;
     }
     Ok(picture)
+}
+
+/// Without what a job's uid makes of names.
+fn nameless(text: &str, uid: &str) -> String {
+    let Some((first, _)) = uid.split_once('-') else {
+        return text.to_owned();
+    };
+    text.replace(uid, "UID")
+        .replace(&uid.replace('-', ""), "LOG")
+        .replace(&format!("-{first}"), "-FIRST")
 }
 
 /// Whether an event of this reason was told of the job.
@@ -169,6 +184,11 @@ fn bare(kind: &str, mut object: Value) -> Value {
         }
         "PersistentVolumeClaim" => bare["spec"] = object["spec"]["resources"].take(),
         "ConfigMap" => bare["data"] = object["data"].take(),
+        "Savepoint" => {
+            bare["spec"] = object["spec"].take();
+            bare["phase"] = status["phase"].clone();
+            bare["epoch"] = status["epoch"].clone();
+        }
         "StreamingJob" => {
             bare["spec"] = object["spec"].take();
             let conditions = status["conditions"].as_array().cloned().unwrap_or_default();

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, Config, ResourceExt};
@@ -137,6 +137,7 @@ impl Plane {
         )?;
         install(&admin, parts.root).await?;
         tokio::spawn(bind(admin.clone()));
+        tokio::spawn(end(admin.clone()));
         Ok(Self {
             folder: folder.to_owned(),
             admin,
@@ -171,6 +172,10 @@ impl Plane {
         let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": name}}))?;
         let all: Api<Namespace> = Api::all(self.admin.clone());
         all.create(&PostParams::default(), &namespace).await?;
+        // Nobody here makes it by himself, and pods of steps for a job that is gone run as it.
+        let account = serde_json::from_value(json!({"metadata": {"name": "default"}}))?;
+        let accounts: Api<ServiceAccount> = Api::namespaced(self.admin.clone(), name);
+        accounts.create(&PostParams::default(), &account).await?;
         if own {
             let rules = json!([
                 {"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["penstock-authority"], "verbs": ["get"]},
@@ -302,12 +307,15 @@ async fn install(admin: &Client, root: &Path) -> Result<()> {
         .await?;
     for _ in 0..100 {
         let jobs: Api<penstock_crds::job::StreamingJob> = Api::all(admin.clone());
-        if jobs.list(&Default::default()).await.is_ok() {
+        let savepoints: Api<penstock_crds::savepoint::Savepoint> = Api::all(admin.clone());
+        if jobs.list(&Default::default()).await.is_ok()
+            && savepoints.list(&Default::default()).await.is_ok()
+        {
             return Ok(());
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    bail!("the API server does not serve StreamingJobs")
+    bail!("the API server does not serve StreamingJobs and Savepoints")
 }
 
 /// The controller's rights as the chart has them: the part of the template that is plain YAML.
@@ -346,6 +354,38 @@ async fn bind(admin: Client) {
                     && !matches!(&error, kube::Error::Api(e) if e.code == 404 || e.code == 409)
                 {
                     eprintln!("pod {namespace}/{name} was not bound: {error}");
+                }
+            }
+        })
+        .await;
+}
+
+/// A kubelet's last word on a pod that is deleted: this one, and never its successor of the same name.
+async fn end(admin: Client) {
+    let all: Api<Pod> = Api::all(admin.clone());
+    watcher(all, watcher::Config::default())
+        .default_backoff()
+        .applied_objects()
+        .for_each_concurrent(32, |pod| {
+            let admin = admin.clone();
+            async move {
+                let Ok(pod) = pod else { return };
+                if pod.metadata.deletion_timestamp.is_none() {
+                    return;
+                }
+                let pods: Api<Pod> = Api::namespaced(admin, &pod.namespace().unwrap_or_default());
+                let params = DeleteParams {
+                    grace_period_seconds: Some(0),
+                    preconditions: Some(Preconditions {
+                        uid: pod.uid(),
+                        resource_version: None,
+                    }),
+                    ..DeleteParams::default()
+                };
+                match pods.delete(&pod.name_any(), &params).await {
+                    Err(kube::Error::Api(e)) if e.code == 404 || e.code == 409 => {}
+                    Err(error) => eprintln!("pod {} does not end: {error}", pod.name_any()),
+                    Ok(_) => {}
                 }
             }
         })

@@ -20,6 +20,8 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use penstock_operator::names::VERSION;
+
 use crate::operator::Operator;
 
 /// What is done at a write.
@@ -374,6 +376,17 @@ fn problem(code: StatusCode, message: &str) -> Response {
     (code, axum::Json(body)).into_response()
 }
 
+/// A savepoint that a job leaves is called by the first eight characters of its uid, and so is what is made for it.
+fn alike(name: &str) -> String {
+    let (job, rest) = name.split_once('-').unwrap_or((name, ""));
+    let (of, rest) = rest.split_at_checked(8).unwrap_or((rest, ""));
+    let hex = of.len() == 8 && of.chars().all(|c| c.is_ascii_hexdigit());
+    match hex && (rest.is_empty() || rest.starts_with("-savepoint")) {
+        true => format!("{job}-FIRST{rest}"),
+        false => name.to_owned(),
+    }
+}
+
 /// A write in words that are the same in every life; `None` for the renewal of the lease, which comes when it comes.
 fn describe(method: &Method, path: &str, body: &[u8]) -> Option<String> {
     let body: Value = serde_json::from_slice(body).unwrap_or_default();
@@ -389,6 +402,14 @@ fn describe(method: &Method, path: &str, body: &[u8]) -> Option<String> {
         _ => return None,
     };
     match (resource, parts.next()) {
+        // Named by the hash of what it is of, identities among it.
+        ("secrets", _) => {
+            let version = body["metadata"]["annotations"][VERSION].as_str();
+            Some(format!(
+                "{verb} secrets {}",
+                version.or(name).unwrap_or_default()
+            ))
+        }
         ("leases", _) => (verb == "create").then(|| "create lease".to_owned()),
         // Created, or one more of a series, by what this controller has told before.
         ("events", _) => Some(format!(
@@ -399,8 +420,16 @@ fn describe(method: &Method, path: &str, body: &[u8]) -> Option<String> {
             let conditions = body["status"]["conditions"].as_array();
             let ready = conditions.and_then(|c| c.iter().find(|c| c["type"] == "Ready"));
             let reason = ready.and_then(|c| c["reason"].as_str());
-            Some(format!("status {}", reason.unwrap_or_default()))
+            let of = if resource == "savepoints" {
+                " of a savepoint"
+            } else {
+                ""
+            };
+            Some(format!("status{of} {}", reason.unwrap_or_default()))
         }
-        (resource, _) => Some(format!("{verb} {resource} {}", name.unwrap_or_default())),
+        (resource, _) => Some(format!(
+            "{verb} {resource} {}",
+            alike(name.unwrap_or_default())
+        )),
     }
 }

@@ -13,7 +13,7 @@ use clap::Args;
 use serde_json::Value;
 
 use super::{Flights, Options, Work, await_caught_up, await_markers, make_topics};
-use crate::bed::{S3_ACCESS, S3_SECRET, root, testbed};
+use crate::bed::{S3_ACCESS, S3_SECRET, Server, root, testbed};
 use crate::engine::{Status, Watched, get};
 use crate::kafka::{self, Loader};
 use crate::manifest::Manifest;
@@ -38,6 +38,12 @@ pub struct Place {
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Slices of the input between which a scenario may do something.
 const SLICES: usize = 8;
+
+/// The user of the broker's listener with passwords over TLS, and what it is first called in by.
+const USER: &str = "penstock";
+const FIRST: &str = "canary-first";
+/// Scenarios whose job reads and writes over that listener.
+const SECURE: &[&str] = &["secret-rotated"];
 
 /// What a scenario does after a slice was written, and at the end, when the results were compared.
 type Disturb = fn(&mut Job<'_>, When) -> Result<()>;
@@ -240,6 +246,9 @@ impl<'a> Job<'a> {
             .set(&["spec", "state"], "{volume: {size: 1Gi}}")?
             .set(&["spec", "upgrade"], "{acceptAfter: 5s}")?
             .save(&job.manifest)?;
+        if SECURE.contains(&scenario) {
+            job.over_tls()?;
+        }
         job.kubectl(&[
             "create",
             "secret",
@@ -249,6 +258,38 @@ impl<'a> Job<'a> {
             &format!("--from-literal=secret_access_key={S3_SECRET}"),
         ])?;
         Ok(job)
+    }
+
+    /// Sources and sinks go to the listener with passwords over TLS.
+    fn over_tls(&self) -> Result<()> {
+        self.kafka()?.password(USER, FIRST)?;
+        let (host, port) = self.place.brokers.rsplit_once(':').context("host:port")?;
+        let listener = format!("{host}:{}", port.parse::<u16>()? + 2);
+        let mut manifest = Manifest::load(&self.manifest)?;
+        for list in ["sources", "sinks"] {
+            manifest
+                .set_kafka(list, "bootstrapServers", &listener)?
+                .set_kafka(list, "secretRef", "{name: kafka-client}")?;
+        }
+        manifest.save(&self.manifest)?;
+        let authority = testbed().join("kind/certificates/ca.pem");
+        self.kubectl(&[
+            "create",
+            "secret",
+            "generic",
+            "kafka-client",
+            "--from-literal=security.protocol=SASL_SSL",
+            "--from-literal=sasl.mechanism=SCRAM-SHA-512",
+            &format!("--from-literal=sasl.username={USER}"),
+            &format!("--from-literal=sasl.password={FIRST}"),
+            &format!("--from-file=ssl.ca.pem={}", authority.display()),
+        ])
+        .map(drop)
+    }
+
+    /// The cluster's broker.
+    fn kafka(&self) -> Result<Server> {
+        Server::of_the_cluster(&self.place.brokers)
     }
 
     /// What an earlier run left of it.
@@ -300,9 +341,10 @@ impl<'a> Job<'a> {
         self.edit(&["metadata", "name"], name)
     }
 
-    /// Deletes the job and waits until it is gone with everything that was made for it.
+    /// Deletes the job, children first as tools for GitOps do, and waits until it is gone with everything that was made for it.
     fn delete(&self) -> Result<()> {
-        self.kubectl(&["delete", "streamingjob", &self.name, "--timeout=120s"])?;
+        let words = ["delete", "streamingjob", &self.name, "--cascade=foreground"];
+        self.kubectl(&[&words[..], &["--timeout=120s"]].concat())?;
         let pod = format!("pod/{}", self.worker());
         // Gone already is gone.
         let _ = self.kubectl(&["wait", "--for=delete", &pod, "--timeout=60s"]);
@@ -407,6 +449,15 @@ impl<'a> Job<'a> {
         let text = self.kubectl(&["get", "pods", "-o", "json"])?;
         let list: Value = serde_json::from_str(&text)?;
         Ok(list["items"].as_array().map_or(0, Vec::len))
+    }
+
+    /// How often the kubelet has started the worker's container again.
+    fn container_restarts(&self) -> Result<u64> {
+        let text = self.kubectl(&["get", "pod", &self.worker(), "-o", "json"])?;
+        let pod: Value = serde_json::from_str(&text)?;
+        pod["status"]["containerStatuses"][0]["restartCount"]
+            .as_u64()
+            .context("no count of restarts")
     }
 
     /// The version that the worker's pod is of.

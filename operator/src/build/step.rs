@@ -120,7 +120,7 @@ pub fn step_pod(of: &For<'_>, version: &Version, step: &Step) -> Option<Value> {
 
 /// Volumes, or mounts of them, without the state and the certificate, which went with the workers.
 fn kept(all: &Value) -> Vec<Value> {
-    let gone = |v: &&Value| v["name"] != names::CLAIM && v["name"] != "certificate";
+    let gone = |v: &&Value| v["name"] != names::CLAIM && v["name"] != names::CERTIFICATE;
     all.as_array()
         .into_iter()
         .flatten()

@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 
 use super::*;
 use crate::facts::Memory;
+use crate::issue::Issue;
 
 pub fn job() -> StreamingJob {
     let text = r#"
@@ -48,6 +49,11 @@ pub fn settings() -> Settings {
     }
 }
 
+fn issue(job: &StreamingJob, version: &Version) -> Issue {
+    let now = chrono::DateTime::from_timestamp(1_800_000_000, 0).unwrap();
+    crate::issue::of(job, &version.name, "an authority", now)
+}
+
 /// Read as a type of Kubernetes and written again nothing is missing: no member has a name that the type does not know.
 fn round_trip<K: DeserializeOwned + Serialize>(child: &Child) {
     let typed: K = serde_json::from_value(child.body.clone()).unwrap();
@@ -72,6 +78,7 @@ fn children_are_objects_of_kubernetes() {
         Size(1),
         &Memory::default(),
         &job.spec.state,
+        &issue(&job, &version),
     ));
     assert_eq!(children.len(), Kind::ALL.len());
     for child in &children {
@@ -90,7 +97,9 @@ fn children_are_objects_of_kubernetes() {
 fn a_job_as_it_is_written() {
     let (job, settings) = (job(), settings());
     let version = make_version(&job, &settings, None);
-    let set = stateful_set(&job, &version, Size(1), &Memory::default(), &job.spec.state);
+    let issue = issue(&job, &version);
+    let memory = Memory::default();
+    let set = stateful_set(&job, &version, Size(1), &memory, &job.spec.state, &issue);
     insta::assert_snapshot!(serde_yaml::to_string(&set.body).unwrap());
 }
 
@@ -125,8 +134,7 @@ fn every_secret_is_mounted_once() {
         .iter()
         .filter_map(|v| v["secret"]["secretName"].as_str())
         .collect();
-    // The workers' own certificate is the first.
-    assert_eq!(secrets[1..], ["kafka-client", "s3"]);
+    assert_eq!(secrets, ["kafka-client", "s3"]);
 }
 
 #[test]

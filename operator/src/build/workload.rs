@@ -1,5 +1,6 @@
 //! The StatefulSet: one pod for each worker, whose first process is the supervisor, of Pod Security "restricted".
 
+use chrono::SecondsFormat;
 use penstock_crds::job::{DeletionPolicy, StateSpec, StreamingJob};
 use penstock_crds::validate::quantity;
 use penstock_crds::workers::{PodTemplate, Resources};
@@ -7,7 +8,11 @@ use serde_json::{Map, Value, json};
 
 use super::{CONTROL_PORT, Child, HEALTH_PORT, Kind, PUBLIC_PORT, child};
 use crate::facts::Memory;
-use crate::names::{self, ACCEPT_LOSS, CLAIM, GO_BACK, MEMORY, ORDERS, VERSION, selector, workers};
+use crate::issue::Issue;
+use crate::names::{
+    self, ACCEPT_LOSS, CERTIFICATE_UNTIL, CLAIM, GO_BACK, MEMORY, ORDERS, VERSION, selector,
+    workers,
+};
 use crate::settings::Settings;
 use crate::version::{MANIFEST, Version, log_id};
 
@@ -32,16 +37,18 @@ fn grace(job: &StreamingJob) -> u64 {
 const USER: i64 = 10_001;
 
 /// `state`: the volumes that its pods get. `memory`: what is to be remembered of versions; a version that comes back is told so, and
-/// what a person ordered is handed on.
+/// what a person ordered is handed on. `issue`: the certificate that pods start with.
 pub fn stateful_set(
     job: &StreamingJob,
     version: &Version,
     size: Size,
     memory: &Memory,
     state: &StateSpec,
+    issue: &Issue,
 ) -> Child {
     let of = job.metadata.name.as_deref().unwrap_or_default();
     let mut template = version.template.clone();
+    certify(&mut template, issue);
     if memory.rolled_back.is_some()
         && let Some(args) = template["spec"]["containers"][0]["args"].as_array_mut()
     {
@@ -90,6 +97,16 @@ pub fn orders(job: &StreamingJob) -> Vec<String> {
         words.extend(["--go-back".to_owned(), back.to_owned()]);
     }
     words
+}
+
+/// The certificate is none of the version's: it is renewed while the version stays.
+fn certify(template: &mut Value, issue: &Issue) {
+    if let Some(volumes) = template["spec"]["volumes"].as_array_mut() {
+        volumes.retain(|v| v["name"] != names::CERTIFICATE);
+        volumes.push(json!({"name": names::CERTIFICATE, "secret": {"secretName": issue.secret}}));
+    }
+    let until = issue.until.to_rfc3339_opts(SecondsFormat::Secs, true);
+    template["metadata"]["annotations"][CERTIFICATE_UNTIL] = json!(until);
 }
 
 fn claim(job: &StreamingJob, state: &StateSpec) -> Option<Value> {
@@ -148,7 +165,7 @@ fn pod(job: &StreamingJob, version: &str, settings: &Settings, added: &PodTempla
         json!({"name": "job", "mountPath": RENDERED, "readOnly": true}),
         json!({"name": CLAIM, "mountPath": STATE}),
         json!({"name": "scratch", "mountPath": SCRATCH}),
-        json!({"name": "certificate", "mountPath": CERTIFICATE, "readOnly": true}),
+        json!({"name": names::CERTIFICATE, "mountPath": CERTIFICATE, "readOnly": true}),
     ];
     let mut volumes = vec![
         json!({"name": "job", "configMap": {
@@ -156,7 +173,6 @@ fn pod(job: &StreamingJob, version: &str, settings: &Settings, added: &PodTempla
             "items": [{"key": MANIFEST, "path": MANIFEST}],
         }}),
         json!({"name": "scratch", "emptyDir": {}}),
-        json!({"name": "certificate", "secret": {"secretName": names::certificate(of, version)}}),
     ];
     for secret in secrets(job, settings) {
         let name = volume_name(&secret);

@@ -6,14 +6,16 @@ use std::time::Duration;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
+use kube::core::PartialObjectMeta;
 use kube::runtime::controller::{Action, Config as ControllerConfig, Controller};
-use kube::runtime::watcher;
+use kube::runtime::reflector::{self, ObjectRef};
+use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Resource, ResourceExt};
 use penstock_crds::job::StreamingJob;
 use penstock_crds::savepoint::Savepoint;
 use serde_json::json;
 
-use super::{ReconcileError, Scope, Shared};
+use super::{ReconcileError, Scope, Shared, unbroken};
 use crate::decide::savepoint::{SavepointDecision, SavepointFacts, decide};
 use crate::names::MANAGER;
 
@@ -23,10 +25,21 @@ pub async fn look_after(
     shared: Arc<Shared>,
     stop: impl Future<Output = ()> + Send + Sync + 'static,
 ) {
-    let steps = watcher::Config::default().labels(crate::names::SAVEPOINT);
-    Controller::new(scope.api::<Savepoint>(), watcher::Config::default())
+    let (kept, writer) = reflector::store::<Savepoint>();
+    let made = watcher(scope.api::<Savepoint>(), watcher::Config::default())
+        .default_backoff()
+        .reflect(writer)
+        .applied_objects();
+    let labelled = watcher::Config::default().labels(crate::names::SAVEPOINT);
+    let steps = watcher(scope.api::<PartialObjectMeta<Pod>>(), labelled)
+        .default_backoff()
+        .touched_objects();
+    Controller::for_stream(unbroken(made), kept)
         .with_config(ControllerConfig::default().debounce(Duration::from_millis(50)))
-        .owns(scope.api::<Pod>(), steps)
+        .watches_stream(unbroken(steps), |pod| {
+            let of = pod.labels().get(crate::names::SAVEPOINT)?;
+            Some(ObjectRef::new(of).within(&pod.namespace()?))
+        })
         .graceful_shutdown_on(stop)
         .run(reconcile, back_off, shared)
         .for_each(|done| async move {

@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 use super::{Decision, Event, POLL, SOON, known, standing_still};
 use crate::build::{self, For, Size, Step};
 use crate::facts::{Facts, StepState, step_state};
+use crate::issue;
+use crate::kind::Kind;
 use crate::names::{self, FINALIZER, SKIP_CLEANUP};
 use crate::settings::Settings;
 use crate::status::Reason;
@@ -90,15 +92,19 @@ pub fn decide(facts: &Facts, settings: &Settings) -> Decision {
         (None, Some(_)) => {
             // Gone with the children: made anew for the step.
             let version = build::make_version(&facts.job, settings, None);
+            let mut apply = build::surroundings(&facts.job, &version, settings);
+            apply.retain(|c| matches!(c.kind, Kind::ServiceAccount | Kind::ConfigMap));
             return Decision {
-                apply: build::surroundings(&facts.job, &version, settings),
+                apply,
                 ..waiting("its last steps are prepared".to_owned())
             };
         }
     };
     if !facts.pods.is_empty() {
         let state = super::volumes::of_the_set(facts);
-        let set = build::stateful_set(&facts.job, &version, Size(0), &facts.memory(), &state);
+        let issue = issue::of(&facts.job, &version.name, &facts.authority, facts.now);
+        let memory = facts.memory();
+        let set = build::stateful_set(&facts.job, &version, Size(0), &memory, &state, &issue);
         return Decision {
             apply: vec![set],
             ..waiting("the workers stop at a barrier".to_owned())

@@ -32,6 +32,7 @@ fn facts(job: StreamingJob) -> Facts {
         versions: BTreeMap::new(),
         said: None,
         account: None,
+        authority: "an authority".to_owned(),
         sql_faults: Vec::new(),
     }
 }
@@ -112,7 +113,9 @@ pub(crate) fn running() -> Facts {
         accepted: Some(version.clone()),
         ..Memory::default()
     };
-    let set = build::stateful_set(&job, &made, Size(1), &memory, &job.spec.state).body;
+    let issue = issue::of(&job, &version, "an authority", now());
+    let state = &job.spec.state;
+    let set = build::stateful_set(&job, &made, Size(1), &memory, state, &issue).body;
     Facts {
         pods: vec![pod(&version, true)],
         said: said("Running", &version, false),
@@ -151,6 +154,29 @@ fn a_new_job_gets_every_child_and_is_starting() {
     assert_eq!(ready(&decision), ("False".into(), "Starting".into()));
     assert!(has(&decision, "Reconciling") && !has(&decision, "Stalled"));
     assert_eq!(decision.status.phase, Some(Phase::Pending));
+}
+
+#[test]
+fn a_certificate_is_made_for_pods_of_a_version_that_is_new_or_of_a_later_period() {
+    let made = |facts: &Facts| decide(facts, &settings()).certificate;
+    let of = |facts: &Facts| issue::of(&facts.job, &name_of(&facts.job), "an authority", facts.now);
+    let mut facts = facts(job());
+    assert_eq!(made(&facts), Some(of(&facts)));
+    facts = running();
+    assert_eq!(made(&facts), None);
+    facts.now += chrono::TimeDelta::days(90);
+    facts.said.as_mut().unwrap().at = facts.now;
+    let decision = decide(&facts, &settings());
+    assert_eq!(decision.certificate, Some(of(&facts)));
+    assert_eq!(
+        decision.replace,
+        Vec::new(),
+        "the pod goes on with its own certificate"
+    );
+    carried_out(&mut facts, &decision);
+    assert_eq!(made(&facts), None);
+    facts.authority = "another".to_owned();
+    assert!(made(&facts).is_some());
 }
 
 #[test]

@@ -145,7 +145,7 @@ impl Verdict {
     }
 
     /// What a person should know of an edit: why it is refused (PR0410) and the ways out, or which operators begin with nothing
-    /// (PS0080). Nothing where all state restores.
+    /// (PS0081). Nothing where all state restores.
     pub fn diagnostics(&self) -> Vec<Diagnostic> {
         if let Some(why) = self.refusal() {
             return vec![

@@ -6,8 +6,9 @@ use anyhow::{Context, Result, ensure};
 
 use serde_json::Value;
 
-use super::{After, Compared, Disturb, NAME, PATIENCE, condition, kubectl};
-use crate::bed::testbed;
+use super::{After, Compared, Disturb, NAME, PATIENCE, USER, condition, kubectl};
+use crate::bed::{root, testbed};
+use crate::engine::{Status, Watched};
 use crate::suite::await_caught_up;
 
 /// In CI.
@@ -137,7 +138,7 @@ pub const CORE: [(&str, Disturb); 9] = [
 ];
 
 /// Beyond the core.
-pub const MORE: [(&str, Disturb); 14] = [
+pub const MORE: [(&str, Disturb); 16] = [
     ("storm", |job, when| match when {
         After(2) => {
             let until = Instant::now() + Duration::from_secs(180);
@@ -198,20 +199,114 @@ pub const MORE: [(&str, Disturb); 14] = [
         }
         _ => Ok(()),
     }),
+    // Ten minutes, in which rows come, the pod is deleted and the engine killed.
     ("controller-away", |job, when| match when {
         After(1) => {
             job.wait_reason("Running")?;
             scale_controller(0)?;
-            job.delete_pod()
+            job.delete_pod()?;
+            std::thread::sleep(Duration::from_secs(120));
+            Ok(())
         }
-        After(6) => {
+        After(slice @ 2..=5) => {
             // The pod is back without it, and the engine after a kill.
             job.until_status("it runs", |s| s.running)?;
-            job.kill_engine()?;
-            std::thread::sleep(Duration::from_secs(60));
-            scale_controller(1)
+            if slice == 3 {
+                job.kill_engine()?;
+            }
+            std::thread::sleep(Duration::from_secs(120));
+            Ok(())
+        }
+        After(6) => {
+            await_caught_up(job, PATIENCE)?;
+            let began = Instant::now();
+            scale_controller(1)?;
+            job.until("the controller is back and says so", |job| {
+                let status = &job.get()?["status"];
+                let epoch = status["epoch"]["number"].as_u64();
+                let runs = job.status()?.map(|s| s.epoch);
+                // Epochs are of half a second: it is one of after its return.
+                Ok(job.is("Running")? && runs.is_some() && epoch.map(|e| e + 300) > runs)
+            })?;
+            println!(
+                "kind: told again {:.0} s after the controller came back",
+                began.elapsed().as_secs_f64()
+            );
+            Ok(())
         }
         _ => Ok(()),
+    }),
+    // Jobs, their workers and the resource types stay; installed again, the controller takes up where it was.
+    ("uninstalled", |job, when| match when {
+        After(2) => {
+            job.wait_reason("Running")?;
+            let values = helm(&["get", "values", "penstock", "--output", "yaml"])?;
+            std::fs::write(job.manifest.with_file_name("values.yaml"), values)?;
+            helm(&["uninstall", "penstock", "--wait"])?;
+            job.delete_pod()
+        }
+        After(5) => {
+            job.until_status("it runs without a controller", |s| s.running)?;
+            await_caught_up(job, PATIENCE)?;
+            let values = job.manifest.with_file_name("values.yaml");
+            let chart = root().join("charts/penstock").display().to_string();
+            helm(&[
+                "install",
+                "penstock",
+                &chart,
+                "--values",
+                &values.display().to_string(),
+                "--wait",
+                "--timeout=3m",
+            ])?;
+            job.wait_reason("Running")
+        }
+        _ => Ok(()),
+    }),
+    // The password changes on the broker, then in the Secret, which the kubelet brings to the pod when it comes to it.
+    ("secret-rotated", |job, when| match when {
+        After(3) => {
+            const SECOND: &str = "canary-second";
+            job.wait_reason("Running")?;
+            await_caught_up(job, PATIENCE)?;
+            let kafka = job.kafka()?;
+            kafka.password(USER, SECOND)?;
+            // Who is logged in stays so: the broker's end makes every client log in again.
+            kafka.kill9()?;
+            kafka.start()?;
+            let mut epoch = 0;
+            job.until_status("the old password is refused", |s| {
+                epoch = s.epoch;
+                s.failure.as_ref().is_some_and(|f| f.starts_with("PR0211 "))
+            })?;
+            let secret = serde_json::json!({"stringData": {"sasl.password": SECOND}}).to_string();
+            job.kubectl(&["patch", "secret", "kafka-client", "-p", &secret])?;
+            let began = Instant::now();
+            // Nobody commits who is not let in.
+            job.until_in(
+                Duration::from_secs(180),
+                "it commits with the new password",
+                |job| {
+                    let commits = |s: Status| s.running && s.epoch > epoch + 3;
+                    Ok(job.status()?.is_some_and(commits) && job.is("Running")?)
+                },
+            )?;
+            println!(
+                "kind: commits {:.0} s after the Secret was changed",
+                began.elapsed().as_secs_f64()
+            );
+            Ok(())
+        }
+        Compared => {
+            ensure!(
+                job.container_restarts()? == 0,
+                "the container was restarted"
+            );
+            let said = job.kubectl(&["logs", &job.worker()])?;
+            ensure!(!said.contains("canary-"), "a password stands in the log");
+            Ok(())
+        }
+        After(_) => Ok(()),
     }),
     ("state-break", |job, when| match when {
         After(3) => {
@@ -414,6 +509,22 @@ pub const MORE: [(&str, Disturb); 14] = [
         _ => Ok(()),
     }),
 ];
+
+/// Helm, on the release of the cluster.
+fn helm(words: &[&str]) -> Result<String> {
+    let output = std::process::Command::new("helm")
+        .args(["--namespace", "penstock"])
+        .args(words)
+        .output()
+        .context("cannot run helm")?;
+    ensure!(
+        output.status.success(),
+        "helm {}: {}",
+        words.join(" "),
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
 
 fn docker(words: &[&str]) -> Result<()> {
     let status = std::process::Command::new("docker")
