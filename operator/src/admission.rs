@@ -214,7 +214,7 @@ mod tests {
     }
 
     /// `old` as it is when its version runs and is accepted, and an edit of it.
-    fn running() -> (StreamingJob, StreamingJob) {
+    fn edited() -> (StreamingJob, StreamingJob) {
         let mut old = job();
         old.metadata.generation = Some(7);
         old.status = serde_json::from_value(json!({
@@ -231,10 +231,10 @@ mod tests {
 
     #[test]
     fn an_edit_is_judged_by_the_state_only_where_the_state_is_the_old_specs() {
-        let (old, new) = running();
+        let (old, new) = edited();
         assert!(has_the_state(&old, &new));
         let other = |change: fn(&mut StreamingJob)| {
-            let (mut old, _) = running();
+            let (mut old, _) = edited();
             change(&mut old);
             has_the_state(&old, &new)
         };

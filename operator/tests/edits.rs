@@ -75,7 +75,7 @@ async fn operators_that_begin_with_nothing_are_named_in_a_warning() {
         told.starts_with("spec.sql: starts empty: out/window-aggregate-0"),
         "{told}"
     );
-    assert!(told.ends_with("[PS0080]"), "{told}");
+    assert!(told.ends_with("[PS0081]"), "{told}");
 
     let second = "; INSERT INTO more SELECT origin, COUNT(*) AS n, window_end FROM TUMBLE(TABLE flights, DESCRIPTOR(ts), INTERVAL '1' HOUR) GROUP BY origin, window_start, window_end";
     let on = edit(&running(), |job| {
@@ -103,7 +103,7 @@ async fn an_edit_that_keeps_the_state_passes_without_a_word() {
     .await;
     assert_eq!(on.errors, Vec::<String>::new());
     assert_eq!(on.warnings, silent.warnings);
-    assert!(on.warnings.iter().all(|w| !w.contains("PS0080")), "{on:?}");
+    assert!(on.warnings.iter().all(|w| !w.contains("PS0081")), "{on:?}");
 }
 
 #[tokio::test]
