@@ -304,17 +304,37 @@ pub fn get(address: &str, path: &str) -> Result<Vec<u8>> {
         stream,
         "GET {path} HTTP/1.0\r\nHost: {address}\r\nConnection: close\r\n\r\n"
     )?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer)?;
-    let head = answer
-        .windows(4)
-        .position(|window| window == b"\r\n\r\n")
-        .context("an answer without a head")?;
+    // What stands between may keep the connection when the answer is whole.
+    let (mut answer, mut piece) = (Vec::new(), [0; 16 << 10]);
+    let mut whole = None;
+    while whole.is_none_or(|whole| answer.len() < whole) {
+        let read = stream.read(&mut piece)?;
+        if read == 0 {
+            break;
+        }
+        answer.extend_from_slice(&piece[..read]);
+        whole = whole.or_else(|| length(&answer));
+    }
+    let head = head(&answer).context("an answer without a head")?;
     ensure!(
         answer.starts_with(b"HTTP/1.") && answer.get(9..12) == Some(b"200"),
         "{path} was refused"
     );
     Ok(answer.split_off(head + 4))
+}
+
+/// Where the head of an answer ends.
+fn head(answer: &[u8]) -> Option<usize> {
+    answer.windows(4).position(|w| w == b"\r\n\r\n")
+}
+
+/// The length of the whole answer, as soon as its head is there and says so.
+fn length(answer: &[u8]) -> Option<usize> {
+    let head = head(answer)?;
+    let text = std::str::from_utf8(&answer[..head]).ok()?;
+    let mut lines = text.lines().map(str::to_ascii_lowercase);
+    let length = lines.find_map(|l| l.strip_prefix("content-length:").map(str::to_owned))?;
+    Some(head + 4 + length.trim().parse::<usize>().ok()?)
 }
 
 /// The names of all fault points, from the engine itself.

@@ -4,8 +4,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use penstock_operator::build::PUBLIC_PORT;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::TcpStream;
+use reqwest::{Response, StatusCode};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::Command;
 
 use super::Trouble;
@@ -57,10 +57,9 @@ async fn ask(program: &str, scope: &[&str], pod: &str, page: &str) -> Result<Str
         }
     };
     let answer = get(port, page).await.map_err(|e| other(&e))?;
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
-    match head.split(' ').nth(1) {
-        Some("200") => Ok(body.to_owned()),
-        _ => Err(other(&head.lines().next().unwrap_or_default())),
+    match answer.status() {
+        StatusCode::OK => answer.text().await.map_err(|e| other(&e)),
+        status => Err(other(&status)),
     }
 }
 
@@ -70,19 +69,17 @@ fn port_of(line: &str) -> Option<u16> {
     from.split_once(' ')?.0.parse().ok()
 }
 
-async fn get(port: u16, page: &str) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
-    // In its first version HTTP says where an answer ends by ending.
-    let request = format!("GET {page} HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n");
-    stream.write_all(request.as_bytes()).await?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await?;
-    Ok(answer)
+async fn get(port: u16, page: &str) -> reqwest::Result<Response> {
+    let client = reqwest::Client::builder().no_proxy().build()?;
+    let url = format!("http://127.0.0.1:{port}{page}");
+    client.get(url).send().await
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
+
+    use tokio::io::AsyncWriteExt;
 
     use super::*;
 
@@ -102,9 +99,11 @@ mod tests {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut asked = [0; 1024];
             let n = stream.read(&mut asked).await.unwrap();
-            assert!(asked[..n].starts_with(b"GET /epochs HTTP/1.0\r\n"));
-            let answer = b"HTTP/1.0 200 OK\r\ncontent-type: application/json\r\n\r\n[]";
+            assert!(asked[..n].starts_with(b"GET /epochs HTTP/1.1\r\n"));
+            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]";
             stream.write_all(answer).await.unwrap();
+            // The way to a pod stays open when the answer is whole.
+            std::future::pending::<()>().await;
         });
         let folder = tempfile::tempdir().unwrap();
         let words = "port-forward --namespace risk --address 127.0.0.1 pod/payments-worker-0 :8080";
