@@ -575,10 +575,14 @@ fn page_of_pod(namespace: &str, pod: &str, page: &str) -> Result<Vec<u8>> {
     let answer = forward.stdout.take().context("no pipe").and_then(|out| {
         let mut line = String::new();
         // Without a pod it ends, and so does the line.
-        BufReader::new(out).read_line(&mut line)?;
+        let mut out = BufReader::new(out);
+        out.read_line(&mut line)?;
         let from = line.strip_prefix("Forwarding from ");
         let address = from.and_then(|l| l.split(' ').next());
-        get(address.context("no way into the pod")?, page)
+        let answer = get(address.context("no way into the pod")?, page);
+        // It writes a line for each connection, and dies of a pipe that is closed.
+        drop(out);
+        answer
     });
     forward.kill()?;
     forward.wait()?;
