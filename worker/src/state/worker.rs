@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tempfile::TempDir;
 
 use crate::error::{EngineError, Result};
 
@@ -65,17 +66,20 @@ pub struct StateWorker {
     slots: Arc<AtomicUsize>,
     made: AtomicU64,
     applier: Applier,
+    /// Where files of bases lie.
+    bases: PathBuf,
+    /// That folder while state is in memory: of this value alone, and gone with it.
+    _temporary: Option<TempDir>,
     #[cfg(test)]
     volume: Option<MemoryVolume>,
 }
 
-/// State in memory leaves nothing behind; that of a volume stays where it is.
-impl Drop for StateWorker {
-    fn drop(&mut self) {
-        if self.options.dir.is_none() {
-            let _ = rocks::remove(&self.bases_dir());
-        }
-    }
+fn temporary() -> Result<TempDir> {
+    let made = tempfile::Builder::new().prefix("penstock-bases-").tempdir();
+    made.map_err(|e| {
+        let object = format!("folder {}", std::env::temp_dir().display());
+        EngineError::fail("PR0409", object, "cannot write to it").caused_by(e)
+    })
 }
 
 impl StateWorker {
@@ -101,6 +105,13 @@ impl StateWorker {
         applier: impl FnOnce(Target) -> Result<Applier>,
     ) -> Result<Self> {
         let clock = Arc::new(TtlClock::default());
+        let (bases, temporary) = match &options.dir {
+            Some(dir) => (bases_dir(dir), None),
+            None => {
+                let made = temporary()?;
+                (made.path().to_owned(), Some(made))
+            }
+        };
         let shared = match &options.dir {
             Some(dir) => {
                 let scratch = scratch_dir(dir);
@@ -141,6 +152,8 @@ impl StateWorker {
             slots,
             made: AtomicU64::new(0),
             applier,
+            bases,
+            _temporary: temporary,
             #[cfg(test)]
             volume: None,
         })
@@ -386,23 +399,14 @@ impl StateWorker {
     /// path. The files lie in a folder of their own; [`Self::forget_base`] removes it when they are uploaded.
     pub fn base_maker(&self, group: u16) -> Result<impl FnOnce() -> Result<Base> + Send + 'static> {
         let name = self.unique_name(group);
-        let dir = self.bases_dir().join(&name);
+        let dir = self.bases.join(&name);
         let backend = self.backend(group)?;
         Ok(move || backend.checkpoint(&dir, &name))
     }
 
     /// A folder, not made yet, for the files of a base that is to be restored: on the same disk as the instances.
     pub fn incoming_base(&self, group: u16) -> PathBuf {
-        self.bases_dir().join(self.unique_name(group))
-    }
-
-    fn bases_dir(&self) -> PathBuf {
-        match &self.options.dir {
-            Some(dir) => bases_dir(dir),
-            None => {
-                std::env::temp_dir().join(format!("penstock-bases-{:016x}", self.options.nonce))
-            }
-        }
+        self.bases.join(self.unique_name(group))
     }
 
     /// Removes the files of a base that was uploaded, restored or given up.
