@@ -3,8 +3,9 @@
 
 Every block marked `sh` is executed (bash -e, in a scratch copy of the examples, with penstock on PATH; the blocks of a page
 run in order in one folder). Every block marked `yaml` that is a StreamingJob or Savepoint is linted; one marked `yaml test-in=FOLDER` is a
-test file, which stands in that folder of the scratch copy and must pass; other YAML (a part of a manifest) is parsed. A block
-marked `sh no-run` or `yaml no-lint` is named and counted as left out, with its reason after a colon: ```sh no-run: needs a cluster.
+test file, which stands in that folder of the scratch copy and must pass; other YAML (a part of a manifest) is parsed. What is
+marked `sh on-cluster` needs one, and is run by `e2e/newcomer.py` there. A block marked `sh no-run` or `yaml no-lint` is named and
+counted as left out, with its reason after a colon: ```sh no-run: needs a cluster.
 The last line counts, and says PASS or FAIL.
 """
 import argparse

@@ -8,8 +8,8 @@
 
     attacks.py --s3 URL --brokers HOST:PORT [--only STAGE]...
 
-Uses the kubectl, the context and PENSTOCK_TESTBED of whoever calls; works in the namespaces e2e-attacks-a and e2e-attacks-b, which go
-with it, and puts the webhook back.
+Uses the kubectl, the context and PENSTOCK_TESTBED of whoever calls; works in the namespaces e2e-attacks-a, e2e-attacks-b and
+e2e-attacks-bounded (which the chart's values of e2e/attacks/bounds.yaml bound); they go with it, and it puts the webhook back.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import time
 import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-A, B = "e2e-attacks-a", "e2e-attacks-b"
+A, B, BOUNDED = "e2e-attacks-a", "e2e-attacks-b", "e2e-attacks-bounded"
 SECRET, ROW = "CANARYSECRETVALUE7261", "CANARYROWVALUE5140"
 RUN = os.getpid()
 wrong = []
@@ -91,6 +91,7 @@ class Attack:
             name, value = line[2:].split(": ", 1)
             self.head[name] = value
         self.stop = self.head["stop"]
+        self.namespace = self.head.get("namespace", A)
         # As it is stored; what is no name never is.
         self.name = re.search(r"^metadata:\n  name: (.+)$", text, re.M)[1]
         words = self.head.get("words", "").split("\\u{")[0]
@@ -103,11 +104,13 @@ def attacks():
     return [Attack(p) for p in sorted((ROOT / "e2e/attacks").glob("*/*.yaml"))]
 
 
-def children(name):
-    return [
-        o
-        for o in get("statefulsets,services,configmaps,serviceaccounts,networkpolicies,poddisruptionbudgets", "-l", f"penstock.dev/job={name}")["items"]
-    ]
+def children(name, namespace=A):
+    kinds = "statefulsets,services,configmaps,serviceaccounts,networkpolicies,poddisruptionbudgets"
+    return get(kinds, "-l", f"penstock.dev/job={name}", namespace=namespace)["items"]
+
+
+def jobs_of_all():
+    return {j["metadata"]["name"]: j for namespace in (A, BOUNDED) for j in get("streamingjobs", namespace=namespace)["items"]}
 
 
 DANGEROUS = {"hostPath", "hostNetwork", "hostPID", "hostIPC", "initContainers", "ephemeralContainers", "csi", "runtimeClassName", "hostAliases", "shareProcessNamespace"}
@@ -163,8 +166,10 @@ def stalled(job):
 
 
 def clean():
-    kubectl("delete", "streamingjobs", "--all", "--timeout=120s")
-    until("the children are gone", lambda: not get("statefulsets,pods")["items"], 120)
+    for namespace in (A, BOUNDED):
+        kubectl("delete", "streamingjobs", "--all", "--timeout=120s", namespace=namespace)
+        gone = lambda namespace=namespace: not get("statefulsets,pods", namespace=namespace)["items"]
+        until("the children are gone", gone, 120)
 
 
 def manifests():
@@ -174,7 +179,7 @@ def manifests():
     said = {}
     say(f"{len(all_of)} manifests with the webhook on")
     for attack in all_of:
-        done = kubectl("create", "-f", str(attack.path), check=False)
+        done = kubectl("create", "-f", str(attack.path), check=False, namespace=attack.namespace)
         message = denied(done.stderr)
         if attack.stop in ("harmless", "controller"):
             if done.returncode != 0:
@@ -214,19 +219,20 @@ def manifests():
     say("the same with the webhook away, and without kubectl's strictness")
     stored = []
     try:
-        files = [word for attack in all_of for word in ("-f", str(attack.path))]
-        done = kubectl("create", "--validate=ignore", *files, check=False)
-        if "denied the request" in done.stderr:
-            fault("the webhook is not away")
-        there = {j["metadata"]["name"] for j in get("streamingjobs")["items"]}
+        for namespace in (A, BOUNDED):
+            files = [word for attack in all_of if attack.namespace == namespace for word in ("-f", str(attack.path))]
+            done = kubectl("create", "--validate=ignore", *files, check=False, namespace=namespace)
+            if "denied the request" in done.stderr:
+                fault("the webhook is not away")
+        there = jobs_of_all()
         for attack in all_of:
             if attack.name in there:
                 stored.append(attack)
             elif attack.stop != "schema" and '"' not in attack.name and "$" not in attack.name:
-                fault(f"{attack.name} (webhook away) was not stored: {done.stderr.strip()[-300:]}")
+                fault(f"{attack.name} (webhook away) was not stored")
 
         def judged():
-            jobs = {j["metadata"]["name"]: j for j in get("streamingjobs")["items"]}
+            jobs = jobs_of_all()
             late = [a.name for a in stored if jobs[a.name].get("status", {}).get("observedGeneration") != jobs[a.name]["metadata"]["generation"]]
             return None if late else jobs
 
@@ -242,7 +248,7 @@ def manifests():
                 fault(f"{attack.name} (webhook away) is not stalled")
             elif why := harmless(attack.name):
                 fault(f"{attack.name} (webhook away): {why}")
-        elif children(attack.name):
+        elif children(attack.name, attack.namespace):
             fault(f"{attack.name} (webhook away) is stalled and has children")
         elif attack.name in said and len(said[attack.name]) < 900 and "and " not in message[-12:]:
             same += 1
@@ -498,7 +504,7 @@ def main():
     read.add_argument("--only", action="append", choices=STAGES)
     place = read.parse_args()
     chosen = [s for s in STAGES if not place.only or s in place.only or (s == "canary" and "port" in place.only)]
-    for namespace in (A, B):
+    for namespace in (A, B, BOUNDED):
         kubectl("delete", "namespace", namespace, "--ignore-not-found", "--timeout=120s", namespace=None)
         kubectl("create", "namespace", namespace, namespace=None)
         kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted", namespace=None)
@@ -510,7 +516,7 @@ def main():
             {"manifests": lambda: manifests(), "canary": lambda: canary(place), "port": lambda: port(place), "rights": lambda: rights(place)}[stage]()
             say(f"{stage} took {time.time() - began:.0f} s")
     finally:
-        for namespace in (A, B):
+        for namespace in (A, B, BOUNDED):
             kubectl("delete", "namespace", namespace, "--wait=false", namespace=None, check=False)
     if wrong:
         print(f"FAIL attacks: {len(wrong)} wrong")

@@ -61,6 +61,26 @@ impl Said {
 }
 
 impl Facts {
+    /// Of a job of which nothing else is known, at this moment.
+    pub fn of(job: StreamingJob, now: DateTime<Utc>) -> Self {
+        Self {
+            now,
+            job,
+            objects: BTreeMap::new(),
+            stateful_set: None,
+            pods: Vec::new(),
+            steps: Vec::new(),
+            restores_from: None,
+            farewell: None,
+            claims: Vec::new(),
+            versions: BTreeMap::new(),
+            said: None,
+            account: None,
+            authority: String::new(),
+            sql_faults: Vec::new(),
+        }
+    }
+
     pub fn name(&self) -> &str {
         self.job.metadata.name.as_deref().unwrap_or_default()
     }
@@ -261,20 +281,8 @@ mod tests {
             let metadata =
                 json!({"annotations": {GENERATION: generation}, "ownerReferences": [owner]});
             Facts {
-                now: DateTime::UNIX_EPOCH,
-                objects: BTreeMap::new(),
                 stateful_set: serde_json::from_value(json!({"metadata": metadata})).unwrap(),
-                pods: Vec::new(),
-                steps: Vec::new(),
-                restores_from: None,
-                farewell: None,
-                claims: Vec::new(),
-                versions: BTreeMap::new(),
-                said: None,
-                account: None,
-                authority: String::new(),
-                sql_faults: Vec::new(),
-                job: job.clone(),
+                ..Facts::of(job.clone(), DateTime::UNIX_EPOCH)
             }
         };
         let uid = job.metadata.uid.clone().unwrap();

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::DateTime;
 use futures::StreamExt;
 use futures::channel::mpsc::UnboundedSender;
 use kube::runtime::reflector::{ObjectRef, Store};
@@ -45,11 +46,11 @@ struct Due {
 }
 
 pub struct Poll {
-    pub observer: Arc<Observer>,
-    pub writer: Arc<Writer>,
-    pub jobs: Store<Guarded>,
+    observer: Arc<Observer>,
+    writer: Arc<Writer>,
+    jobs: Store<Guarded>,
     /// Whoever is to be looked at as a whole.
-    pub wake: UnboundedSender<ObjectRef<Guarded>>,
+    wake: UnboundedSender<ObjectRef<Guarded>>,
     metrics: Arc<Metrics>,
     /// Jobs that go on by themselves, and when each is asked.
     settled: Mutex<BTreeMap<Key, Option<Due>>>,
@@ -220,6 +221,10 @@ fn shape(said: &JobStatus) -> u64 {
     bare.state = StateSize::default();
     bare.counts = Counts::default();
     bare.held_back_by = None;
+    if let Some(failure) = &mut bare.last_failure {
+        // The same one once more.
+        failure.at = DateTime::UNIX_EPOCH.into();
+    }
     for source in &mut bare.sources {
         source.splits = 0;
         source.rows = 0;
@@ -276,6 +281,19 @@ mod tests {
         moved.counts.rows_in = 9;
         moved.sources[0].rows = 9;
         assert_eq!(shape(&said), shape(&moved));
+        let failed = |at: &str, code: &str| -> JobStatus {
+            let failure = json!({"at": at, "code": code, "message": "no broker"});
+            let failure = serde_json::from_value(failure).unwrap();
+            JobStatus {
+                last_failure: Some(failure),
+                ..said.clone()
+            }
+        };
+        let first = failed("2026-01-01T00:00:00Z", "PR0208");
+        let again = failed("2026-01-01T00:00:10Z", "PR0208");
+        assert_eq!(shape(&first), shape(&again), "the same one once more");
+        assert_ne!(shape(&first), shape(&said));
+        assert_ne!(shape(&first), shape(&failed("2026-01-01T00:00:00Z", "PR0209")));
         let mut other = said.clone();
         other.on_trial = true;
         assert_ne!(shape(&said), shape(&other));

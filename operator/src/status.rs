@@ -200,6 +200,7 @@ pub fn with_numbers(before: &StreamingJobStatus, told: &JobStatus) -> StreamingJ
         lag: lag(told).or_else(|| before.lag.clone()),
         rates: Some(rates(told)),
         counts: Some(counts(told)),
+        last_failure: last_failure(told).or_else(|| before.last_failure.clone()),
         ..before.clone()
     }
 }
@@ -212,9 +213,15 @@ pub fn same_but_numbers(a: &StreamingJobStatus, b: &StreamingJobStatus) -> bool 
         lag: None,
         rates: None,
         counts: None,
+        last_failure: None,
         ..s.clone()
     };
-    bare(a) == bare(b)
+    // Of a failure only when it was: the same one once more.
+    let failed = |s: &StreamingJobStatus| {
+        let failure = s.last_failure.clone();
+        failure.map(|f| (f.code, f.message))
+    };
+    bare(a) == bare(b) && failed(a) == failed(b)
 }
 
 /// A condition; its time is that of its last change.

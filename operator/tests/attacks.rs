@@ -87,7 +87,8 @@ impl Attack {
     /// As the API server stores it.
     fn object(&self) -> Value {
         let mut object: Value = serde_yaml::from_str(&self.text).unwrap();
-        object["metadata"]["namespace"] = json!(NAMESPACE);
+        let namespace = self.head.get("namespace").map_or(NAMESPACE, String::as_str);
+        object["metadata"]["namespace"] = json!(namespace);
         object["metadata"]["uid"] = json!(UID);
         object["metadata"]["generation"] = json!(1);
         object
@@ -140,8 +141,16 @@ fn attacks() -> Vec<Attack> {
         .collect()
 }
 
+/// What each namespace may ask for: values of the chart, as the cluster of `e2e/kind` has them too.
+fn bounds() -> Bounds {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../e2e/attacks/bounds.yaml");
+    let values: Value = serde_yaml::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+    serde_json::from_value(values["bounds"].clone()).unwrap()
+}
+
 fn settings() -> Settings {
     Settings {
+        bounds: bounds(),
         image: "penstock:0.1.0".to_owned(),
         own_namespace: "penstock".to_owned(),
         ..Settings::default()
@@ -151,26 +160,16 @@ fn settings() -> Settings {
 /// What the controller knows where the webhook is away: an account that nobody lent to jobs is there.
 async fn facts(job: &StreamingJob, linter: &Linter) -> Facts {
     let account = json!({"metadata": {"name": "deployer", "labels": {"team": "platform"}}});
-    let planned = match judge(None, job, &Bounds::default()).errors.is_empty() {
+    let planned = match judge(None, job, &bounds()).errors.is_empty() {
         true => linter.faults(job).await,
         false => Ok(Vec::new()),
     };
+    let now = DateTime::from_timestamp(1_800_000_000, 0).unwrap();
     Facts {
-        now: DateTime::from_timestamp(1_800_000_000, 0).unwrap(),
-        job: job.clone(),
-        objects: BTreeMap::new(),
-        stateful_set: None,
-        pods: Vec::new(),
-        steps: Vec::new(),
-        restores_from: None,
-        farewell: None,
-        claims: Vec::new(),
-        versions: BTreeMap::new(),
-        said: None,
         account: (job.spec.workers.service_account_name == "deployer")
             .then(|| serde_json::from_value(account).unwrap()),
-        authority: String::new(),
         sql_faults: planned.expect("the planner answers"),
+        ..Facts::of(job.clone(), now)
     }
 }
 
@@ -217,7 +216,7 @@ async fn attempt(attack: &Attack, linter: &Linter) -> Result<(), String> {
     let object = attack.object();
     let by = Judge {
         linter: linter.clone(),
-        bounds: Bounds::default(),
+        bounds: bounds(),
     };
     let on = verdict(&by, &json!({"object": object})).await;
     let job = match (unreadable::read(&object), attack.stop) {
@@ -241,7 +240,7 @@ async fn attempt(attack: &Attack, linter: &Linter) -> Result<(), String> {
         Stop::Schema if on.errors.is_empty() => by_schema(attack, confined(attack, &job, &off)),
         Stop::Schema => by_schema(attack, both()),
         Stop::Rules | Stop::Planner => {
-            let by_rules = !judge(None, &job, &Bounds::default()).errors.is_empty();
+            let by_rules = !judge(None, &job, &bounds()).errors.is_empty();
             if by_rules != (attack.stop == Stop::Rules) {
                 return Err(format!("not by {:?}: {:?}", attack.stop, on.errors));
             }

@@ -7,7 +7,8 @@ use penstock_crds::job::DeletionPolicy;
 use penstock_crds::savepoint::SavepointPhase;
 use serde_json::{Value, json};
 
-use super::{Decision, Event, POLL, SOON, known, standing_still};
+use super::savepoint::is_of_nothing;
+use super::{Decision, Event, POLL, SOON, faults, known, standing_still};
 use crate::build::{self, For, Size, Step};
 use crate::facts::{Facts, StepState, step_state};
 use crate::issue;
@@ -85,12 +86,13 @@ pub fn decide(facts: &Facts, settings: &Settings) -> Decision {
         .chain(ran)
         .chain([wanted.as_str()]);
     let mut versions = names.filter_map(|name| known(facts, name));
-    let version = match (versions.next(), ran) {
-        (Some(version), _) => version,
-        // It never ran: it has no log.
-        (None, None) => return released(facts, false, "Deleted", "it never ran".to_owned()),
-        (None, Some(_)) => {
-            // Gone with the children: made anew for the step.
+    let version = match versions.next() {
+        Some(version) => version,
+        None if ran.is_none() && !faults(facts, settings).is_empty() => {
+            return released(facts, false, "Deleted", "it never ran".to_owned());
+        }
+        None => {
+            // Gone with the children, or never made: the step finds out whether there is a log.
             let version = build::make_version(&facts.job, settings, None);
             let mut apply = build::surroundings(&facts.job, &version, settings);
             apply.retain(|c| matches!(c.kind, Kind::ServiceAccount | Kind::ConfigMap));
@@ -123,6 +125,10 @@ pub fn decide(facts: &Facts, settings: &Settings) -> Decision {
                 Some(s) if s.phase == Some(SavepointPhase::Completed) => {
                     let note = format!("savepoint {name} keeps epoch {}", s.epoch.unwrap_or(0));
                     released(facts, false, "SavepointKept", note)
+                }
+                Some(s) if is_of_nothing(&s) => {
+                    let note = "it committed nothing: there is nothing to keep";
+                    released(facts, false, "NothingToKeep", note.to_owned())
                 }
                 Some(_) => waiting(format!("savepoint {name} is made")),
                 None => Decision {

@@ -67,6 +67,15 @@ pub struct SavepointDecision {
 /// Names of pods are made from it.
 const LONGEST: usize = 47;
 
+/// Of a job without a log.
+const NOTHING_TO_KEEP: &str = "NothingToKeep";
+
+/// Whether it found that there is nothing to keep.
+pub fn is_of_nothing(status: &SavepointStatus) -> bool {
+    let ready = status.conditions.iter().find(|c| c.type_ == "Ready");
+    ready.is_some_and(|c| c.reason == NOTHING_TO_KEEP)
+}
+
 /// Where a savepoint stands.
 struct Standing {
     phase: SavepointPhase,
@@ -188,6 +197,13 @@ fn proceed(facts: &SavepointFacts, decision: &mut SavepointDecision) -> Standing
             Some(epoch) if answer["completed"] == true => {
                 completed(epoch, answer["bytes"].as_u64().unwrap_or(0))
             }
+            _ if answer["nothing"] == true => Standing {
+                phase: SavepointPhase::Failed,
+                ..pending(
+                    NOTHING_TO_KEEP,
+                    "the job has committed nothing yet, so there is nothing to keep",
+                )
+            },
             epoch => Standing {
                 epoch,
                 ..pending(

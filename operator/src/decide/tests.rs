@@ -20,20 +20,8 @@ pub(crate) fn now() -> DateTime<Utc> {
 
 fn facts(job: StreamingJob) -> Facts {
     Facts {
-        now: now(),
-        job,
-        objects: BTreeMap::new(),
-        stateful_set: None,
-        pods: Vec::new(),
-        steps: Vec::new(),
-        restores_from: None,
-        farewell: None,
-        claims: Vec::new(),
-        versions: BTreeMap::new(),
-        said: None,
-        account: None,
         authority: "an authority".to_owned(),
-        sql_faults: Vec::new(),
+        ..Facts::of(job, now())
     }
 }
 
@@ -634,12 +622,19 @@ fn a_job_whose_children_go_first_is_cleaned_up_after_all_the_same() {
         facts.versions.clear();
         facts.pods.clear();
         (facts.stateful_set, facts.objects) = (None, BTreeMap::new());
-        let decision = decide(&facts, &settings());
+        let refused = Facts {
+            sql_faults: vec!["spec.sql: 1:1 no such table [PS0102]".to_owned()],
+            ..facts.clone()
+        };
+        let decision = decide(&refused, &settings());
         assert_eq!(
             (decision.hold, decision.steps.len()),
             (Some(false), 0),
-            "nothing says that it ran"
+            "it cannot have run"
         );
+        let decision = decide(&facts, &settings());
+        assert_eq!(decision.hold, None, "it may have run, and was not asked");
+        assert!(!decision.apply.is_empty());
         let ran = json!({"version": {"spec": 1, "planHash": version, "engine": "0.1.0"}});
         facts.job.status = Some(serde_json::from_value(ran).unwrap());
         let decision = decide(&facts, &settings());

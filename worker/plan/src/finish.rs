@@ -21,7 +21,7 @@ use crate::prune::{add_uses, merge, prune, set_fields, uses_of};
 use crate::source_plan::{ComputedColumn, MetadataColumn, SinkPlan, SourcePlan, WatermarkPlan};
 
 /// Part of every fingerprint: a change of how operators keep their state changes it.
-pub const STATE_FORMAT: u32 = 1;
+pub const STATE_FORMAT: u32 = 2;
 
 /// What a job computes, and what the engine needs of its sources and sinks.
 #[derive(Debug, Clone)]

@@ -84,7 +84,7 @@ async fn carry_out(args: &StepArgs, job: &penstock_crds::job::StreamingJob) -> R
     };
     let mut log = match place.find().await? {
         given::Found::Own(log) | given::Found::Adopted(log) => log,
-        given::Found::Others(_) => return none(&args.step),
+        given::Found::Others(_) => return Ok(none(&args.step)),
     };
     match &args.step {
         Step::Savepoint { name } => pin(&mut log, name).await,
@@ -100,15 +100,11 @@ async fn carry_out(args: &StepArgs, job: &penstock_crds::job::StreamingJob) -> R
 }
 
 /// A job that has no log.
-fn none(step: &Step) -> Result<Value> {
+fn none(step: &Step) -> Value {
     match step {
-        Step::Savepoint { .. } => Err(EngineError::invalid(
-            "PR0411",
-            "savepoint",
-            "the job has committed nothing yet, so there is nothing to keep",
-        )),
-        Step::Unpin { .. } => Ok(json!({"unpinned": true})),
-        Step::Remove => Ok(json!({"removed": true})),
+        Step::Savepoint { .. } => json!({"nothing": true}),
+        Step::Unpin { .. } => json!({"unpinned": true}),
+        Step::Remove => json!({"removed": true}),
     }
 }
 
@@ -131,9 +127,9 @@ async fn pin(log: &mut JobLog, name: &str) -> Result<Value> {
         // What a trial committed is not published, and may never be.
         let epoch = log.fold().trial().map_or(log.fold().head(), |t| t.base);
         if epoch == log.fold().root() && log.fold().parent_log().is_none() {
-            return none(&Step::Savepoint {
+            return Ok(none(&Step::Savepoint {
                 name: name.to_owned(),
-            });
+            }));
         }
         let name = name.to_owned();
         append(log, Kind::Pin(Pin { epoch, name })).await?;

@@ -78,7 +78,9 @@ impl SlotFactory for GraphSlots {
         let names = SplitNames::default();
         let mut handles = Vec::new();
         for index in 0..self.slots {
-            let state = state.slot(self.groups(index))?;
+            let mut state = state.slot(self.groups(index))?;
+            let stateful = self.graph.nodes.iter().filter(|n| n.fingerprint.is_some());
+            state.keep_only(stateful.map(|n| n.uid.0.as_str()));
             let (commands, inbox) = mpsc::unbounded_channel();
             let mut slot = self.slot(
                 index,

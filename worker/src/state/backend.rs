@@ -46,6 +46,8 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
     fn identity(&self) -> Result<Option<Identity>>;
     /// True when no key of the table that starts with `key` (a key or a prefix) can be here; false is no promise.
     fn is_empty(&self, table: TableId, key: &[u8]) -> bool;
+    /// The tables that may hold a key.
+    fn tables(&self) -> Vec<TableId>;
     /// Bytes of live data, estimated.
     fn live_bytes(&self) -> u64;
     /// Bytes of a table's files, estimated, as of the last [`Self::measure`].
@@ -258,6 +260,12 @@ impl Backend for MemoryBackend {
                 .next()
                 .is_none_or(|(k, _)| !k.starts_with(key))
         })
+    }
+
+    fn tables(&self) -> Vec<TableId> {
+        let inner = self.inner.read();
+        let held = inner.tables.iter().filter(|(_, rows)| !rows.is_empty());
+        held.map(|(table, _)| *table).collect()
     }
 
     fn live_bytes(&self) -> u64 {

@@ -45,15 +45,22 @@ pub use segment::{Segment, decode_segment};
 pub use slot::SlotState;
 pub use worker::{StateOptions, StateStats, StateWorker};
 
-/// A table's name in keys: the first 8 bytes, big endian, of every key. Stable hash of `<operator uid>/<table>`.
+/// A table's name in keys: the first 8 bytes, big endian, of every key. Five say whose it is, three which: stable hashes of the
+/// operator's uid and of the table's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TableId(u64);
 
+/// Bits of a [`TableId`] that tell one operator's tables apart.
+const WHICH: u32 = 24;
+
 impl TableId {
     pub fn of(uid: &str, table: &str) -> Self {
-        Self(xxhash_rust::xxh3::xxh3_64(
-            format!("{uid}/{table}").as_bytes(),
-        ))
+        let which = xxhash_rust::xxh3::xxh3_64(table.as_bytes()) >> (u64::BITS - WHICH);
+        Self(owner(uid) << WHICH | which)
+    }
+    /// Whose it is: what [`owner`] says of the operator's uid.
+    const fn owner(self) -> u64 {
+        self.0 >> WHICH
     }
     pub const fn get(self) -> u64 {
         self.0
@@ -62,6 +69,11 @@ impl TableId {
     pub(crate) const fn from_raw(raw: u64) -> Self {
         Self(raw)
     }
+}
+
+/// An operator as its tables name it.
+fn owner(uid: &str) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(uid.as_bytes()) >> WHICH
 }
 
 /// One change of state within a key group. `key` excludes the table.

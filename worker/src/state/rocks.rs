@@ -495,6 +495,10 @@ impl Backend for RocksBackend {
         self.presence.read().is_empty(table, key)
     }
 
+    fn tables(&self) -> Vec<TableId> {
+        self.presence.read().tables()
+    }
+
     fn live_bytes(&self) -> u64 {
         self.property("rocksdb.estimate-live-data-size")
             + self.property("rocksdb.cur-size-all-mem-tables")

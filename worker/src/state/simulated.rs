@@ -109,6 +109,10 @@ impl Backend for VolumeBackend {
         self.inner.is_empty(table, key)
     }
 
+    fn tables(&self) -> Vec<TableId> {
+        self.inner.tables()
+    }
+
     fn live_bytes(&self) -> u64 {
         self.inner.live_bytes()
     }

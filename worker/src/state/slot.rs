@@ -1,6 +1,6 @@
 //! The state of one slot: reads through the tiers, writes to the dirty part, the freeze at the barrier.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,7 +11,6 @@ use parking_lot::Mutex;
 
 use crate::error::{EngineError, Result};
 
-use super::TableId;
 use super::backend::{Backend, Identity, MemoryBackend};
 use super::budget::{Budget, Charge, Share};
 use super::layer::{FrozenLayer, Part, Tier, merge};
@@ -19,6 +18,7 @@ use super::segment::Segment;
 use super::spill::Run;
 use super::stored::{self, MAX_HEADER, TtlClock};
 use super::table::{Arena, Found, Grown, Prefixes, Tables, hash};
+use super::{TableId, owner};
 
 /// What the applier tells a slot: up to which epoch its backends stand, and which applied layers stay as clean cache.
 #[derive(Debug, Default)]
@@ -307,6 +307,19 @@ impl SlotState {
     pub fn delete_prefix(&mut self, table: TableId, group: u16, prefix: &[u8]) {
         let grown = self.dirty.get_mut(table, group).delete_prefix(prefix);
         self.account(grown);
+    }
+
+    /// Deletes the tables of all operators but these: what one that is gone left behind would be read as its own by one of the
+    /// same uid that comes later. To be asked before the first row; it becomes durable with the slot's next changes.
+    pub fn keep_only<'a>(&mut self, uids: impl IntoIterator<Item = &'a str>) {
+        let owners: BTreeSet<u64> = uids.into_iter().map(owner).collect();
+        for (group, backend) in self.groups.clone().zip(self.backends.clone()) {
+            for table in backend.tables() {
+                if !owners.contains(&table.owner()) {
+                    self.delete_prefix(table, group, &[]);
+                }
+            }
+        }
     }
 
     fn account(&mut self, grown: Grown) {

@@ -511,6 +511,45 @@ fn a_table_deleted_whole_and_written_again_in_one_epoch_is_found() {
     }
 }
 
+#[test]
+fn what_an_operator_left_behind_is_deleted_when_it_is_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let (stays, goes) = (TableId::of("stays", "rows"), TableId::of("goes", "rows"));
+    for dir in [None, Some(folder.path())] {
+        let worker = StateWorker::open(options(dir, 1)).unwrap();
+        worker.open_groups(&[0, 1, 2], &|_, _| true).unwrap();
+        let commit = |slot: &mut SlotState, epoch| {
+            worker.commit(Commit {
+                epoch,
+                checksum: checksum(epoch),
+                now_ms: 0,
+                layers: slot.freeze(epoch).into_iter().collect(),
+            });
+            worker.wait_applied().unwrap();
+        };
+        let held = |slot: &mut SlotState, table| {
+            let keys: [(u16, &[u8]); 2] = [(0, b"k"), (2, b"k")];
+            let found = slot.get_many(table, &keys, 0).unwrap();
+            found.iter().flatten().count()
+        };
+        let mut slot = worker.slot(0..GROUPS).unwrap();
+        for (table, group) in [(stays, 0), (stays, 2), (goes, 0), (goes, 2)] {
+            slot.put(table, group, b"k", b"v", 0);
+        }
+        commit(&mut slot, 1);
+        let mut slot = worker.slot(0..GROUPS).unwrap();
+        slot.keep_only(["stays", "goes", "new"]);
+        assert!(slot.freeze(2).is_none(), "nothing is strange");
+        slot.keep_only(["stays", "new"]);
+        assert_eq!((held(&mut slot, stays), held(&mut slot, goes)), (2, 0));
+        commit(&mut slot, 2);
+        let mut slot = worker.slot(0..GROUPS).unwrap();
+        assert_eq!((held(&mut slot, stays), held(&mut slot, goes)), (2, 0));
+        slot.keep_only(["stays"]);
+        assert!(slot.freeze(3).is_none(), "it is gone already");
+    }
+}
+
 /// One committed epoch in group 0 of a fresh volume.
 fn volume(dir: &Path) {
     let worker = StateWorker::open(options(Some(dir), 1)).unwrap();

@@ -10,6 +10,8 @@ mod replay;
 mod restore;
 mod savepoint;
 
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,6 +19,20 @@ use penstock_crds::job::StreamingJob;
 use penstock_plan::Plan;
 use penstock_worker::sources::memory::MemoryRecord;
 use penstock_worker::testing::{self, TestFile};
+
+/// What a job answers to who asks for a page: its head and its body.
+fn ask(address: SocketAddr, page: &str) -> (String, String) {
+    let mut stream = TcpStream::connect(address).expect("it listens");
+    write!(
+        stream,
+        "GET {page} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    )
+    .expect("asked");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("answered");
+    let (head, body) = text.split_once("\r\n\r\n").expect("a body");
+    (head.to_owned(), body.to_owned())
+}
 
 /// A file of this repository.
 fn repository(path: &str) -> PathBuf {

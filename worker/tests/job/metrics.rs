@@ -1,7 +1,6 @@
 //! What `/metrics` and `/status` say of a running job is what the book says that they say.
 
 use std::collections::BTreeSet;
-use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +10,7 @@ use penstock_worker::coordinator::progress::Progress;
 use penstock_worker::job::{self as whole, RunOptions, http};
 use tokio::sync::watch;
 
-use super::{job, repository};
+use super::{ask, job, repository};
 
 const JOB: &str = r#"
 apiVersion: penstock.dev/v1alpha1
@@ -34,18 +33,6 @@ spec:
   trigger: {continuous: {}}
   checkpoint: {interval: 100ms, storage: {local: {path: FOLDER/log}}}
 "#;
-
-fn get(address: SocketAddr, page: &str) -> String {
-    let mut stream = std::net::TcpStream::connect(address).expect("it listens");
-    write!(
-        stream,
-        "GET {page} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-    )
-    .expect("asked");
-    let mut text = String::new();
-    stream.read_to_string(&mut text).expect("answered");
-    text.split_once("\r\n\r\n").expect("a body").1.to_owned()
-}
 
 /// Names in the first column of the reference's table.
 fn documented() -> BTreeSet<String> {
@@ -110,7 +97,7 @@ fn every_documented_metric_has_a_sample_and_no_other_is_there() {
     let mut scrape = String::new();
     for _ in 0..300 {
         std::thread::sleep(Duration::from_millis(100));
-        scrape = get(address, "/metrics");
+        (_, scrape) = ask(address, "/metrics");
         if sampled(&scrape) == expected {
             break;
         }
@@ -124,7 +111,8 @@ fn every_documented_metric_has_a_sample_and_no_other_is_there() {
     );
     let series = scrape.lines().filter(|line| !line.starts_with('#')).count();
     assert!(series < 2000, "{series} series");
-    let status: serde_json::Value = serde_json::from_str(&get(address, "/status")).expect("JSON");
+    let (_, status) = ask(address, "/status");
+    let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
     assert_eq!(status["sources"][0]["name"], "ticks");
     assert!(status["counts"]["rows_in"].as_u64() > Some(0), "{status}");
     assert!(status["lag"]["seconds"].is_number(), "{status}");

@@ -34,8 +34,11 @@ spec:
 "#;
 
 fn run(folder: &Path, extra: &str, accept_loss: &[&str]) -> Result<Outcome> {
-    let text = JOB.replace("FOLDER", &folder.display().to_string());
-    let (spec, plan) = job(&format!("{text}{extra}"));
+    run_as(&format!("{JOB}{extra}"), folder, accept_loss)
+}
+
+fn run_as(manifest: &str, folder: &Path, accept_loss: &[&str]) -> Result<Outcome> {
+    let (spec, plan) = job(&manifest.replace("FOLDER", &folder.display().to_string()));
     let options = RunOptions {
         memory: 64 << 20,
         state: Some(folder.join("volume")),
@@ -115,6 +118,27 @@ fn start_fresh_does_not_make_a_lost_volume_a_lost_job() {
     input(folder, "b.jsonl", "{\"id\":2}\n");
     run(folder, "  startFresh: true\n", &[]).expect("it goes on");
     assert_eq!(ids(folder), [1, 2]);
+}
+
+#[test]
+fn an_operator_that_was_dropped_begins_empty_when_it_comes_back() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    let distinct = JOB.replace("SELECT id", "SELECT DISTINCT id");
+    input(folder, "a.jsonl", "{\"id\":1}\n");
+    run_as(&distinct, folder, &[]).expect("it begins");
+    input(folder, "b.jsonl", "{\"id\":1}\n{\"id\":2}\n");
+    run_as(&distinct, folder, &[]).expect("it goes on");
+    assert_eq!(ids(folder), [1, 2], "what was seen is state");
+    input(folder, "c.jsonl", "{\"id\":3}\n");
+    run_as(JOB, folder, &[]).expect("the operator is gone");
+    input(folder, "d.jsonl", "{\"id\":1}\n{\"id\":1}\n{\"id\":3}\n");
+    run_as(&distinct, folder, &[]).expect("it is back");
+    assert_eq!(ids(folder), [1, 1, 2, 3, 3], "it has seen nothing yet");
+    std::fs::remove_dir_all(folder.join("volume")).expect("the volume is lost");
+    input(folder, "e.jsonl", "{\"id\":1}\n{\"id\":2}\n");
+    run_as(&distinct, folder, &[]).expect("it goes on");
+    assert_eq!(ids(folder), [1, 1, 2, 2, 3, 3]);
 }
 
 #[test]

@@ -93,6 +93,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_page_comes_through_the_forwarded_port() {
+        // As `main` does; another test may have done it before.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         tokio::spawn(async move {

@@ -167,6 +167,10 @@ fn a_job_that_does_not_run_is_pinned_by_a_step_where_it_ended() {
     facts.steps = vec![ended("before-savepoint-pin", 1, &failed)];
     let decision = decide(&facts, &settings());
     assert_eq!((reason(&decision), &decision.step), ("StepFailing", &None));
+    facts.steps = vec![ended("before-savepoint-pin", 0, &json!({"nothing": true}))];
+    let decision = decide(&facts, &settings());
+    assert_eq!(reason(&decision), "NothingToKeep");
+    assert!(is_of_nothing(&decision.status));
     let answer = json!({"epoch": 9, "completed": false, "bytes": 1});
     facts.steps = vec![ended("before-savepoint-pin", 0, &answer)];
     assert_eq!(reason(&decide(&facts, &settings())), "Publishing");
