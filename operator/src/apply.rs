@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 use crate::build::Child;
 use crate::certificates::Authority;
 use crate::clock::turn;
-use crate::decide::{Decision, Event};
+use crate::decide::{Decision, Doomed, Event};
 use crate::facts::Facts;
 use crate::issue::Issue;
 use crate::kind::Kind;
@@ -96,7 +96,19 @@ impl Writer {
         if let Some(hold) = decision.hold {
             self.hold(&facts.job, hold).await?;
         }
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
+        let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &namespace);
+        // First what is lost: a child that is refused must not keep it from coming back.
+        for claim in &decision.abandon {
+            // Gone when its pod is.
+            self.metrics.wrote("PersistentVolumeClaim");
+            gone(claims.delete(claim, &DeleteParams::default()).await)?;
+        }
+        for pod in &decision.force {
+            self.end(&pods, pod).await?;
+        }
         let mut versions = BTreeMap::new();
+        let mut made = true;
         for child in &decision.apply {
             if child.kind == Kind::StatefulSet
                 && let Some(issue) = &decision.certificate
@@ -105,14 +117,18 @@ impl Writer {
                 self.certificate(facts, &namespace, issue, owner).await?;
                 wrote = true;
             }
-            if let Some(written) = self.child(facts, &namespace, child).await? {
-                wrote = true;
-                if child.kind == Kind::ConfigMap {
-                    versions.insert(child.name.as_str(), written.uid().unwrap_or_default());
+            match self.child(facts, &namespace, child).await {
+                Err(kube::Error::Api(e)) if is_going(&e) && is_deleted(&facts.job) => made = false,
+                Err(e) => return Err(e),
+                Ok(None) => {}
+                Ok(Some(written)) => {
+                    wrote = true;
+                    if child.kind == Kind::ConfigMap {
+                        versions.insert(child.name.as_str(), written.uid().unwrap_or_default());
+                    }
                 }
             }
         }
-        let mut made = true;
         for step in &decision.steps {
             made &= self.create::<Pod>(&namespace, step).await?;
         }
@@ -136,13 +152,6 @@ impl Writer {
             || !decision.replace.is_empty()
             || !decision.force.is_empty()
             || !decision.remove.is_empty();
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
-        let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &namespace);
-        for claim in &decision.abandon {
-            // Gone when its pod is.
-            self.metrics.wrote("PersistentVolumeClaim");
-            gone(claims.delete(claim, &DeleteParams::default()).await)?;
-        }
         for (claim, size) in &decision.grow {
             self.metrics.wrote("PersistentVolumeClaim");
             let patch = json!({"spec": {"resources": {"requests": {"storage": size.to_string()}}}});
@@ -164,17 +173,8 @@ impl Writer {
                 }
             }
         }
-        for pod in decision.replace.iter().chain(&decision.force) {
-            let params = DeleteParams {
-                grace_period_seconds: pod.grace,
-                preconditions: Some(Preconditions {
-                    uid: Some(pod.uid.clone()),
-                    resource_version: None,
-                }),
-                ..DeleteParams::default()
-            };
-            self.metrics.wrote("Pod");
-            gone(pods.delete(&pod.name, &params).await)?;
+        for pod in &decision.replace {
+            self.end(&pods, pod).await?;
         }
         for (kind, name) in &decision.remove {
             let api = self.api(&namespace, *kind);
@@ -185,6 +185,20 @@ impl Writer {
             objects: wrote,
             status: self.tell_all(facts, decision).await?,
         })
+    }
+
+    /// Ends this pod, and not its successor of the same name.
+    async fn end(&self, pods: &Api<Pod>, pod: &Doomed) -> Result<(), kube::Error> {
+        let params = DeleteParams {
+            grace_period_seconds: pod.grace,
+            preconditions: Some(Preconditions {
+                uid: Some(pod.uid.clone()),
+                resource_version: None,
+            }),
+            ..DeleteParams::default()
+        };
+        self.metrics.wrote("Pod");
+        gone(pods.delete(&pod.name, &params).await)
     }
 
     /// Events and status alone; whether the status was written.
@@ -274,9 +288,7 @@ impl Writer {
         self.metrics.wrote("Step");
         match api.create(&PostParams::default(), &object).await {
             Err(kube::Error::Api(e)) if is_there(&e) => Ok(true),
-            Err(kube::Error::Api(e)) if e.code == 403 && e.message.contains("being terminated") => {
-                Ok(false)
-            }
+            Err(kube::Error::Api(e)) if is_going(&e) => Ok(false),
             Err(e) => Err(e),
             Ok(_) => Ok(true),
         }
@@ -452,6 +464,15 @@ fn stamped(child: &Child) -> Value {
 /// Whether something could not be made because it is there. A 409 of another reason is a quota that was being counted.
 fn is_there(refusal: &Status) -> bool {
     refusal.code == 409 && refusal.reason == "AlreadyExists"
+}
+
+/// Whether it is refused because the namespace is being deleted and takes nothing new.
+fn is_going(refusal: &Status) -> bool {
+    refusal.code == 403 && refusal.message.contains("being terminated")
+}
+
+fn is_deleted(job: &StreamingJob) -> bool {
+    job.metadata.deletion_timestamp.is_some()
 }
 
 /// Gone already is gone, and so is one that another has taken the name of.

@@ -334,8 +334,8 @@ async fn reconcile(job: Arc<Guarded>, shared: Arc<Shared>) -> Result<Action, Rec
             let of = &unread.metadata;
             let [namespace, name] =
                 [&of.namespace, &of.name].map(|n| n.as_deref().unwrap_or_default());
-            unreadable::tell(&shared.observer.client, namespace, name).await?;
-            return Ok(Action::await_change());
+            let again = unreadable::tell(&shared.observer.client, namespace, name).await?;
+            return Ok(again.map_or_else(Action::await_change, Action::requeue));
         }
     };
     shared.poll.unsettle(job);

@@ -129,9 +129,7 @@ pub fn decide(facts: &Facts, settings: &Settings) -> Decision {
         return standing_still(facts, Reason::ForeignObject, text);
     }
     let replace = outdated(facts, &version);
-    let stranded = loss::stranded(facts);
-    let mut force = loss::lost(facts);
-    force.extend(stranded.iter().map(|(_, pod)| pod.clone()));
+    let (force, abandon) = loss::repairs(facts);
     let standing = standing(facts, &version, size, &memory);
     let again = match standing.reason {
         Reason::Running
@@ -150,7 +148,7 @@ pub fn decide(facts: &Facts, settings: &Settings) -> Decision {
         replace,
         force,
         grow: volumes::grow(facts),
-        abandon: stranded.into_iter().map(|(claim, _)| claim).collect(),
+        abandon,
         status: status::of(facts, &version.name, size, &standing),
         events: events(facts, &standing),
         steps: Vec::new(),
@@ -252,17 +250,18 @@ pub fn not_taken(facts: &Facts, why: &str) -> Decision {
     standing_still(facts, Reason::ChildRefused, text)
 }
 
-/// Nothing is touched: what runs goes on as it is.
+/// Nothing is changed: what runs goes on as it is, and is brought back where its node is gone.
 fn standing_still(facts: &Facts, reason: Reason, message: String) -> Decision {
     let standing = Standing { reason, message };
     let version = facts.running_version().unwrap_or_default().to_owned();
     let size = Size(u32::try_from(facts.pods.len()).unwrap_or(u32::MAX));
+    let (force, abandon) = loss::repairs(facts);
     Decision {
         certificate: None,
         apply: Vec::new(),
         replace: Vec::new(),
-        force: Vec::new(),
-        abandon: Vec::new(),
+        force,
+        abandon,
         grow: Vec::new(),
         remove: Vec::new(),
         steps: Vec::new(),
@@ -281,16 +280,25 @@ fn ended(facts: &Facts, memory: &Memory, version: &Version) -> Option<Ended> {
     if let Some(ended) = known.filter(|e| e.version == version.name && e.orders == orders) {
         return Some(ended.clone());
     }
-    let mut mine = facts
-        .pods
-        .iter()
-        .filter(|p| version_of(p) == Some(&version.name) && orders_of(p) == orders);
-    let failed = mine.find_map(gave_up);
+    let mine = || {
+        let pods = facts.pods.iter();
+        pods.filter(|p| version_of(p) == Some(&version.name) && orders_of(p) == orders)
+    };
+    let failed = mine().find_map(gave_up);
     let bounded = matches!(
         facts.job.spec.trigger.kind(),
         Trigger::AvailableNow { .. } | Trigger::Once { .. }
     );
-    let completed = bounded && facts.status().is_some_and(|s| s.phase == Phase::Completed);
+    // Said by one of these pods, and not by one before them.
+    let made = mine().filter_map(|p| p.metadata.creation_timestamp.as_ref());
+    let made = made.map(|at| at.0.as_second()).max();
+    let since = facts.said.as_ref().map(|s| s.at.timestamp());
+    let completed = bounded
+        && since >= made
+        && mine().next().is_some()
+        && facts
+            .status()
+            .is_some_and(|s| s.phase == Phase::Completed && s.version == version.name);
     (failed.is_some() || completed).then(|| Ended {
         version: version.name.clone(),
         orders,

@@ -179,6 +179,9 @@ pub struct Memory {
 pub struct Trial {
     pub version: String,
     pub since: Timestamp,
+    /// It ran: what keeps it from running later is not the change.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ran: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -213,6 +216,8 @@ pub enum StepState {
     Absent,
     /// On its way; what kept its last try from succeeding.
     Running(Option<String>),
+    /// Its pod has ended for good, evicted or out of time, without an answer: another one can try.
+    Over,
     /// It has ended, with this answer.
     Done(Value),
 }
@@ -232,6 +237,9 @@ pub fn step_state(steps: &[Pod], name: &str) -> StepState {
     if let Some(ended) = ended.filter(|e| e.exit_code == 0) {
         let answer = ended.message.as_deref().unwrap_or_default();
         return StepState::Done(serde_json::from_str(answer).unwrap_or_default());
+    }
+    if status.and_then(|s| s.phase.as_deref()) == Some("Failed") {
+        return StepState::Over;
     }
     let before = container.and_then(|c| c.last_state.as_ref());
     let failed = ended.or_else(|| before.and_then(|s| s.terminated.as_ref()));

@@ -59,8 +59,8 @@ fn host(namespace: &str, job: &str) -> String {
     )
 }
 
-/// What coordinators said, by namespace and job.
-pub type Heard = Arc<Mutex<BTreeMap<(String, String), Said>>>;
+/// What coordinators said, by the uid of their job: what an earlier one of its name said means nothing.
+pub type Heard = Arc<Mutex<BTreeMap<String, Said>>>;
 
 /// Of a pod only what decisions read is kept: a thousand of them must fit a small container.
 pub fn trim_pod(pod: &mut Pod) {
@@ -129,9 +129,11 @@ impl Observer {
         let now = crate::clock::now();
         let ask = async {
             if pods.is_empty() {
+                // Who comes next has said nothing yet.
+                self.heard.lock().remove(&uid);
                 return None;
             }
-            Some(self.ask(&namespace, &name, now).await)
+            Some(self.ask(&job, now).await)
         };
         // As they are now: what a StatefulSet remembers, and which versions were made, must not be a moment old. All at once, since a
         // change waits for it.
@@ -240,9 +242,9 @@ impl Observer {
             })
         });
         let now = crate::clock::now();
-        let said = match workers.is_empty() {
-            true => None,
-            false => self.ask(&namespace, &of_job, now).await.status.ok(),
+        let said = match &job {
+            Some(job) if !workers.is_empty() => self.ask(job, now).await.now(now).cloned(),
+            Some(_) | None => None,
         };
         let version = match (&kept, &job) {
             (None, Some(job)) => {
@@ -317,15 +319,15 @@ impl Observer {
     }
 
     /// Asks the coordinator; what it said before stays where it does not answer.
-    pub async fn ask(&self, namespace: &str, name: &str, now: DateTime<Utc>) -> Said {
-        let host = host(namespace, name);
+    pub async fn ask(&self, job: &StreamingJob, now: DateTime<Utc>) -> Said {
+        let host = host(&job.namespace().unwrap_or_default(), &job.name_any());
         let answer = async {
             let request = self.http.get(format!("https://{host}/status"));
             let answer = request.timeout(PATIENCE).send().await?;
             answer.error_for_status()?.json::<JobStatus>().await
         };
         let status = answer.await.map_err(|e| e.to_string());
-        let key = (namespace.to_owned(), name.to_owned());
+        let key = job.uid().unwrap_or_default();
         let mut heard = self.heard.lock();
         match (status, heard.get(&key)) {
             (Err(_), Some(before)) if before.status.is_ok() => before.clone(),

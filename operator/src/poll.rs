@@ -156,7 +156,7 @@ impl Poll {
             return;
         };
         let now = crate::clock::now();
-        let said = self.observer.ask(&key.0, &key.1, now).await;
+        let said = self.observer.ask(job, now).await;
         let may_write = |stay| self.allowance.lock().take(Instant::now(), stay);
         let told = said.now(now).filter(|told| shape(told) == due.shape);
         let wakes = match told {
@@ -193,7 +193,9 @@ impl Poll {
             .iter()
             .filter_map(|j| j.meta().uid.as_deref())
             .collect();
-        self.observer.heard.lock().retain(|k, _| keys.contains(k));
+        let mut heard = self.observer.heard.lock();
+        heard.retain(|uid, _| uids.contains(uid.as_str()));
+        drop(heard);
         let gone: Vec<Key> = {
             let settled = self.settled.lock();
             settled

@@ -1,14 +1,19 @@
 //! A StreamingJob that the schema let pass and that still cannot be read: an affinity of another shape, a size beyond all numbers. It
 //! says so in its own status, in the words of the webhook, and keeps nobody from reading the others.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use kube::core::DeserializeGuard;
 use kube::{Client, Resource, ResourceExt};
 use penstock_crds::job::StreamingJob;
 use serde_json::{Value, json};
 
-use crate::names::MANAGER;
+use crate::decide::POLL;
+use crate::decide::farewell::{is_overdue, is_skipped};
+use crate::names::{FINALIZER, HOLDER, MANAGER};
 use crate::status::{Reason, bounded};
 
 /// A job as a watch keeps it. One manifest that cannot be read must not end the watch of all.
@@ -65,24 +70,54 @@ pub fn status(live: &Value, why: &str, now: DateTime<Utc>) -> Option<Value> {
     Some(Value::Object(status))
 }
 
-/// Writes it, once for each generation.
+/// Of one that is deleted and held for its clean-up, which nobody can do: whether it may go. `None`: it is not held.
+fn may_go(live: &Value, now: DateTime<Utc>) -> Option<bool> {
+    let metadata: ObjectMeta = serde_json::from_value(live["metadata"].clone()).ok()?;
+    let deleted = metadata.deletion_timestamp.as_ref()?;
+    let held = metadata.finalizers.iter().flatten().any(|f| f == FINALIZER);
+    let over = is_skipped(metadata.annotations.as_ref())
+        || is_overdue(Some(deleted.0.as_second()), now.timestamp());
+    held.then_some(over)
+}
+
+/// Writes it, once for each generation, and lets a deleted one go when its time is over. When to look again, if ever.
 ///
 /// # Errors
 /// When the API server does not answer.
-pub async fn tell(client: &Client, namespace: &str, name: &str) -> Result<(), kube::Error> {
+pub async fn tell(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+) -> Result<Option<Duration>, kube::Error> {
     let resource = kube::core::ApiResource::erase::<StreamingJob>(&());
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &resource);
     let Some(live) = api.get_opt(name).await? else {
-        return Ok(());
+        return Ok(None);
     };
     let name = live.name_any();
     let live = serde_json::to_value(&live).map_err(kube::Error::SerdeError)?;
     let Err(why) = read(&live) else {
         // It was mended meanwhile; the watch tells.
-        return Ok(());
+        return Ok(None);
     };
-    let Some(status) = status(&live, &why, crate::clock::now()) else {
-        return Ok(());
+    let now = crate::clock::now();
+    let held = may_go(&live, now);
+    if held == Some(true) {
+        let body = json!({
+            "apiVersion": StreamingJob::api_version(&()),
+            "kind": StreamingJob::kind(&()),
+            "metadata": {"uid": live["metadata"]["uid"], "finalizers": []},
+        });
+        let params = PatchParams::apply(HOLDER).force();
+        tracing::warn!(namespace, job = name, "deleted without a clean-up: it cannot be read");
+        return match api.patch(&name, &params, &Patch::Apply(&body)).await {
+            Err(kube::Error::Api(e)) if e.code == 404 || e.code == 409 => Ok(None),
+            done => done.map(|_| None),
+        };
+    }
+    let again = held.map(|_| POLL);
+    let Some(status) = status(&live, &why, now) else {
+        return Ok(again);
     };
     let body = json!({
         "apiVersion": StreamingJob::api_version(&()),
@@ -93,12 +128,30 @@ pub async fn tell(client: &Client, namespace: &str, name: &str) -> Result<(), ku
     api.patch_status(&name, &params, &Patch::Apply(&body))
         .await?;
     tracing::warn!(namespace, job = name, why, "unreadable");
-    Ok(())
+    Ok(again)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_that_is_deleted_goes_when_its_time_is_over_or_a_person_says_so() {
+        let now = DateTime::from_timestamp(1_800_000_000, 0).unwrap();
+        let deleted = |seconds: i64| {
+            let at = now - chrono::TimeDelta::seconds(seconds);
+            json!({"metadata": {"deletionTimestamp": at.to_rfc3339(), "finalizers": [FINALIZER]}})
+        };
+        assert_eq!(may_go(&deleted(10), now), Some(false));
+        assert_eq!(may_go(&deleted(600), now), Some(true));
+        let mut skipped = deleted(10);
+        skipped["metadata"]["annotations"] = json!({crate::names::SKIP_CLEANUP: "true"});
+        assert_eq!(may_go(&skipped, now), Some(true));
+        let mut free = deleted(600);
+        free["metadata"]["finalizers"] = json!(["somebody/else"]);
+        assert_eq!(may_go(&free, now), None);
+        assert_eq!(may_go(&json!({"metadata": {"finalizers": [FINALIZER]}}), now), None);
+    }
 
     #[test]
     fn it_is_told_once_and_what_runs_keeps_its_numbers() {

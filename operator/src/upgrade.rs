@@ -14,7 +14,7 @@ use penstock_crds::job::OnUpgradeFailure;
 use penstock_crds::status::Phase;
 use penstock_crds::units::Timestamp;
 
-use crate::facts::{Facts, GaveUp, Memory, RolledBack, Trial, gave_up, version_of};
+use crate::facts::{Facts, GaveUp, Memory, RolledBack, Trial, gave_up, is_ready, version_of};
 
 /// The code with which a version refuses to come back: the one after it is accepted already.
 const ACCEPTED_ALREADY: &str = "PR0413";
@@ -42,7 +42,15 @@ impl Memory {
                 Timestamp::from_epoch_millis(facts.now.timestamp_millis()).map(|since| Trial {
                     version: wanted.to_owned(),
                     since,
+                    ran: false,
                 });
+        }
+        if let Some(trial) = &mut self.trial
+            && facts
+                .status()
+                .is_some_and(|s| s.phase == Phase::Running && s.version == trial.version)
+        {
+            trial.ran = true;
         }
         if let Some(why) = self.failure(facts)
             && facts.job.spec.upgrade.on_failure == OnUpgradeFailure::Rollback
@@ -89,20 +97,19 @@ impl Memory {
     /// Why the version on its way has failed.
     fn failure(&self, facts: &Facts) -> Option<GaveUp> {
         let trial = self.trial.as_ref()?;
-        let mut mine = facts
-            .pods
-            .iter()
-            .filter(|p| version_of(p) == Some(&trial.version));
-        if let Some(why) = mine.find_map(gave_up) {
+        let mine = || {
+            let pods = facts.pods.iter();
+            pods.filter(|p| version_of(p) == Some(&trial.version))
+        };
+        if let Some(why) = mine().find_map(gave_up) {
             return Some(why);
         }
         let deadline = facts.job.spec.upgrade.progress_deadline;
         let patience = std::time::Duration::from(deadline).as_millis() as i64;
         let late = facts.now.timestamp_millis() - trial.since.epoch_millis() >= patience;
-        let runs = facts
-            .status()
-            .is_some_and(|s| s.phase == Phase::Running && s.version == trial.version);
-        (late && !runs).then(|| GaveUp {
+        // A pod that is ready and does not answer at this moment may well run: nobody was here to hear it.
+        let unheard = facts.status().is_none() && mine().any(is_ready);
+        (late && !trial.ran && !unheard).then(|| GaveUp {
             code: "PR0414".to_owned(),
             message: format!("it did not run within {deadline}"),
         })

@@ -86,6 +86,13 @@ fn of_the_run(spec: StreamingJobSpec) -> StreamingJobSpec {
     }
 }
 
+/// The identity of the log that the pods of a template are told.
+pub fn log_id_in(template: &Value) -> Option<String> {
+    let args = template["spec"]["containers"][0]["args"].as_array()?;
+    let at = args.iter().position(|a| a == "--log-id")?;
+    args.get(at + 1)?.as_str().map(str::to_owned)
+}
+
 /// The identity of a job's log: its uid, so that whoever reads both knows them to be one.
 pub fn log_id(job: &StreamingJob) -> Option<String> {
     let uid = job.metadata.uid.as_ref()?;

@@ -64,7 +64,13 @@ async fn reconcile(
 async fn look_at(savepoint: &Savepoint, shared: &Shared) -> Result<Action, ReconcileError> {
     let namespace = savepoint.namespace().unwrap_or_default();
     let jobs: Api<StreamingJob> = Api::namespaced(shared.observer.client.clone(), &namespace);
-    let job = jobs.get_opt(&savepoint.spec.job_ref.name).await?;
+    let of = &savepoint.spec.job_ref.name;
+    // What is no name asks the API server for something else.
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    let job = match of.chars().all(plain) {
+        true => jobs.get_opt(of).await?,
+        false => None,
+    };
     let facts = shared.observer.savepoint_facts(savepoint, job).await?;
     let decision = decide(&facts, &shared.settings);
     carry_out(&facts, &decision, shared).await?;

@@ -3,12 +3,13 @@
 
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Pod;
 use penstock_crds::job::DeletionPolicy;
 use penstock_crds::savepoint::SavepointPhase;
 use serde_json::{Value, json};
 
 use super::savepoint::is_of_nothing;
-use super::{Decision, Event, POLL, SOON, faults, known, standing_still};
+use super::{Decision, Doomed, Event, POLL, SOON, faults, known, standing_still};
 use crate::build::{self, For, Size, Step};
 use crate::facts::{Facts, StepState, step_state};
 use crate::issue;
@@ -47,6 +48,8 @@ const CHILDREN_FIRST: &str = "foregroundDeletion";
 pub fn decide(facts: &Facts, settings: &Settings) -> Decision {
     let waiting = |message: String| Decision {
         again: SOON,
+        // Volumes stay or go by the policy.
+        abandon: Vec::new(),
         ..standing_still(facts, Reason::Deleting, message)
     };
     if !is_held(facts) {
@@ -102,7 +105,7 @@ pub fn decide(facts: &Facts, settings: &Settings) -> Decision {
             };
         }
     };
-    if !facts.pods.is_empty() {
+    if !facts.pods.is_empty() || may_start(facts) {
         let state = super::volumes::of_the_set(facts);
         let issue = issue::of(&facts.job, &version.name, &facts.authority, facts.now);
         let memory = facts.memory();
@@ -148,7 +151,8 @@ pub fn decide(facts: &Facts, settings: &Settings) -> Decision {
                 orphaned: false,
             };
             let step = Step::Remove;
-            match step_state(&facts.steps, &names::step(facts.name(), step.name())) {
+            let pod = names::step(facts.name(), step.name());
+            match step_state(&facts.steps, &pod) {
                 StepState::Done(answer) => {
                     let note = match answer["pinned"].as_array() {
                         Some(pins) => format!(
@@ -163,6 +167,10 @@ pub fn decide(facts: &Facts, settings: &Settings) -> Decision {
                 StepState::Running(Some(why)) => {
                     waiting(format!("its log cannot be removed yet: {why}"))
                 }
+                StepState::Over => Decision {
+                    replace: again(facts, &pod),
+                    ..waiting("its log is being removed, by another pod".to_owned())
+                },
                 StepState::Absent => Decision {
                     steps: build::step_pod(&of, &version, &step).into_iter().collect(),
                     ..waiting("its log is being removed".to_owned())
@@ -170,6 +178,24 @@ pub fn decide(facts: &Facts, settings: &Settings) -> Decision {
             }
         }
     }
+}
+
+/// Whether a pod may still come: the StatefulSet is the newer truth, a pod of it may not have been seen yet.
+fn may_start(facts: &Facts) -> bool {
+    let foreign = facts.is_foreign(Kind::StatefulSet, &names::workers(facts.name()));
+    let Some(set) = facts.stateful_set.as_ref().filter(|_| !foreign) else {
+        return false;
+    };
+    let wanted = set.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1);
+    let there = set.status.as_ref().map_or(0, |s| s.replicas);
+    wanted != 0 || there != 0
+}
+
+/// The pod of a step that ended for good without an answer, as one that goes: the next look makes it anew.
+fn again(facts: &Facts, name: &str) -> Vec<Doomed> {
+    let named = |p: &&Pod| p.metadata.name.as_deref() == Some(name);
+    let pod = facts.steps.iter().find(named);
+    pod.and_then(Doomed::of).into_iter().collect()
 }
 
 fn released(facts: &Facts, warning: bool, reason: &'static str, note: String) -> Decision {

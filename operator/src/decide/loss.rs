@@ -24,10 +24,18 @@ fn since(facts: &Facts, at: Option<&Time>, long: Duration) -> bool {
     at.is_some_and(|at| facts.now.timestamp() - at.0.as_second() >= long.as_secs() as i64)
 }
 
+/// What brings back what was on a node that is gone: pods that go at once, and claims that go with them. Nothing of it depends on
+/// what else is wrong with the job.
+pub fn repairs(facts: &Facts) -> (Vec<Doomed>, Vec<String>) {
+    let (claims, stranded): (Vec<String>, Vec<Doomed>) = stranded(facts).into_iter().unzip();
+    let force = lost(facts).into_iter().chain(stranded);
+    (force.collect(), claims)
+}
+
 /// Pods on their way out that nobody sees to it: evicted from a node that does not answer, which happens after
 /// `workers.nodeLossTimeout`, or beyond the time that they were given.
-pub fn lost(facts: &Facts) -> Vec<Doomed> {
-    let pods = facts.pods.iter().filter(|pod| {
+fn lost(facts: &Facts) -> Vec<Doomed> {
+    let pods = facts.pods.iter().chain(&facts.steps).filter(|pod| {
         let Some(deadline) = &pod.metadata.deletion_timestamp else {
             return false;
         };
@@ -53,7 +61,7 @@ fn is_about_the_volume(message: &str) -> bool {
 }
 
 /// Pods that no node takes, because the volume of their claim is on one that is gone, each with its claim.
-pub fn stranded(facts: &Facts) -> Vec<(String, Doomed)> {
+fn stranded(facts: &Facts) -> Vec<(String, Doomed)> {
     let pods = facts.pods.iter().filter(|pod| {
         condition(pod, "PodScheduled").is_some_and(|c| {
             let message = c.message.as_deref().unwrap_or_default();

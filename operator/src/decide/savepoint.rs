@@ -19,7 +19,7 @@ use crate::facts::{StepState, step_state};
 use crate::names::{self, FINALIZER};
 use crate::settings::Settings;
 use crate::status::{bounded, time};
-use crate::version::{MANIFEST, TEMPLATE, Version, log_id};
+use crate::version::{MANIFEST, TEMPLATE, Version, log_id, log_id_in};
 
 /// Everything about one savepoint.
 #[derive(Debug, Clone)]
@@ -64,8 +64,8 @@ pub struct SavepointDecision {
     pub again: Duration,
 }
 
-/// Names of pods are made from it.
-const LONGEST: usize = 47;
+/// A label of pods holds it.
+const LONGEST: usize = 63;
 
 /// Of a job without a log.
 const NOTHING_TO_KEEP: &str = "NothingToKeep";
@@ -86,6 +86,19 @@ struct Standing {
 }
 
 pub fn decide(facts: &SavepointFacts, settings: &Settings) -> SavepointDecision {
+    let own;
+    let facts = match is_of_another(facts) {
+        true => {
+            own = SavepointFacts {
+                job: None,
+                workers: 0,
+                said: None,
+                ..facts.clone()
+            };
+            &own
+        }
+        false => facts,
+    };
     let before = facts.savepoint.status.clone().unwrap_or_default();
     let mut decision = SavepointDecision {
         hold: None,
@@ -109,11 +122,12 @@ pub fn decide(facts: &SavepointFacts, settings: &Settings) -> SavepointDecision 
         decision.sweep = swept(facts);
         return decision;
     }
+    let fits = names_of(facts).0.len() <= LONGEST;
     // Before anything is pinned: or nobody would know that there is something to unpin.
-    if !held {
+    if !held && fits {
         decision.hold = Some(true);
     }
-    if facts.kept.is_none() {
+    if facts.kept.is_none() && fits {
         decision.keep = facts.version.as_ref().map(|version| kept(facts, version));
     }
     let standing = proceed(facts, &mut decision);
@@ -130,6 +144,24 @@ pub fn decide(facts: &SavepointFacts, settings: &Settings) -> SavepointDecision 
     }
     decision.status = status(facts, settings, &before, &standing);
     decision
+}
+
+/// Whether the job of this name is a later one, with a log of its own, than the savepoint is of: what that says, or has, is not about
+/// this epoch. One that adopted the log has it.
+fn is_of_another(facts: &SavepointFacts) -> bool {
+    let Some(job) = &facts.job else {
+        return false;
+    };
+    let kept = facts.kept.as_ref().and_then(|k| Version::read(k, "kept"));
+    let Some(origin) = kept.and_then(|v| log_id_in(&v.template)) else {
+        return false;
+    };
+    let status = facts.savepoint.status.as_ref();
+    let place = status.and_then(|s| s.location.as_deref());
+    let log = place.and_then(|url| url.rsplit('/').next());
+    let told = facts.said.as_ref().map(|s| s.log_id.as_str());
+    log_id(job).as_ref() != Some(&origin)
+        && told.is_none_or(|told| told != origin && Some(told) != log)
 }
 
 /// Brings a savepoint forward.
@@ -192,7 +224,8 @@ fn proceed(facts: &SavepointFacts, decision: &mut SavepointDecision) -> Standing
         return pending("JobNotReady", "the job has no workers yet");
     }
     let step = Step::Savepoint(name.to_owned());
-    match step_state(&facts.steps, &names::step(&pod_name(facts), step.name())) {
+    let named = names::step(&pod_name(facts), step.name());
+    match step_state(&facts.steps, &named) {
         StepState::Done(answer) => match answer["epoch"].as_u64() {
             Some(epoch) if answer["completed"] == true => {
                 completed(epoch, answer["bytes"].as_u64().unwrap_or(0))
@@ -212,6 +245,10 @@ fn proceed(facts: &SavepointFacts, decision: &mut SavepointDecision) -> Standing
                 )
             },
         },
+        StepState::Over => {
+            decision.sweep = Some(named);
+            pending("Pinning", "a step ended without an answer, another one follows")
+        }
         StepState::Running(None) => pending(
             "Pinning",
             "a step on the job's log pins the epoch where it ended",
@@ -303,13 +340,15 @@ fn give_up(facts: &SavepointFacts, decision: &mut SavepointDecision) {
         return;
     }
     let step = Step::Unpin(names_of(facts).0.to_owned());
-    match step_state(&facts.steps, &names::step(&pod_name(facts), step.name())) {
+    let named = names::step(&pod_name(facts), step.name());
+    match step_state(&facts.steps, &named) {
         StepState::Done(_) => release(
             false,
             "Unpinned",
             "the job's log does not keep its epoch any more",
         ),
         StepState::Running(_) => {}
+        StepState::Over => decision.sweep = Some(named),
         StepState::Absent => decision.step = pod(facts, &step, facts.job.is_none()),
     }
 }

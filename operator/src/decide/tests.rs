@@ -326,6 +326,26 @@ fn a_version_that_does_not_run_by_its_deadline_is_rolled_back() {
 }
 
 #[test]
+fn a_version_that_ran_in_time_is_not_rolled_back_for_a_silence() {
+    let (mut facts, _, new) = upgrading();
+    facts.pods = vec![pod(&new, true)];
+    facts.now += chrono::TimeDelta::seconds(1000);
+    // Nobody was here to hear it run, and at this moment it does not answer.
+    facts.said = None;
+    assert_eq!(ready(&decide(&facts, &settings())).1, "Starting");
+    facts.said = said("Running", &new, true);
+    facts.said.as_mut().unwrap().at = facts.now;
+    let decision = decide(&facts, &settings());
+    assert_eq!(ready(&decision).1, "Upgrading");
+    carried_out(&mut facts, &decision);
+    // Then its node is lost.
+    facts.pods = vec![pod(&new, false)];
+    facts.said = None;
+    facts.now += chrono::TimeDelta::seconds(1000);
+    assert_ne!(ready(&decide(&facts, &settings())).1, "RolledBack");
+}
+
+#[test]
 fn a_failed_upgrade_stays_stopped_when_that_was_asked_for() {
     let (mut facts, _, new) = upgrading();
     facts.job.spec.upgrade.on_failure = penstock_crds::job::OnUpgradeFailure::Stop;
@@ -388,6 +408,32 @@ fn a_bounded_job_that_completed_is_remembered_when_its_pods_are_gone() {
 }
 
 #[test]
+fn a_bounded_job_completes_by_the_word_of_its_own_pods() {
+    let mut facts = running();
+    facts.job.spec.trigger = TriggerSpec {
+        continuous: None,
+        available_now: Some(Default::default()),
+        ..TriggerSpec::default()
+    };
+    let version = name_of(&facts.job);
+    let completes = |facts: &Facts| replicas(&decide(facts, &settings())) == Some(0);
+    // Pods of the run before are on their way out, and what they said is not old yet.
+    facts.pods = vec![pod("another", true)];
+    facts.said = said("Completed", &version, false);
+    assert!(!completes(&facts));
+    facts.pods = vec![pod(&version, false)];
+    facts.said = said("Completed", "another", false);
+    assert!(!completes(&facts));
+    // One that is younger than the answer did not give it.
+    facts.said = said("Completed", &version, false);
+    let after = now() + chrono::TimeDelta::seconds(5);
+    facts.pods[0].metadata.creation_timestamp = Some(status::time(after));
+    assert!(!completes(&facts));
+    facts.pods[0].metadata.creation_timestamp = Some(status::time(now()));
+    assert!(completes(&facts));
+}
+
+#[test]
 fn a_worker_that_gave_up_fails_the_job_until_the_spec_changes() {
     let mut facts = running();
     let version = name_of(&facts.job);
@@ -439,6 +485,15 @@ fn a_pod_of_a_lost_node_is_not_waited_for() {
         let decision = decide(&facts, &settings());
         assert_eq!(decision.force.len(), forced, "{:?}", facts.pods);
         assert!(decision.abandon.is_empty());
+        // Whatever else is wrong with the job, and while it goes.
+        let refused = Facts {
+            sql_faults: vec!["spec.sql: 1:1 no such table [PS0102]".to_owned()],
+            ..facts.clone()
+        };
+        let decision = decide(&refused, &settings());
+        assert_eq!((decision.force.len(), decision.apply.len()), (forced, 0));
+        let going = deleted(facts.clone(), DeletionPolicy::Delete, 1);
+        assert_eq!(decide(&going, &settings()).force.len(), forced);
     }
 }
 
@@ -469,6 +524,9 @@ fn a_volume_on_a_node_that_is_gone_is_given_up() {
         let decision = decide(&facts, &settings());
         assert_eq!(decision.abandon, ["state-payments-worker-0"], "{message}");
         assert_eq!(decision.force.len(), 1);
+        let going = deleted(facts.clone(), DeletionPolicy::Savepoint, 1);
+        let decision = decide(&going, &settings());
+        assert!(decision.abandon.is_empty(), "volumes go by the policy");
     }
 }
 
@@ -557,6 +615,13 @@ fn deleted(mut facts: Facts, policy: DeletionPolicy, seconds_ago: i64) -> Facts 
     facts
 }
 
+/// The StatefulSet was scaled to nothing, and its pods are gone.
+fn stopped(facts: &mut Facts) {
+    facts.pods.clear();
+    let set = facts.stateful_set.as_mut().unwrap();
+    set.spec.as_mut().unwrap().replicas = Some(0);
+}
+
 fn step(exit_code: i32, message: &str) -> Pod {
     serde_json::from_value(json!({
         "metadata": {"name": "payments-remove"},
@@ -588,6 +653,15 @@ fn delete_stops_the_workers_then_removes_the_log_then_lets_go() {
     assert_eq!(decision.steps, Vec::<Value>::new());
     facts.pods.clear();
     let decision = decide(&facts, &settings());
+    let seen = (replicas(&decision), decision.steps.len());
+    assert_eq!(seen, (Some(0), 0), "a pod may come that nobody has seen yet");
+    stopped(&mut facts);
+    let status = json!({"replicas": 1});
+    facts.stateful_set.as_mut().unwrap().status = serde_json::from_value(status).ok();
+    let decision = decide(&facts, &settings());
+    assert_eq!(decision.steps.len(), 0, "a pod is still there");
+    facts.stateful_set.as_mut().unwrap().status = None;
+    let decision = decide(&facts, &settings());
     assert_eq!(decision.steps[0]["metadata"]["name"], "payments-remove");
     let words = &decision.steps[0]["spec"]["containers"][0]["args"];
     assert_eq!(words.as_array().unwrap().last(), Some(&json!("remove")));
@@ -600,6 +674,12 @@ fn delete_stops_the_workers_then_removes_the_log_then_lets_go() {
             .message
             .contains("storage away [PR0402]")
     );
+    let mut over = step(1, "");
+    over.metadata.uid = Some("s".to_owned());
+    over.status.as_mut().unwrap().phase = Some("Failed".to_owned());
+    facts.steps = vec![over];
+    let decision = decide(&facts, &settings());
+    assert_eq!(decision.replace.len(), 1, "another pod tries");
     facts.steps = vec![step(0, r#"{"removed": true}"#)];
     let decision = decide(&facts, &settings());
     assert_eq!(
@@ -658,7 +738,7 @@ fn a_job_whose_children_go_first_is_cleaned_up_after_all_the_same() {
 #[test]
 fn savepoint_stops_the_workers_then_keeps_where_they_ended() {
     let mut facts = deleted(running(), DeletionPolicy::Savepoint, 1);
-    facts.pods.clear();
+    stopped(&mut facts);
     let decision = decide(&facts, &settings());
     let savepoint = decision.savepoint.unwrap();
     assert_eq!(savepoint["metadata"]["name"], "payments-0f3c0000");

@@ -194,8 +194,57 @@ fn without_a_job_it_fails_and_says_so() {
     let decision = decide(&facts, &settings());
     assert_eq!(reason(&decision), "JobNotFound");
     assert_eq!(decision.status.phase, Some(SavepointPhase::Failed));
-    facts.savepoint.metadata.name = Some("x".repeat(48));
-    assert_eq!(reason(&decide(&facts, &settings())), "NameTooLong");
+    facts.savepoint.metadata.name = Some("x".repeat(64));
+    facts.savepoint.metadata.finalizers = None;
+    (facts.kept, facts.version) = (None, Some(version()));
+    let decision = decide(&facts, &settings());
+    assert_eq!(reason(&decision), "NameTooLong");
+    assert_eq!((decision.keep, decision.hold), (None, None));
+}
+
+#[test]
+fn the_longest_job_may_leave_a_savepoint() {
+    let job = "j".repeat(penstock_crds::validate::MAX_JOB_NAME);
+    assert!(names::farewell(&job, "0f3c0000-1111").len() <= LONGEST);
+}
+
+#[test]
+fn a_later_job_of_the_name_neither_pins_nor_unpins_for_it() {
+    let mut facts = facts();
+    facts.job.as_mut().unwrap().metadata.uid = Some("ffffffff-1111-2222-3333-444455556666".into());
+    let another = |log: &str, savepoints: Value| {
+        let mut said = said(savepoints, false).unwrap();
+        said.log_id = log.to_owned();
+        Some(said)
+    };
+    facts.said = another("ffffffff111122223333444455556666", json!([]));
+    let decision = decide(&facts, &settings());
+    assert_eq!((reason(&decision), &decision.ask), ("JobNotFound", &None));
+    // Its own log keeps the epoch still: a step unpins it there.
+    let mut gone = deleted(facts.clone(), 1);
+    let decision = decide(&gone, &settings());
+    assert_eq!((decision.hold, decision.ask), (None, None));
+    let words = &decision.step.unwrap()["spec"]["containers"][0]["args"];
+    assert!(words.as_array().unwrap().contains(&json!(LOG)), "{words}");
+    // A job that adopted the log has the epoch.
+    let pinned = json!([{"name": "before", "epoch": 7, "completed": true, "bytes": 5}]);
+    gone.said = another(LOG, pinned);
+    assert_eq!(decide(&gone, &settings()).ask, Some(Ask::Unpin));
+}
+
+#[test]
+fn a_step_that_ended_without_an_answer_is_made_anew() {
+    let mut facts = suspended(facts());
+    let mut pod = ended("before-savepoint-pin", 1, &json!("out of time"));
+    pod.status.as_mut().unwrap().phase = Some("Failed".to_owned());
+    facts.steps = vec![pod];
+    let decision = decide(&facts, &settings());
+    assert_eq!(decision.sweep.as_deref(), Some("before-savepoint-pin"));
+    assert_eq!(decision.status.phase, Some(SavepointPhase::Pending));
+    facts.steps[0].metadata.name = Some("before-savepoint-unpin".to_owned());
+    let decision = decide(&deleted(facts, 1), &settings());
+    assert_eq!(decision.sweep.as_deref(), Some("before-savepoint-unpin"));
+    assert_eq!((decision.hold, decision.step), (None, None));
 }
 
 #[test]
