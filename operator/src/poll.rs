@@ -295,7 +295,10 @@ mod tests {
         let again = failed("2026-01-01T00:00:10Z", "PR0208");
         assert_eq!(shape(&first), shape(&again), "the same one once more");
         assert_ne!(shape(&first), shape(&said));
-        assert_ne!(shape(&first), shape(&failed("2026-01-01T00:00:00Z", "PR0209")));
+        assert_ne!(
+            shape(&first),
+            shape(&failed("2026-01-01T00:00:00Z", "PR0209"))
+        );
         let mut other = said.clone();
         other.on_trial = true;
         assert_ne!(shape(&said), shape(&other));

@@ -109,7 +109,11 @@ pub async fn tell(
             "metadata": {"uid": live["metadata"]["uid"], "finalizers": []},
         });
         let params = PatchParams::apply(HOLDER).force();
-        tracing::warn!(namespace, job = name, "deleted without a clean-up: it cannot be read");
+        tracing::warn!(
+            namespace,
+            job = name,
+            "deleted without a clean-up: it cannot be read"
+        );
         return match api.patch(&name, &params, &Patch::Apply(&body)).await {
             Err(kube::Error::Api(e)) if e.code == 404 || e.code == 409 => Ok(None),
             done => done.map(|_| None),
@@ -150,7 +154,10 @@ mod tests {
         let mut free = deleted(600);
         free["metadata"]["finalizers"] = json!(["somebody/else"]);
         assert_eq!(may_go(&free, now), None);
-        assert_eq!(may_go(&json!({"metadata": {"finalizers": [FINALIZER]}}), now), None);
+        assert_eq!(
+            may_go(&json!({"metadata": {"finalizers": [FINALIZER]}}), now),
+            None
+        );
     }
 
     #[test]

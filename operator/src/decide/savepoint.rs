@@ -247,7 +247,10 @@ fn proceed(facts: &SavepointFacts, decision: &mut SavepointDecision) -> Standing
         },
         StepState::Over => {
             decision.sweep = Some(named);
-            pending("Pinning", "a step ended without an answer, another one follows")
+            pending(
+                "Pinning",
+                "a step ended without an answer, another one follows",
+            )
         }
         StepState::Running(None) => pending(
             "Pinning",

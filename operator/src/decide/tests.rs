@@ -654,7 +654,11 @@ fn delete_stops_the_workers_then_removes_the_log_then_lets_go() {
     facts.pods.clear();
     let decision = decide(&facts, &settings());
     let seen = (replicas(&decision), decision.steps.len());
-    assert_eq!(seen, (Some(0), 0), "a pod may come that nobody has seen yet");
+    assert_eq!(
+        seen,
+        (Some(0), 0),
+        "a pod may come that nobody has seen yet"
+    );
     stopped(&mut facts);
     let status = json!({"replicas": 1});
     facts.stateful_set.as_mut().unwrap().status = serde_json::from_value(status).ok();
