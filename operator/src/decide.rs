@@ -5,7 +5,9 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Pod;
 use penstock_crds::codes::Code;
 use penstock_crds::diagnostic::Diagnostic;
-use penstock_crds::job::{DeletionPolicy, Phase, StreamingJobStatus, Trigger, UpgradeStrategy};
+use penstock_crds::job::{
+    DeletionPolicy, Phase, StreamingJob, StreamingJobStatus, Trigger, UpgradeStrategy,
+};
 use penstock_crds::units::Quantity;
 use penstock_crds::validate::{self, Place};
 use serde_json::Value;
@@ -98,7 +100,10 @@ pub fn decide(facts: &Facts, settings: &Settings) -> Decision {
     let version = match known(facts, memory.to_run(&wanted).0) {
         Some(version) => version,
         None => match restore::place(facts, settings) {
-            Ok(savepoint) => build::make_version(&facts.job, settings, savepoint.as_deref()),
+            Ok(savepoint) => {
+                let settings = with_own_storage(facts, settings);
+                build::make_version(&facts.job, &settings, savepoint.as_deref())
+            }
             Err((reason, message)) => return standing_still(facts, reason, message),
         },
     };
@@ -160,15 +165,29 @@ pub fn decide(facts: &Facts, settings: &Settings) -> Decision {
     }
 }
 
+/// The version that the StatefulSet runs, as a job.
+fn running_job(facts: &Facts) -> Option<StreamingJob> {
+    let running = facts.running_version().and_then(|v| known(facts, v));
+    running.and_then(|v| v.job())
+}
+
+/// A job that names no storage keeps the one that it began with, whatever the settings say by now: its log is there.
+fn with_own_storage(facts: &Facts, settings: &Settings) -> Settings {
+    let own = running_job(facts).and_then(|job| job.spec.checkpoint.storage);
+    Settings {
+        storage: own.or_else(|| settings.storage.clone()),
+        ..settings.clone()
+    }
+}
+
 /// What the edit may not change, in the words of the webhook, which may have been away.
 fn forbidden(facts: &Facts) -> Vec<Diagnostic> {
-    let running = facts.running_version().and_then(|v| known(facts, v));
-    let Some(old) = running.and_then(|v| v.job()) else {
+    let Some(old) = running_job(facts) else {
         return Vec::new();
     };
     let mut new = facts.job.clone();
     if new.spec.checkpoint.storage.is_none() {
-        // That of the settings, as they were when the version was made.
+        // It keeps that of the version.
         new.spec
             .checkpoint
             .storage

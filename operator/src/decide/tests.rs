@@ -253,6 +253,30 @@ fn args(facts: &Facts) -> Vec<String> {
 }
 
 #[test]
+fn a_job_that_names_no_storage_keeps_its_own_when_the_charts_moves() {
+    let in_bucket = |bucket: &str| {
+        let storage = json!({"s3": {"bucket": bucket, "region": "us-east-1"}});
+        Settings {
+            storage: serde_json::from_value(storage).ok(),
+            ..settings()
+        }
+    };
+    let mut job = job();
+    job.spec.checkpoint.storage = None;
+    let mut facts = facts(job);
+    let decision = decide(&facts, &in_bucket("first"));
+    carried_out(&mut facts, &decision);
+    facts.job.spec.sql.push_str(" AND amount < 100");
+    let decision = decide(&facts, &in_bucket("second"));
+    let map = decision.apply.iter().find(|c| c.kind == Kind::ConfigMap);
+    let manifest = map.unwrap().body["data"][crate::version::MANIFEST].to_string();
+    assert!(
+        manifest.contains("first") && !manifest.contains("second"),
+        "{manifest}"
+    );
+}
+
+#[test]
 fn a_change_of_the_sql_is_on_trial_and_then_accepted() {
     let (mut facts, old, new) = upgrading();
     facts.pods = vec![pod(&new, true)];
