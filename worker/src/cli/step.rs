@@ -13,7 +13,7 @@ use penstock_checkpoint::store::ErrorKind as StoreKind;
 use serde_json::{Value, json};
 
 use super::{Output, check, tell, until_ended};
-use crate::error::{EngineError, Result};
+use crate::error::Result;
 use crate::job::{self, given};
 use crate::member::storage;
 

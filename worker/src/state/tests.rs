@@ -528,13 +528,13 @@ fn what_an_operator_left_behind_is_deleted_when_it_is_gone() {
             worker.wait_applied().unwrap();
         };
         let held = |slot: &mut SlotState, table| {
-            let keys: [(u16, &[u8]); 2] = [(0, b"k"), (2, b"k")];
+            let keys: [(u16, &[u8]); 2] = [(0, b"12345678"), (2, b"12345678")];
             let found = slot.get_many(table, &keys, 0).unwrap();
             found.iter().flatten().count()
         };
         let mut slot = worker.slot(0..GROUPS).unwrap();
         for (table, group) in [(stays, 0), (stays, 2), (goes, 0), (goes, 2)] {
-            slot.put(table, group, b"k", b"v", 0);
+            slot.put(table, group, b"12345678", b"v", 0);
         }
         commit(&mut slot, 1);
         let mut slot = worker.slot(0..GROUPS).unwrap();
