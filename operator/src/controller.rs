@@ -1,9 +1,11 @@
 //! The loop: watches wake jobs, each job is observed, decided on and written, one at a time; failures back off by themselves.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::channel::mpsc::UnboundedSender;
 use futures::future::try_join_all;
 use futures::{FutureExt, Stream, StreamExt};
 use k8s_openapi::ByteString;
@@ -25,21 +27,26 @@ use penstock_crds::savepoint::Savepoint;
 use serde_json::json;
 use tokio::sync::{OnceCell, Semaphore};
 
-use crate::address::Workers;
 use crate::apply::Writer;
 use crate::certificates::Authority;
-use crate::clock::turn;
-use crate::decide::{Decision, POLL, decide, not_taken};
+use crate::clock::{in_time, turn};
+use crate::coordinator;
+use crate::decide::{Decision, POLL, decide, has_the_state, not_taken};
 use crate::facts::{Facts, is_ready, job_of};
-use crate::lint::Linter;
+use crate::guarded::Guarded;
+use crate::lint::{Linter, Verdicts};
 use crate::metrics::Metrics;
 use crate::names::{FINALIZER, MANAGER};
 use crate::observe::{Caches, Observer, trim, trim_pod};
 use crate::poll::Poll;
 use crate::settings::Settings;
-use crate::unreadable::{self, Guarded};
+use crate::unreadable;
+use crate::version::name_of;
 
+mod failures;
 mod savepoints;
+
+use failures::Failures;
 
 /// What a job's watches tell within so long is one change.
 const DEBOUNCE: Duration = Duration::from_millis(5);
@@ -51,6 +58,8 @@ const RESYNC: Duration = Duration::from_secs(600);
 const READS: usize = 2;
 /// When what was read is older than what is there.
 const BEHIND: Duration = Duration::from_millis(250);
+/// How often it is seen to that the API server believes the webhook.
+const TRUST: Duration = Duration::from_secs(60);
 
 struct Shared {
     observer: Arc<Observer>,
@@ -58,13 +67,38 @@ struct Shared {
     poll: Arc<Poll>,
     settings: Settings,
     metrics: Arc<Metrics>,
-    /// Failures in a row, by uid.
-    failures: Mutex<BTreeMap<String, u32>>,
+    verdicts: Arc<Verdicts>,
+    /// Whoever is to be looked at.
+    wake: UnboundedSender<ObjectRef<Guarded>>,
+    /// Of jobs, and of savepoints.
+    failures: Failures,
+    savepoint_failures: Failures,
     /// Looks in a row at a job on its way that found nothing to do, by uid.
     waits: Mutex<BTreeMap<String, u32>>,
 }
 
 impl Shared {
+    /// What is wrong with a job's SQL; where it is not known yet, the job is looked at again when it is.
+    async fn sql_faults(&self, facts: &Facts) -> Option<Vec<String>> {
+        let job = &facts.job;
+        let of = ObjectRef::new(&job.name_any()).within(&job.namespace().unwrap_or_default());
+        let wake = self.wake.clone();
+        // The receiver is gone when the process ends.
+        let wake = move || drop(wake.unbounded_send(of));
+        self.verdicts.of(has_the_state(facts), job, wake).await
+    }
+
+    /// Drops what is kept of jobs other than these, and of savepoints that are gone.
+    fn forget(&self, jobs: &BTreeSet<&str>) {
+        let mut waits = self.waits.lock();
+        waits.retain(|uid, _| jobs.contains(uid.as_str()));
+        self.failures.forget(jobs);
+        self.verdicts.forget(jobs);
+        let savepoints = self.observer.caches.savepoints.state();
+        let uids = savepoints.iter().filter_map(|s| s.metadata.uid.as_deref());
+        self.savepoint_failures.forget(&uids.collect());
+    }
+
     /// When a job that is on its way is looked at again: later each time that there was nothing to do, so that a thousand jobs which
     /// wait for their pods leave time for the others. A watch wakes it at once.
     fn pause(&self, job: &StreamingJob, wrote: bool, again: Duration) -> Duration {
@@ -93,13 +127,7 @@ pub async fn run(
     metrics: &Arc<Metrics>,
     stop: impl Future<Output = ()> + Send + Sync + 'static,
 ) -> anyhow::Result<()> {
-    if !settings.webhook_configuration.is_empty() {
-        let name = &settings.webhook_configuration;
-        if let Err(error) = trust(&client, name, authority.pem()).await {
-            // Manifests pass then, and are judged here.
-            tracing::warn!(%error, "the webhook is not trusted yet");
-        }
-    }
+    let believed = keep_trusted(&client, &settings.webhook_configuration, authority.pem());
     let stop = stop.shared();
     let namespaces = match settings.namespaces.as_slice() {
         [] => vec![None],
@@ -117,7 +145,10 @@ pub async fn run(
         };
         look_after(scope, settings.clone(), means, stop.clone())
     });
-    try_join_all(each).await.map(|_| ())
+    tokio::select! {
+        done = try_join_all(each) => done.map(|_| ()),
+        never = believed => match never {},
+    }
 }
 
 /// The whole cluster, or one namespace of it.
@@ -165,13 +196,7 @@ async fn look_after(
     let (wake, woken) = futures::channel::mpsc::unbounded();
     let observer = Arc::new(Observer {
         client: client.clone(),
-        http: reqwest::Client::builder()
-            .use_preconfigured_tls(authority.client()?)
-            .connect_timeout(Duration::from_secs(1))
-            // A connection that waits for the next question costs more memory than a new one costs time.
-            .pool_max_idle_per_host(0)
-            .dns_resolver(Arc::new(Workers(pods.clone())))
-            .build()?,
+        http: coordinator::client(authority.client()?, pods.clone())?,
         caches: Caches {
             pods,
             claims,
@@ -181,7 +206,6 @@ async fn look_after(
         authority: authority.identity(),
         turns: Semaphore::new(READS),
         heard: Arc::default(),
-        linter,
     });
     let writer = Arc::new(Writer {
         events: Recorder::new(client.clone(), Reporter::from(MANAGER)),
@@ -189,12 +213,13 @@ async fn look_after(
         authority,
         metrics: Arc::clone(&metrics),
         written: Mutex::default(),
+        refusals: Mutex::default(),
     });
     let poll = Poll::new(
         Arc::clone(&observer),
         Arc::clone(&writer),
         jobs.clone(),
-        wake,
+        wake.clone(),
         Arc::clone(&metrics),
     );
     let shared = Arc::new(Shared {
@@ -203,7 +228,10 @@ async fn look_after(
         poll: Arc::new(poll),
         metrics,
         settings,
-        failures: Mutex::default(),
+        verdicts: Arc::new(Verdicts::new(linter)),
+        wake,
+        failures: Failures::default(),
+        savepoint_failures: Failures::default(),
         waits: Mutex::default(),
     });
     let all = watcher::Config::default().page_size(PAGE);
@@ -280,7 +308,7 @@ async fn look_after(
         });
     tokio::select! {
         _ = futures::future::join(controller, savepoints) => {}
-        () = shared.poll.run() => {}
+        () = shared.poll.run(|jobs| shared.forget(jobs)) => {}
     }
     Ok(())
 }
@@ -296,6 +324,21 @@ fn unbroken<K: Send + 'static>(
         }
         std::future::ready(item.is_ok())
     })
+}
+
+/// Sees to it that the API server believes the webhook: whoever writes its configuration anew takes that away. `name`: of the
+/// configuration; empty: somebody else sees to it.
+async fn keep_trusted(client: &Client, name: &str, authority: &str) -> Infallible {
+    if name.is_empty() {
+        return std::future::pending().await;
+    }
+    loop {
+        if let Err(error) = in_time(TRUST, trust(client, name, authority)).await {
+            // Manifests pass then, and are judged here.
+            tracing::warn!(%error, "the webhook is not trusted yet");
+        }
+        tokio::time::sleep(TRUST).await;
+    }
 }
 
 /// Tells the API server whom to believe when it calls the webhook.
@@ -345,7 +388,7 @@ async fn reconcile(job: Arc<Guarded>, shared: Arc<Shared>) -> Result<Action, Rec
     {
         let uid = job.uid().unwrap_or_default();
         shared.waits.lock().remove(&uid);
-        shared.failures.lock().remove(&uid);
+        shared.failures.end(&uid);
         // Children go with their owner.
         return Ok(Action::await_change());
     }
@@ -354,19 +397,22 @@ async fn reconcile(job: Arc<Guarded>, shared: Arc<Shared>) -> Result<Action, Rec
     let failed = done.as_ref().err().map(|e| &e.0);
     shared.metrics.looked(failed, began.elapsed());
     let again = done?;
-    shared
-        .failures
-        .lock()
-        .remove(&job.uid().unwrap_or_default());
+    shared.failures.end(&job.uid().unwrap_or_default());
     Ok(Action::requeue(again))
 }
 
 /// Observes, decides and carries out; when to look again.
 async fn look_at(job: &StreamingJob, shared: &Shared) -> Result<Duration, ReconcileError> {
     let job = shared.writer.with_own_status(job);
-    let facts = shared.observer.facts(job).await?;
+    let mut facts = shared.observer.facts(job).await?;
     if facts.is_behind() {
         return Ok(BEHIND);
+    }
+    if asks_the_planner(&facts, &shared.settings) {
+        match shared.sql_faults(&facts).await {
+            Some(faults) => facts.sql_faults = faults,
+            None => return Ok(POLL),
+        }
     }
     let decision = decide(&facts, &shared.settings);
     let done = shared.writer.carry_out(&facts, &decision).await;
@@ -389,6 +435,17 @@ async fn look_at(job: &StreamingJob, shared: &Shared) -> Result<Duration, Reconc
     Ok(RESYNC + RESYNC.mul_f64(turn(facts.job.metadata.uid.as_deref())))
 }
 
+/// Whether it makes a difference what the planner says: a version is to be made, and nothing cheaper refuses it.
+fn asks_the_planner(facts: &Facts, settings: &Settings) -> bool {
+    if facts.versions.contains_key(&name_of(&facts.job)) {
+        // It was planned then.
+        return false;
+    }
+    let mut refused = facts.clone();
+    refused.sql_faults = vec![String::new()];
+    decide(&refused, settings) != decide(facts, settings)
+}
+
 /// Whether a job goes on by itself: nothing of it is on its way, so that every change comes by a watch or by what the coordinator
 /// says. What waits for a time to pass says so by an earlier `again`.
 fn goes_on(facts: &Facts, decision: &Decision) -> bool {
@@ -398,16 +455,15 @@ fn goes_on(facts: &Facts, decision: &Decision) -> bool {
     accepted && answers && decision.again >= POLL && facts.pods.iter().all(is_ready)
 }
 
-/// Twice as long each time, from half a second to five minutes.
 fn back_off(job: Arc<Guarded>, error: &ReconcileError, shared: Arc<Shared>) -> Action {
     if matches!(&error.0, kube::Error::Api(e) if e.code == 409) {
         // Somebody wrote meanwhile: it is looked at as it is now.
         return Action::requeue(BEHIND);
     }
-    let mut failures = shared.failures.lock();
-    let count = failures.entry(job.uid().unwrap_or_default()).or_default();
-    let pause = Duration::from_millis(500 << (*count).min(10)).min(Duration::from_secs(300));
-    *count += 1;
+    let pause = shared.failures.pause(&job.uid().unwrap_or_default());
     tracing::warn!(job = %job.name_any(), %error, ?pause, "will try again");
     Action::requeue(pause)
 }
+
+#[cfg(test)]
+mod tests;

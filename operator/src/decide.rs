@@ -171,6 +171,12 @@ fn running_job(facts: &Facts) -> Option<StreamingJob> {
     running.and_then(|v| v.job())
 }
 
+/// The job whose state a changed one takes: what was accepted last, whatever was tried since.
+pub fn has_the_state(facts: &Facts) -> Option<StreamingJob> {
+    let accepted = facts.memory().accepted?;
+    known(facts, &accepted)?.job()
+}
+
 /// A job that names no storage keeps the one that it began with, whatever the settings say by now: its log is there.
 fn with_own_storage(facts: &Facts, settings: &Settings) -> Settings {
     let own = running_job(facts).and_then(|job| job.spec.checkpoint.storage);

@@ -10,11 +10,11 @@
 //!
 //! ```text
 //! 5  main, controller (watches, queue, backoff), poll (jobs that go on), election, admission (the webhook)
-//! 4  observe, apply, lint, certificates, unreadable
+//! 4  observe, coordinator (its client), apply, lint, certificates, unreadable
 //! 3  decide
 //! 2  build (children), status (conditions), upgrade (which version)
 //! 1  facts, version, issue
-//! 0  settings, names, kind, same, metrics, clock, address
+//! 0  settings, names, kind, same, guarded, metrics, clock, address
 //! ```
 //!
 //! It reads no Secret but its own, and speaks to no bucket and no broker: what a job's log says it learns from the job.
@@ -26,9 +26,11 @@ pub mod build;
 pub mod certificates;
 pub mod clock;
 pub mod controller;
+pub mod coordinator;
 pub mod decide;
 pub mod election;
 pub mod facts;
+pub mod guarded;
 pub mod issue;
 pub mod kind;
 pub mod lint;

@@ -16,15 +16,15 @@ use kube::api::{Api, DynamicObject, ListParams};
 use kube::runtime::reflector::{ObjectRef, Store};
 use parking_lot::Mutex;
 use penstock_crds::job::{RestoreKind, StreamingJob};
-use penstock_crds::rpc::JobStatus;
 use penstock_crds::savepoint::Savepoint;
 use tokio::sync::{OnceCell, Semaphore};
 
 use crate::build::{CONTROL_PORT, is_worker};
+use crate::clock::in_time;
+use crate::coordinator::{self, Unanswered};
 use crate::decide::savepoint::{Ask, SavepointFacts};
 use crate::facts::{Facts, Said, job_of};
 use crate::kind::Kind;
-use crate::lint::Linter;
 use crate::names;
 use crate::version::name_of;
 
@@ -47,8 +47,8 @@ impl Caches {
     }
 }
 
-/// How long a coordinator may take to answer.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long the API server may take to answer a read as a whole: an object, or the handful of a job.
+const READ: Duration = Duration::from_secs(20);
 
 /// Where a job's coordinator answers the controller.
 fn host(namespace: &str, job: &str) -> String {
@@ -98,7 +98,6 @@ pub struct Observer {
     pub turns: Semaphore,
     pub http: reqwest::Client,
     pub heard: Heard,
-    pub linter: Linter,
     /// The identity of the authority that signs certificates.
     pub authority: String,
 }
@@ -152,17 +151,6 @@ impl Observer {
                 Some((version, serde_json::from_value(value.clone()).ok()?))
             })
             .collect();
-        // What was made once was planned then.
-        let sql_faults = if versions.contains_key(&name_of(&job)) {
-            Vec::new()
-        } else {
-            let planned = self.linter.faults(&job).await;
-            planned.unwrap_or_else(|error| {
-                vec![format!(
-                    "spec.sql: it could not be planned: {error} [PS0075]"
-                )]
-            })
-        };
         Ok(Facts {
             now,
             stateful_set: set,
@@ -181,7 +169,8 @@ impl Observer {
             said,
             account: account?,
             authority: self.authority.clone(),
-            sql_faults,
+            // Asked for where it makes a difference.
+            sql_faults: Vec::new(),
         })
     }
 
@@ -203,12 +192,37 @@ impl Observer {
             return Ok(None);
         }
         let api: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
-        api.get_opt(name).await
+        in_time(READ, api.get_opt(name)).await
     }
 
     fn savepoint(&self, namespace: &str, name: &str) -> Option<Savepoint> {
         let at = ObjectRef::new(name).within(namespace);
         self.caches.savepoints.get(&at).map(|s| (*s).clone())
+    }
+
+    /// Pods of steps of a savepoint.
+    pub async fn steps(&self, savepoint: &Savepoint) -> Vec<Pod> {
+        let (namespace, name) = (savepoint.namespace(), savepoint.name_any());
+        self.filled().await;
+        of(&self.caches.pods, |p| {
+            p.namespace() == namespace && p.labels().get(names::SAVEPOINT) == Some(&name)
+        })
+    }
+
+    /// The job of a savepoint, if there is one.
+    ///
+    /// # Errors
+    /// When the API server does not answer.
+    pub async fn job_of(&self, savepoint: &Savepoint) -> Result<Option<StreamingJob>, kube::Error> {
+        let namespace = savepoint.namespace().unwrap_or_default();
+        let jobs: Api<StreamingJob> = Api::namespaced(self.client.clone(), &namespace);
+        let name = &savepoint.spec.job_ref.name;
+        // What is no name asks the API server for something else.
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
+        match name.chars().all(plain) {
+            true => in_time(READ, jobs.get_opt(name)).await,
+            false => Ok(None),
+        }
     }
 
     /// The facts of a savepoint as of now.
@@ -228,12 +242,10 @@ impl Observer {
                 && job_of(Some(p.labels())) == Some(&of_job)
                 && is_worker(p.labels().get("app.kubernetes.io/component"))
         });
-        let steps = of(&self.caches.pods, |p| {
-            p.namespace().as_deref() == Some(&namespace)
-                && p.labels().get(names::SAVEPOINT) == Some(&name)
-        });
+        let steps = self.steps(savepoint).await;
         let maps: Api<ConfigMap> = Api::namespaced(self.client.clone(), &namespace);
-        let kept = maps.get_opt(&names::step(&name, "savepoint")).await?;
+        let at = names::step(&name, "savepoint");
+        let kept = in_time(READ, maps.get_opt(&at)).await?;
         let kept = kept.filter(|map| {
             let owners = map.metadata.owner_references.as_ref();
             owners.is_some_and(|o| {
@@ -253,13 +265,15 @@ impl Observer {
                     &namespace,
                     &Kind::StatefulSet.resource(),
                 );
-                let set = sets.get_opt(&names::workers(&of_job)).await?;
+                let at = names::workers(&of_job);
+                let set = in_time(READ, sets.get_opt(&at)).await?;
                 let runs = set.and_then(|s| {
                     let at = "/spec/template/metadata/annotations/penstock.dev~1version";
                     s.data.pointer(at)?.as_str().map(str::to_owned)
                 });
                 let wanted = runs.unwrap_or_else(|| name_of(job));
-                maps.get_opt(&names::version(&of_job, &wanted)).await?
+                let at = names::version(&of_job, &wanted);
+                in_time(READ, maps.get_opt(&at)).await?
             }
             _ => None,
         };
@@ -276,7 +290,7 @@ impl Observer {
     }
 
     /// Asks a running job for something; whether it has heard. `/status` shows what has become of it.
-    pub async fn demand(&self, savepoint: &Savepoint, ask: &Ask) -> Result<(), reqwest::Error> {
+    pub async fn demand(&self, savepoint: &Savepoint, ask: &Ask) -> Result<(), Unanswered> {
         let namespace = savepoint.namespace().unwrap_or_default();
         let host = host(&namespace, &savepoint.spec.job_ref.name);
         let url = format!("https://{host}/savepoints/{}", savepoint.name_any());
@@ -284,8 +298,7 @@ impl Observer {
             Ask::Pin => self.http.put(url),
             Ask::Unpin => self.http.delete(url),
         };
-        let answer = request.timeout(PATIENCE).send().await?;
-        answer.error_for_status().map(|_| ())
+        coordinator::send(request).await.map(drop)
     }
 
     /// Every object that has a child's name.
@@ -294,7 +307,7 @@ impl Observer {
         job: &StreamingJob,
     ) -> Result<BTreeMap<(Kind, String), serde_json::Value>, kube::Error> {
         let (namespace, name) = (job.namespace().unwrap_or_default(), job.name_any());
-        // It cannot be closed: it lives as long as this.
+        // It cannot be closed: it lives as long as this. Who has it gives it back in time.
         let _turn = self.turns.acquire().await;
         let (namespace, name) = (&namespace, &name);
         let each = Kind::ALL.into_iter().map(|kind| async move {
@@ -309,7 +322,7 @@ impl Observer {
             Ok::<_, kube::Error>((kind, object.into_iter().collect::<Vec<_>>()))
         });
         let mut objects = BTreeMap::new();
-        for (kind, found) in try_join_all(each).await? {
+        for (kind, found) in in_time(READ, try_join_all(each)).await? {
             for object in found {
                 let value = serde_json::to_value(&object).map_err(kube::Error::SerdeError)?;
                 objects.insert((kind, object.name_any()), value);
@@ -321,11 +334,7 @@ impl Observer {
     /// Asks the coordinator; what it said before stays where it does not answer.
     pub async fn ask(&self, job: &StreamingJob, now: DateTime<Utc>) -> Said {
         let host = host(&job.namespace().unwrap_or_default(), &job.name_any());
-        let answer = async {
-            let request = self.http.get(format!("https://{host}/status"));
-            let answer = request.timeout(PATIENCE).send().await?;
-            answer.error_for_status()?.json::<JobStatus>().await
-        };
+        let answer = coordinator::status(&self.http, format!("https://{host}/status"));
         let status = answer.await.map_err(|e| e.to_string());
         let key = job.uid().unwrap_or_default();
         let mut heard = self.heard.lock();
@@ -350,3 +359,6 @@ where
         .map(|o| (**o).clone())
         .collect()
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -19,10 +19,10 @@ use crate::apply::Writer;
 use crate::clock::turn;
 use crate::decide::POLL;
 use crate::facts::Facts;
+use crate::guarded::Guarded;
 use crate::metrics::Metrics;
 use crate::observe::Observer;
 use crate::status::health_changes;
-use crate::unreadable::Guarded;
 
 /// How often it is looked who is due.
 const TICK: Duration = Duration::from_millis(100);
@@ -119,8 +119,8 @@ impl Poll {
         }
     }
 
-    /// Asks until the process ends.
-    pub async fn run(&self) {
+    /// Asks until the process ends. `forget` drops what else is kept of jobs than those of these uids.
+    pub async fn run(&self, forget: impl Fn(&BTreeSet<&str>)) {
         let mut sweep = Instant::now() + SWEEP;
         loop {
             tokio::time::sleep(TICK).await;
@@ -129,7 +129,7 @@ impl Poll {
                 .await;
             if Instant::now() >= sweep {
                 sweep = Instant::now() + SWEEP;
-                self.forget();
+                self.forget(&forget);
             }
         }
     }
@@ -186,7 +186,7 @@ impl Poll {
     }
 
     /// Drops what is kept of jobs that are gone.
-    fn forget(&self) {
+    fn forget(&self, others: impl Fn(&BTreeSet<&str>)) {
         let jobs = self.jobs.state();
         let keys: BTreeSet<Key> = jobs.iter().map(|j| key(&**j)).collect();
         let uids: BTreeSet<&str> = jobs
@@ -206,6 +206,7 @@ impl Poll {
         };
         gone.iter().for_each(|key| self.drop(key));
         self.writer.forget(&uids);
+        others(&uids);
     }
 }
 

@@ -6,7 +6,6 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, DynamicObject, Patch, PatchParams};
-use kube::core::DeserializeGuard;
 use kube::{Client, Resource, ResourceExt};
 use penstock_crds::job::StreamingJob;
 use serde_json::{Value, json};
@@ -15,9 +14,6 @@ use crate::decide::POLL;
 use crate::decide::farewell::{is_overdue, is_skipped};
 use crate::names::{FINALIZER, HOLDER, MANAGER};
 use crate::status::{Reason, bounded};
-
-/// A job as a watch keeps it. One manifest that cannot be read must not end the watch of all.
-pub type Guarded = DeserializeGuard<StreamingJob>;
 
 /// The job of an object.
 ///

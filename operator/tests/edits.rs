@@ -56,6 +56,13 @@ fn least(job: &mut Value) {
 async fn an_edit_that_the_state_does_not_fit_is_denied_with_the_ways_out() {
     let on = edit(&running(), least).await;
     assert_eq!(on.errors.len(), 1, "{on:?}");
+    // The controller, where the webhook is away.
+    let mut new = running();
+    least(&mut new);
+    let [old, new] = [running(), new].map(|job| serde_json::from_value(job).unwrap());
+    let linter = Linter::new(planner::program());
+    let off = linter.faults(Some(&old), &new).await.unwrap();
+    assert_eq!(off, on.errors);
     assert_eq!(
         on.errors[0],
         "spec.sql: the job's state does not fit the edit: out/window-aggregate-0 has another shape now, start every operator empty by upgrade.strategy: Stateless, or run the edit as a job of another name; an operator that is gone may also be named in upgrade.dropState [PR0410]"
