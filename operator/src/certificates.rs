@@ -251,7 +251,12 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn authority() -> Arc<Authority> {
-        let (certificate, key) = make(now()).unwrap();
+        authority_of(now())
+    }
+
+    /// One that was made then.
+    pub(crate) fn authority_of(now: DateTime<Utc>) -> Arc<Authority> {
+        let (certificate, key) = make(now).unwrap();
         Arc::new(Authority::of(certificate, &key).unwrap())
     }
 

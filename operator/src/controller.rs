@@ -25,10 +25,10 @@ use penstock_crds::savepoint::Savepoint;
 use serde_json::json;
 use tokio::sync::{OnceCell, Semaphore};
 
-use crate::address::Workers;
 use crate::apply::Writer;
 use crate::certificates::Authority;
 use crate::clock::turn;
+use crate::coordinator;
 use crate::decide::{Decision, POLL, decide, not_taken};
 use crate::facts::{Facts, is_ready, job_of};
 use crate::lint::Linter;
@@ -165,13 +165,7 @@ async fn look_after(
     let (wake, woken) = futures::channel::mpsc::unbounded();
     let observer = Arc::new(Observer {
         client: client.clone(),
-        http: reqwest::Client::builder()
-            .use_preconfigured_tls(authority.client()?)
-            .connect_timeout(Duration::from_secs(1))
-            // A connection that waits for the next question costs more memory than a new one costs time.
-            .pool_max_idle_per_host(0)
-            .dns_resolver(Arc::new(Workers(pods.clone())))
-            .build()?,
+        http: coordinator::client(authority.client()?, pods.clone())?,
         caches: Caches {
             pods,
             claims,

@@ -10,7 +10,7 @@
 //!
 //! ```text
 //! 5  main, controller (watches, queue, backoff), poll (jobs that go on), election, admission (the webhook)
-//! 4  observe, apply, lint, certificates, unreadable
+//! 4  observe, coordinator (its client), apply, lint, certificates, unreadable
 //! 3  decide
 //! 2  build (children), status (conditions), upgrade (which version)
 //! 1  facts, version, issue
@@ -26,6 +26,7 @@ pub mod build;
 pub mod certificates;
 pub mod clock;
 pub mod controller;
+pub mod coordinator;
 pub mod decide;
 pub mod election;
 pub mod facts;

@@ -16,11 +16,11 @@ use kube::api::{Api, DynamicObject, ListParams};
 use kube::runtime::reflector::{ObjectRef, Store};
 use parking_lot::Mutex;
 use penstock_crds::job::{RestoreKind, StreamingJob};
-use penstock_crds::rpc::JobStatus;
 use penstock_crds::savepoint::Savepoint;
 use tokio::sync::{OnceCell, Semaphore};
 
 use crate::build::{CONTROL_PORT, is_worker};
+use crate::coordinator::{self, Unanswered};
 use crate::decide::savepoint::{Ask, SavepointFacts};
 use crate::facts::{Facts, Said, job_of};
 use crate::kind::Kind;
@@ -47,8 +47,6 @@ impl Caches {
     }
 }
 
-/// How long a coordinator may take to answer.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Where a job's coordinator answers the controller.
 fn host(namespace: &str, job: &str) -> String {
@@ -274,7 +272,7 @@ impl Observer {
     }
 
     /// Asks a running job for something; whether it has heard. `/status` shows what has become of it.
-    pub async fn demand(&self, savepoint: &Savepoint, ask: &Ask) -> Result<(), reqwest::Error> {
+    pub async fn demand(&self, savepoint: &Savepoint, ask: &Ask) -> Result<(), Unanswered> {
         let namespace = savepoint.namespace().unwrap_or_default();
         let host = host(&namespace, &savepoint.spec.job_ref.name);
         let url = format!("https://{host}/savepoints/{}", savepoint.name_any());
@@ -282,8 +280,7 @@ impl Observer {
             Ask::Pin => self.http.put(url),
             Ask::Unpin => self.http.delete(url),
         };
-        let answer = request.timeout(PATIENCE).send().await?;
-        answer.error_for_status().map(|_| ())
+        coordinator::send(request).await.map(drop)
     }
 
     /// Every object that has a child's name.
@@ -319,11 +316,7 @@ impl Observer {
     /// Asks the coordinator; what it said before stays where it does not answer.
     pub async fn ask(&self, namespace: &str, name: &str, now: DateTime<Utc>) -> Said {
         let host = host(namespace, name);
-        let answer = async {
-            let request = self.http.get(format!("https://{host}/status"));
-            let answer = request.timeout(PATIENCE).send().await?;
-            answer.error_for_status()?.json::<JobStatus>().await
-        };
+        let answer = coordinator::status(&self.http, format!("https://{host}/status"));
         let status = answer.await.map_err(|e| e.to_string());
         let key = (namespace.to_owned(), name.to_owned());
         let mut heard = self.heard.lock();

@@ -246,16 +246,23 @@ fn condition(before: &[Condition], shown: Health, facts: &Facts) -> Condition {
 /// What a manifest or a row wrote into a message stays text: nothing in it moves the cursor of whoever reads it in a terminal, or
 /// hides what comes after it.
 pub fn bounded(message: &str) -> String {
-    const MOST: usize = 1000;
-    let message: String = message
+    cut(message, 1000)
+}
+
+/// As `bounded`, of a name or a code.
+pub fn word(text: &str) -> String {
+    cut(text, 100)
+}
+
+fn cut(text: &str, most: usize) -> String {
+    let text: String = text
         .chars()
         .map(|c| if is_shown(c) { c } else { '\u{fffd}' })
         .collect();
-    let message = message.as_str();
-    if message.len() <= MOST {
-        return message.to_owned();
+    if text.len() <= most {
+        return text;
     }
-    format!("{}…", &message[..message.floor_char_boundary(MOST)])
+    format!("{}…", &text[..text.floor_char_boundary(most)])
 }
 
 /// Whether a character is seen where it stands: no control, no mark of another direction, nothing without width.

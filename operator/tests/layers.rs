@@ -10,7 +10,14 @@ const LAYERS: &[&[&str]] = &[
     &["facts", "version", "issue"],
     &["build", "status", "upgrade"],
     &["decide"],
-    &["observe", "apply", "certificates", "lint", "unreadable"],
+    &[
+        "observe",
+        "coordinator",
+        "apply",
+        "certificates",
+        "lint",
+        "unreadable",
+    ],
     &["controller", "poll", "admission", "election"],
 ];
 
