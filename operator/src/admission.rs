@@ -13,7 +13,7 @@ use penstock_crds::job::StreamingJob;
 use penstock_crds::validate::{self, Bounds, Place};
 use serde_json::{Value, json};
 
-use crate::lint::{Linter, Said};
+use crate::lint::Linter;
 use crate::unreadable::read;
 use crate::version::name_of;
 
@@ -120,14 +120,8 @@ pub async fn verdict(of: &Judge, request: &Value) -> Verdict {
     }
     let mut verdict = judge(old.as_ref(), &new, &of.bounds);
     if verdict.errors.is_empty() {
-        let said = match old.filter(|old| has_the_state(old, &new)) {
-            Some(old) => of.linter.edit(&old, &new).await,
-            None => of.linter.faults(&new).await.map(|faults| Said {
-                faults,
-                warnings: Vec::new(),
-            }),
-        };
-        match said {
+        let old = old.filter(|old| has_the_state(old, &new));
+        match of.linter.review(old.as_ref(), &new).await {
             Ok(said) => {
                 verdict.errors = said.faults;
                 verdict.warnings.extend(said.warnings);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::channel::mpsc::UnboundedSender;
 use futures::future::try_join_all;
 use futures::{FutureExt, Stream, StreamExt};
 use k8s_openapi::ByteString;
@@ -31,13 +32,14 @@ use crate::clock::turn;
 use crate::coordinator;
 use crate::decide::{Decision, POLL, decide, not_taken};
 use crate::facts::{Facts, is_ready, job_of};
-use crate::lint::Linter;
+use crate::lint::{Linter, Verdicts};
 use crate::metrics::Metrics;
 use crate::names::{FINALIZER, MANAGER};
 use crate::observe::{Caches, Observer, trim, trim_pod};
 use crate::poll::Poll;
 use crate::settings::Settings;
 use crate::unreadable::{self, Guarded};
+use crate::version::name_of;
 
 mod savepoints;
 
@@ -58,6 +60,9 @@ struct Shared {
     poll: Arc<Poll>,
     settings: Settings,
     metrics: Arc<Metrics>,
+    verdicts: Arc<Verdicts>,
+    /// Whoever is to be looked at.
+    wake: UnboundedSender<ObjectRef<Guarded>>,
     /// Failures in a row, by uid.
     failures: Mutex<BTreeMap<String, u32>>,
     /// Looks in a row at a job on its way that found nothing to do, by uid.
@@ -65,6 +70,15 @@ struct Shared {
 }
 
 impl Shared {
+    /// What is wrong with a job's SQL; where it is not known yet, the job is looked at again when it is.
+    async fn sql_faults(&self, job: &StreamingJob) -> Option<Vec<String>> {
+        let of = ObjectRef::new(&job.name_any()).within(&job.namespace().unwrap_or_default());
+        let wake = self.wake.clone();
+        // The receiver is gone when the process ends.
+        let wake = move || drop(wake.unbounded_send(of));
+        self.verdicts.of(job, wake).await
+    }
+
     /// When a job that is on its way is looked at again: later each time that there was nothing to do, so that a thousand jobs which
     /// wait for their pods leave time for the others. A watch wakes it at once.
     fn pause(&self, job: &StreamingJob, wrote: bool, again: Duration) -> Duration {
@@ -175,7 +189,6 @@ async fn look_after(
         authority: authority.identity(),
         turns: Semaphore::new(READS),
         heard: Arc::default(),
-        linter,
     });
     let writer = Arc::new(Writer {
         events: Recorder::new(client.clone(), Reporter::from(MANAGER)),
@@ -188,7 +201,7 @@ async fn look_after(
         Arc::clone(&observer),
         Arc::clone(&writer),
         jobs.clone(),
-        wake,
+        wake.clone(),
         Arc::clone(&metrics),
     );
     let shared = Arc::new(Shared {
@@ -197,6 +210,8 @@ async fn look_after(
         poll: Arc::new(poll),
         metrics,
         settings,
+        verdicts: Arc::new(Verdicts::new(linter)),
+        wake,
         failures: Mutex::default(),
         waits: Mutex::default(),
     });
@@ -358,9 +373,15 @@ async fn reconcile(job: Arc<Guarded>, shared: Arc<Shared>) -> Result<Action, Rec
 /// Observes, decides and carries out; when to look again.
 async fn look_at(job: &StreamingJob, shared: &Shared) -> Result<Duration, ReconcileError> {
     let job = shared.writer.with_own_status(job);
-    let facts = shared.observer.facts(job).await?;
+    let mut facts = shared.observer.facts(job).await?;
     if facts.is_behind() {
         return Ok(BEHIND);
+    }
+    if asks_the_planner(&facts, &shared.settings) {
+        match shared.sql_faults(&facts.job).await {
+            Some(faults) => facts.sql_faults = faults,
+            None => return Ok(POLL),
+        }
     }
     let decision = decide(&facts, &shared.settings);
     let done = shared.writer.carry_out(&facts, &decision).await;
@@ -381,6 +402,17 @@ async fn look_at(job: &StreamingJob, shared: &Shared) -> Result<Duration, Reconc
         .remove(&facts.job.uid().unwrap_or_default());
     shared.poll.settle(&facts);
     Ok(RESYNC + RESYNC.mul_f64(turn(facts.job.metadata.uid.as_deref())))
+}
+
+/// Whether it makes a difference what the planner says: a version is to be made, and nothing cheaper refuses it.
+fn asks_the_planner(facts: &Facts, settings: &Settings) -> bool {
+    if facts.versions.contains_key(&name_of(&facts.job)) {
+        // It was planned then.
+        return false;
+    }
+    let mut refused = facts.clone();
+    refused.sql_faults = vec![String::new()];
+    decide(&refused, settings) != decide(facts, settings)
 }
 
 /// Whether a job goes on by itself: nothing of it is on its way, so that every change comes by a watch or by what the coordinator

@@ -67,7 +67,6 @@ async fn main() -> anyhow::Result<()> {
         .build();
     let authority = Arc::new(Authority::open(&client, &settings.own_namespace).await?);
     metrics.expires(Shown::Authority, authority.until());
-    let linter = Linter::new(settings.planner.clone());
     if !settings.webhook_host.is_empty() {
         let tls = match &settings.webhook_certificate {
             Some(folder) => certificates::server(Arc::new(Files::open(folder, &metrics)?))?,
@@ -75,7 +74,7 @@ async fn main() -> anyhow::Result<()> {
         };
         let tls = Arc::new(tls);
         let judge = Judge {
-            linter: linter.clone(),
+            linter: Linter::new(settings.planner.clone()),
             bounds: settings.bounds.clone(),
         };
         tokio::spawn(async move {
@@ -105,6 +104,8 @@ async fn main() -> anyhow::Result<()> {
     let over = async move {
         let _ = over.await;
     };
+    // Apart from the webhook's: neither waits for the other.
+    let linter = Linter::new(settings.planner.clone());
     controller::run(client, settings, authority, linter, &metrics, over).await?;
     metrics.leads(false);
     election.resign().await;

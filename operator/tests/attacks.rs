@@ -236,9 +236,18 @@ async fn attempt(attack: &Attack, linter: &Linter) -> Result<(), String> {
             on.errors
         )),
     };
+    let late = on
+        .warnings
+        .iter()
+        .any(|w| w.starts_with("spec.sql: it was not planned"));
     match attack.stop {
         Stop::Schema if on.errors.is_empty() => by_schema(attack, confined(attack, &job, &off)),
         Stop::Schema => by_schema(attack, both()),
+        // A review has less time than the controller, which tells then.
+        Stop::Planner if late => match told {
+            Some(message) => attack.expect(&[message]),
+            None => Err("the controller lets it pass".to_owned()),
+        },
         Stop::Rules | Stop::Planner => {
             let by_rules = !judge(None, &job, &bounds()).errors.is_empty();
             if by_rules != (attack.stop == Stop::Rules) {
