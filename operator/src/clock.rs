@@ -1,4 +1,6 @@
-//! The one place that reads the clock; decisions are told the time. And whose turn is when.
+//! The one place that reads the clock; decisions are told the time. And whose turn is when, and how long a read may take.
+
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
@@ -8,6 +10,20 @@ use chrono::{DateTime, Utc};
 )]
 pub fn now() -> DateTime<Utc> {
     Utc::now()
+}
+
+/// What is read from the API server, if it is there in time: an answer that has begun may never end.
+///
+/// # Errors
+/// As the read's, and when it takes longer.
+pub async fn in_time<T>(
+    limit: Duration,
+    read: impl Future<Output = Result<T, kube::Error>>,
+) -> Result<T, kube::Error> {
+    match tokio::time::timeout(limit, read).await {
+        Ok(done) => done,
+        Err(late) => Err(kube::Error::Service(late.into())),
+    }
 }
 
 /// Where in an interval a job's turn is, from 0 to 1, by its uid: what is done to all jobs at the same interval is spread over it.

@@ -9,6 +9,8 @@ use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 use kube::api::{Api, ObjectMeta, PostParams};
 
+use crate::clock::in_time;
+
 /// The Lease, in the controller's own namespace.
 const LEASE: &str = "penstock-operator";
 /// A holder that did not renew for so long has lost it.
@@ -61,7 +63,8 @@ impl Election {
     /// Waits until this one leads.
     pub async fn won(&self) {
         loop {
-            match self.try_once().await {
+            // An answer may never end; with the next one it may be won.
+            match in_time(TERM, self.try_once()).await {
                 Ok(true) => return,
                 Ok(false) => {}
                 Err(error) => tracing::warn!(%error, "the lease cannot be read or written"),
@@ -101,7 +104,7 @@ impl Election {
             }
             Ok::<(), kube::Error>(())
         };
-        if let Err(error) = resigned.await {
+        if let Err(error) = in_time(PERIOD, resigned).await {
             tracing::warn!(%error, "the lease was not given up; it ends by itself");
         }
     }
@@ -151,6 +154,8 @@ impl Election {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::Request;
+    use kube::client::Body;
     use serde_json::json;
 
     fn lease(holder: &str, renewed: &str) -> Lease {
@@ -158,6 +163,25 @@ mod tests {
             "holderIdentity": holder, "renewTime": renewed, "leaseDurationSeconds": 15, "leaseTransitions": 3,
         }}))
         .unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_never_ends_is_not_waited_for() {
+        let (begun, mut asked) = tokio::sync::mpsc::unbounded_channel();
+        let server = tower::service_fn(move |request: Request<Body>| {
+            begun.send(request.method().clone()).unwrap();
+            async { Ok::<_, std::convert::Infallible>(crate::observe::tests::stalled()) }
+        });
+        let election = Election::new(Client::new(server, "penstock"), "penstock", "a".to_owned());
+        let won = tokio::time::timeout(TERM * 4, election.won()).await;
+        assert!(won.is_err());
+        let mut tries = 0;
+        while asked.try_recv().is_ok() {
+            tries += 1;
+        }
+        assert!(tries > 1, "it is tried again");
+        let resigned = tokio::time::timeout(TERM, election.resign()).await;
+        assert!(resigned.is_ok());
     }
 
     #[test]

@@ -20,6 +20,10 @@ use tower::timeout::TimeoutLayer;
 /// How long the API server may take to begin an answer; what is not answered by then is tried again.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long a connection to the API server may be silent while an answer goes on: longer than the longest watch, which the API server
+/// itself ends.
+const SILENCE: Duration = Duration::from_secs(305);
+
 /// Runs StreamingJobs on this cluster.
 #[derive(Debug, Parser)]
 #[command(version, about)]
@@ -61,10 +65,7 @@ async fn main() -> anyhow::Result<()> {
     let config = kube::Config::infer()
         .await
         .context("no cluster to speak to")?;
-    // Until the answer begins: a watch goes on for minutes after that.
-    let client = ClientBuilder::try_from(config)?
-        .with_layer(&TimeoutLayer::new(PATIENCE))
-        .build();
+    let client = client(config, SILENCE)?;
     let authority = Arc::new(Authority::open(&client, &settings.own_namespace).await?);
     metrics.expires(Shown::Authority, authority.until());
     if !settings.webhook_host.is_empty() {
@@ -112,6 +113,15 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The client of the API server.
+fn client(mut config: kube::Config, silence: Duration) -> Result<kube::Client, kube::Error> {
+    config.read_timeout = Some(silence);
+    // Until the answer begins: a watch goes on for minutes after that.
+    Ok(ClientBuilder::try_from(config)?
+        .with_layer(&TimeoutLayer::new(PATIENCE))
+        .build())
+}
+
 /// SIGTERM or Ctrl-C.
 async fn ended() {
     let term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate());
@@ -126,5 +136,35 @@ async fn ended() {
             tracing::warn!(%error, "SIGTERM cannot be heard");
             std::future::pending::<()>().await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use kube::Api;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_answer_that_stalls_is_given_up() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            let mut held = Vec::new();
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut request = [0; 4096];
+                let _ = stream.read(&mut request).await;
+                let begun = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{";
+                stream.write_all(begun).await.unwrap();
+                held.push(stream);
+            }
+        });
+        let config = kube::Config::new(at.parse().unwrap());
+        let client = client(config, Duration::from_millis(200)).unwrap();
+        let maps: Api<ConfigMap> = Api::namespaced(client, "risk");
+        let read = tokio::time::timeout(Duration::from_secs(20), maps.get("x")).await;
+        assert!(read.expect("it is given up").is_err());
     }
 }

@@ -20,6 +20,7 @@ use penstock_crds::savepoint::Savepoint;
 use tokio::sync::{OnceCell, Semaphore};
 
 use crate::build::{CONTROL_PORT, is_worker};
+use crate::clock::in_time;
 use crate::coordinator::{self, Unanswered};
 use crate::decide::savepoint::{Ask, SavepointFacts};
 use crate::facts::{Facts, Said, job_of};
@@ -46,6 +47,8 @@ impl Caches {
     }
 }
 
+/// How long the API server may take to answer a read as a whole: an object, or the handful of a job.
+const READ: Duration = Duration::from_secs(20);
 
 /// Where a job's coordinator answers the controller.
 fn host(namespace: &str, job: &str) -> String {
@@ -187,7 +190,7 @@ impl Observer {
             return Ok(None);
         }
         let api: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
-        api.get_opt(name).await
+        in_time(READ, api.get_opt(name)).await
     }
 
     fn savepoint(&self, namespace: &str, name: &str) -> Option<Savepoint> {
@@ -217,7 +220,8 @@ impl Observer {
                 && p.labels().get(names::SAVEPOINT) == Some(&name)
         });
         let maps: Api<ConfigMap> = Api::namespaced(self.client.clone(), &namespace);
-        let kept = maps.get_opt(&names::step(&name, "savepoint")).await?;
+        let at = names::step(&name, "savepoint");
+        let kept = in_time(READ, maps.get_opt(&at)).await?;
         let kept = kept.filter(|map| {
             let owners = map.metadata.owner_references.as_ref();
             owners.is_some_and(|o| {
@@ -237,13 +241,15 @@ impl Observer {
                     &namespace,
                     &Kind::StatefulSet.resource(),
                 );
-                let set = sets.get_opt(&names::workers(&of_job)).await?;
+                let at = names::workers(&of_job);
+                let set = in_time(READ, sets.get_opt(&at)).await?;
                 let runs = set.and_then(|s| {
                     let at = "/spec/template/metadata/annotations/penstock.dev~1version";
                     s.data.pointer(at)?.as_str().map(str::to_owned)
                 });
                 let wanted = runs.unwrap_or_else(|| name_of(job));
-                maps.get_opt(&names::version(&of_job, &wanted)).await?
+                let at = names::version(&of_job, &wanted);
+                in_time(READ, maps.get_opt(&at)).await?
             }
             _ => None,
         };
@@ -277,7 +283,7 @@ impl Observer {
         job: &StreamingJob,
     ) -> Result<BTreeMap<(Kind, String), serde_json::Value>, kube::Error> {
         let (namespace, name) = (job.namespace().unwrap_or_default(), job.name_any());
-        // It cannot be closed: it lives as long as this.
+        // It cannot be closed: it lives as long as this. Who has it gives it back in time.
         let _turn = self.turns.acquire().await;
         let (namespace, name) = (&namespace, &name);
         let each = Kind::ALL.into_iter().map(|kind| async move {
@@ -292,7 +298,7 @@ impl Observer {
             Ok::<_, kube::Error>((kind, object.into_iter().collect::<Vec<_>>()))
         });
         let mut objects = BTreeMap::new();
-        for (kind, found) in try_join_all(each).await? {
+        for (kind, found) in in_time(READ, try_join_all(each)).await? {
             for object in found {
                 let value = serde_json::to_value(&object).map_err(kube::Error::SerdeError)?;
                 objects.insert((kind, object.name_any()), value);
@@ -329,3 +335,6 @@ where
         .map(|o| (**o).clone())
         .collect()
 }
+
+#[cfg(test)]
+pub(crate) mod tests;
