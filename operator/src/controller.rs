@@ -1,6 +1,6 @@
 //! The loop: watches wake jobs, each job is observed, decided on and written, one at a time; failures back off by themselves.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,7 +41,10 @@ use crate::settings::Settings;
 use crate::unreadable::{self, Guarded};
 use crate::version::name_of;
 
+mod failures;
 mod savepoints;
+
+use failures::Failures;
 
 /// What a job's watches tell within so long is one change.
 const DEBOUNCE: Duration = Duration::from_millis(5);
@@ -63,8 +66,9 @@ struct Shared {
     verdicts: Arc<Verdicts>,
     /// Whoever is to be looked at.
     wake: UnboundedSender<ObjectRef<Guarded>>,
-    /// Failures in a row, by uid.
-    failures: Mutex<BTreeMap<String, u32>>,
+    /// Of jobs, and of savepoints.
+    failures: Failures,
+    savepoint_failures: Failures,
     /// Looks in a row at a job on its way that found nothing to do, by uid.
     waits: Mutex<BTreeMap<String, u32>>,
 }
@@ -77,6 +81,17 @@ impl Shared {
         // The receiver is gone when the process ends.
         let wake = move || drop(wake.unbounded_send(of));
         self.verdicts.of(job, wake).await
+    }
+
+    /// Drops what is kept of jobs other than these, and of savepoints that are gone.
+    fn forget(&self, jobs: &BTreeSet<&str>) {
+        let mut waits = self.waits.lock();
+        waits.retain(|uid, _| jobs.contains(uid.as_str()));
+        self.failures.forget(jobs);
+        self.verdicts.forget(jobs);
+        let savepoints = self.observer.caches.savepoints.state();
+        let uids = savepoints.iter().filter_map(|s| s.metadata.uid.as_deref());
+        self.savepoint_failures.forget(&uids.collect());
     }
 
     /// When a job that is on its way is looked at again: later each time that there was nothing to do, so that a thousand jobs which
@@ -212,7 +227,8 @@ async fn look_after(
         settings,
         verdicts: Arc::new(Verdicts::new(linter)),
         wake,
-        failures: Mutex::default(),
+        failures: Failures::default(),
+        savepoint_failures: Failures::default(),
         waits: Mutex::default(),
     });
     let all = watcher::Config::default().page_size(PAGE);
@@ -289,7 +305,7 @@ async fn look_after(
         });
     tokio::select! {
         _ = futures::future::join(controller, savepoints) => {}
-        () = shared.poll.run() => {}
+        () = shared.poll.run(|jobs| shared.forget(jobs)) => {}
     }
     Ok(())
 }
@@ -354,7 +370,7 @@ async fn reconcile(job: Arc<Guarded>, shared: Arc<Shared>) -> Result<Action, Rec
     {
         let uid = job.uid().unwrap_or_default();
         shared.waits.lock().remove(&uid);
-        shared.failures.lock().remove(&uid);
+        shared.failures.end(&uid);
         // Children go with their owner.
         return Ok(Action::await_change());
     }
@@ -363,10 +379,7 @@ async fn reconcile(job: Arc<Guarded>, shared: Arc<Shared>) -> Result<Action, Rec
     let failed = done.as_ref().err().map(|e| &e.0);
     shared.metrics.looked(failed, began.elapsed());
     let again = done?;
-    shared
-        .failures
-        .lock()
-        .remove(&job.uid().unwrap_or_default());
+    shared.failures.end(&job.uid().unwrap_or_default());
     Ok(Action::requeue(again))
 }
 
@@ -424,16 +437,12 @@ fn goes_on(facts: &Facts, decision: &Decision) -> bool {
     accepted && answers && decision.again >= POLL && facts.pods.iter().all(is_ready)
 }
 
-/// Twice as long each time, from half a second to five minutes.
 fn back_off(job: Arc<Guarded>, error: &ReconcileError, shared: Arc<Shared>) -> Action {
     if matches!(&error.0, kube::Error::Api(e) if e.code == 409) {
         // Somebody wrote meanwhile: it is looked at as it is now.
         return Action::requeue(BEHIND);
     }
-    let mut failures = shared.failures.lock();
-    let count = failures.entry(job.uid().unwrap_or_default()).or_default();
-    let pause = Duration::from_millis(500 << (*count).min(10)).min(Duration::from_secs(300));
-    *count += 1;
+    let pause = shared.failures.pause(&job.uid().unwrap_or_default());
     tracing::warn!(job = %job.name_any(), %error, ?pause, "will try again");
     Action::requeue(pause)
 }

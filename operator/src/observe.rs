@@ -198,6 +198,25 @@ impl Observer {
         self.caches.savepoints.get(&at).map(|s| (*s).clone())
     }
 
+    /// Pods of steps of a savepoint.
+    pub async fn steps(&self, savepoint: &Savepoint) -> Vec<Pod> {
+        let (namespace, name) = (savepoint.namespace(), savepoint.name_any());
+        self.filled().await;
+        of(&self.caches.pods, |p| {
+            p.namespace() == namespace && p.labels().get(names::SAVEPOINT) == Some(&name)
+        })
+    }
+
+    /// The job of a savepoint, if there is one.
+    ///
+    /// # Errors
+    /// When the API server does not answer.
+    pub async fn job_of(&self, savepoint: &Savepoint) -> Result<Option<StreamingJob>, kube::Error> {
+        let namespace = savepoint.namespace().unwrap_or_default();
+        let jobs: Api<StreamingJob> = Api::namespaced(self.client.clone(), &namespace);
+        in_time(READ, jobs.get_opt(&savepoint.spec.job_ref.name)).await
+    }
+
     /// The facts of a savepoint as of now.
     ///
     /// # Errors
@@ -215,10 +234,7 @@ impl Observer {
                 && job_of(Some(p.labels())) == Some(&of_job)
                 && is_worker(p.labels().get("app.kubernetes.io/component"))
         });
-        let steps = of(&self.caches.pods, |p| {
-            p.namespace().as_deref() == Some(&namespace)
-                && p.labels().get(names::SAVEPOINT) == Some(&name)
-        });
+        let steps = self.steps(savepoint).await;
         let maps: Api<ConfigMap> = Api::namespaced(self.client.clone(), &namespace);
         let at = names::step(&name, "savepoint");
         let kept = in_time(READ, maps.get_opt(&at)).await?;

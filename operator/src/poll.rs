@@ -119,8 +119,8 @@ impl Poll {
         }
     }
 
-    /// Asks until the process ends.
-    pub async fn run(&self) {
+    /// Asks until the process ends. `forget` drops what else is kept of jobs than those of these uids.
+    pub async fn run(&self, forget: impl Fn(&BTreeSet<&str>)) {
         let mut sweep = Instant::now() + SWEEP;
         loop {
             tokio::time::sleep(TICK).await;
@@ -129,7 +129,7 @@ impl Poll {
                 .await;
             if Instant::now() >= sweep {
                 sweep = Instant::now() + SWEEP;
-                self.forget();
+                self.forget(&forget);
             }
         }
     }
@@ -186,7 +186,7 @@ impl Poll {
     }
 
     /// Drops what is kept of jobs that are gone.
-    fn forget(&self) {
+    fn forget(&self, others: impl Fn(&BTreeSet<&str>)) {
         let jobs = self.jobs.state();
         let keys: BTreeSet<Key> = jobs.iter().map(|j| key(&**j)).collect();
         let uids: BTreeSet<&str> = jobs
@@ -204,6 +204,7 @@ impl Poll {
         };
         gone.iter().for_each(|key| self.drop(key));
         self.writer.forget(&uids);
+        others(&uids);
     }
 }
 
@@ -293,7 +294,10 @@ mod tests {
         let again = failed("2026-01-01T00:00:10Z", "PR0208");
         assert_eq!(shape(&first), shape(&again), "the same one once more");
         assert_ne!(shape(&first), shape(&said));
-        assert_ne!(shape(&first), shape(&failed("2026-01-01T00:00:00Z", "PR0209")));
+        assert_ne!(
+            shape(&first),
+            shape(&failed("2026-01-01T00:00:00Z", "PR0209"))
+        );
         let mut other = said.clone();
         other.on_trial = true;
         assert_ne!(shape(&said), shape(&other));

@@ -11,8 +11,7 @@ use kube::runtime::controller::{Action, Config as ControllerConfig, Controller};
 use kube::runtime::reflector::{self, ObjectRef};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Resource, ResourceExt};
-use penstock_crds::job::StreamingJob;
-use penstock_crds::savepoint::Savepoint;
+use penstock_crds::savepoint::{Savepoint, SavepointPhase};
 use serde_json::json;
 
 use super::{ReconcileError, Scope, Shared, unbroken};
@@ -35,7 +34,11 @@ pub async fn look_after(
         .default_backoff()
         .touched_objects();
     Controller::for_stream(unbroken(made), kept)
-        .with_config(ControllerConfig::default().debounce(Duration::from_millis(50)))
+        .with_config(
+            ControllerConfig::default()
+                .debounce(Duration::from_millis(50))
+                .concurrency(16),
+        )
         .watches_stream(unbroken(steps), |pod| {
             let of = pod.labels().get(crate::names::SAVEPOINT)?;
             Some(ObjectRef::new(of).within(&pod.namespace()?))
@@ -58,13 +61,28 @@ async fn reconcile(
     let done = look_at(&savepoint, &shared).await;
     let failed = done.as_ref().err().map(|e| &e.0);
     shared.metrics.looked(failed, began.elapsed());
+    if done.is_ok() {
+        let uid = savepoint.uid().unwrap_or_default();
+        shared.savepoint_failures.end(&uid);
+    }
     done
 }
 
-async fn look_at(savepoint: &Savepoint, shared: &Shared) -> Result<Action, ReconcileError> {
-    let namespace = savepoint.namespace().unwrap_or_default();
-    let jobs: Api<StreamingJob> = Api::namespaced(shared.observer.client.clone(), &namespace);
-    let job = jobs.get_opt(&savepoint.spec.job_ref.name).await?;
+/// Whether nothing is to be done any more until somebody deletes it. Its steps' pods are swept apart.
+fn rests(savepoint: &Savepoint) -> bool {
+    let phase = savepoint.status.as_ref().and_then(|s| s.phase);
+    savepoint.metadata.deletion_timestamp.is_none() && phase == Some(SavepointPhase::Completed)
+}
+
+pub(super) async fn look_at(
+    savepoint: &Savepoint,
+    shared: &Shared,
+) -> Result<Action, ReconcileError> {
+    if rests(savepoint) && shared.observer.steps(savepoint).await.is_empty() {
+        // There are more and more of these: they cost nothing.
+        return Ok(Action::await_change());
+    }
+    let job = shared.observer.job_of(savepoint).await?;
     let facts = shared.observer.savepoint_facts(savepoint, job).await?;
     let decision = decide(&facts, &shared.settings);
     carry_out(&facts, &decision, shared).await?;
@@ -126,7 +144,9 @@ async fn carry_out(
     Ok(())
 }
 
-fn back_off(_: Arc<Savepoint>, error: &ReconcileError, _: Arc<Shared>) -> Action {
-    tracing::warn!(%error, "will try again");
-    Action::requeue(Duration::from_secs(5))
+fn back_off(savepoint: Arc<Savepoint>, error: &ReconcileError, shared: Arc<Shared>) -> Action {
+    let uid = savepoint.uid().unwrap_or_default();
+    let pause = shared.savepoint_failures.pause(&uid);
+    tracing::warn!(savepoint = %savepoint.name_any(), %error, ?pause, "will try again");
+    Action::requeue(pause)
 }
