@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use penstock_crds::job::{StreamingJob, StreamingJobStatus};
 use penstock_crds::rpc::JobStatus;
 use penstock_crds::savepoint::Savepoint;
+use penstock_crds::units::Quantity;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -34,6 +35,8 @@ use crate::status::{bounded, same_but_numbers, with_numbers};
 
 /// Numbers alone are written so often.
 const NUMBERS_EVERY: Duration = Duration::from_secs(60);
+/// A claim that could not be made larger is tried again after so long: its class may allow it by then.
+const GROW_AGAIN: Duration = Duration::from_secs(600);
 
 pub struct Writer {
     pub client: Client,
@@ -42,6 +45,16 @@ pub struct Writer {
     pub metrics: Arc<Metrics>,
     /// What is known of the status of a job, by its uid.
     pub written: Mutex<BTreeMap<String, Written>>,
+    /// Claims that could not be made larger, by the uid of their job and their own.
+    pub refusals: Mutex<BTreeMap<String, BTreeMap<String, Refusal>>>,
+}
+
+/// How a claim could not be made larger.
+#[derive(Debug, Clone)]
+pub struct Refusal {
+    size: Quantity,
+    at: DateTime<Utc>,
+    note: String,
 }
 
 /// The status that was written last.
@@ -78,6 +91,9 @@ impl Writer {
     /// Drops what is kept of jobs other than these.
     pub fn forget(&self, uids: &BTreeSet<&str>) {
         self.written
+            .lock()
+            .retain(|uid, _| uids.contains(uid.as_str()));
+        self.refusals
             .lock()
             .retain(|uid, _| uids.contains(uid.as_str()));
     }
@@ -132,37 +148,25 @@ impl Writer {
             || !decision.steps.is_empty()
             || decision.savepoint.is_some()
             || !decision.abandon.is_empty()
-            || !decision.grow.is_empty()
             || !decision.replace.is_empty()
             || !decision.force.is_empty()
             || !decision.remove.is_empty();
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &namespace);
         for claim in &decision.abandon {
-            // Gone when its pod is.
+            // Gone when its pod is. The one that was seen, and not its successor of the same name.
+            let params = DeleteParams {
+                preconditions: uid_of(facts, claim).map(|uid| Preconditions {
+                    uid: Some(uid),
+                    resource_version: None,
+                }),
+                ..DeleteParams::default()
+            };
             self.metrics.wrote("PersistentVolumeClaim");
-            gone(claims.delete(claim, &DeleteParams::default()).await)?;
+            gone(claims.delete(claim, &params).await)?;
         }
         for (claim, size) in &decision.grow {
-            self.metrics.wrote("PersistentVolumeClaim");
-            let patch = json!({"spec": {"resources": {"requests": {"storage": size.to_string()}}}});
-            let params = PatchParams::default();
-            match claims.patch(claim, &params, &Patch::Merge(&patch)).await {
-                // A class that cannot is no reason to leave everything else.
-                Err(kube::Error::Api(e)) if e.code == 403 || e.code == 422 => {
-                    let note = format!("claim {claim} cannot grow to {size}: {}", e.message);
-                    let reason = "VolumeNotGrown";
-                    let event = Event {
-                        warning: true,
-                        reason,
-                        note,
-                    };
-                    self.tell(&facts.job, &event).await;
-                }
-                grown => {
-                    grown?;
-                }
-            }
+            wrote |= self.grow(facts, &claims, claim, *size).await?;
         }
         for pod in decision.replace.iter().chain(&decision.force) {
             let params = DeleteParams {
@@ -183,8 +187,88 @@ impl Writer {
         }
         Ok(Wrote {
             objects: wrote,
-            status: self.tell_all(facts, decision).await?,
+            status: self
+                .tell_with(facts, decision, &self.shown(facts, decision))
+                .await?,
         })
+    }
+
+    /// Makes a claim larger; false where its class cannot. That is told once, and is no reason to leave everything else.
+    async fn grow(
+        &self,
+        facts: &Facts,
+        claims: &Api<PersistentVolumeClaim>,
+        claim: &str,
+        size: Quantity,
+    ) -> Result<bool, kube::Error> {
+        let job = facts.job.uid().unwrap_or_default();
+        let uid = uid_of(facts, claim).unwrap_or_default();
+        let before = self.refusal(&job, &uid, size);
+        let age = before
+            .as_ref()
+            .map(|r| (facts.now - r.at).to_std().unwrap_or_default());
+        if age.is_some_and(|age| age < GROW_AGAIN) {
+            return Ok(false);
+        }
+        self.metrics.wrote("PersistentVolumeClaim");
+        let patch = json!({"spec": {"resources": {"requests": {"storage": size.to_string()}}}});
+        let params = PatchParams::default();
+        match claims.patch(claim, &params, &Patch::Merge(&patch)).await {
+            Err(kube::Error::Api(e)) if e.code == 403 || e.code == 422 => {
+                let note = format!("claim {claim} cannot grow to {size}: {}", e.message);
+                let refusal = Refusal {
+                    size,
+                    at: facts.now,
+                    note: note.clone(),
+                };
+                self.refused(job, uid, refusal);
+                if before.is_none() {
+                    let event = Event {
+                        warning: true,
+                        reason: "VolumeNotGrown",
+                        note,
+                    };
+                    self.tell(&facts.job, &event).await;
+                }
+                Ok(false)
+            }
+            grown => {
+                grown?;
+                if let Some(refusals) = self.refusals.lock().get_mut(&job) {
+                    refusals.remove(&uid);
+                }
+                Ok(true)
+            }
+        }
+    }
+
+    fn refused(&self, job: String, claim: String, refusal: Refusal) {
+        let mut refusals = self.refusals.lock();
+        refusals.entry(job).or_default().insert(claim, refusal);
+    }
+
+    /// How a claim could not be made so large.
+    fn refusal(&self, job: &str, claim: &str, size: Quantity) -> Option<Refusal> {
+        let refusals = self.refusals.lock();
+        let refusal = refusals.get(job)?.get(claim)?;
+        (refusal.size == size).then(|| refusal.clone())
+    }
+
+    /// The status that was decided on, with what was found out since: Ready says which claims could not be made larger.
+    fn shown(&self, facts: &Facts, decision: &Decision) -> StreamingJobStatus {
+        let job = facts.job.uid().unwrap_or_default();
+        let mut status = decision.status.clone();
+        let ready = status.conditions.iter_mut().find(|c| c.type_ == "Ready");
+        let Some(ready) = ready else {
+            return status;
+        };
+        for (claim, size) in &decision.grow {
+            let uid = uid_of(facts, claim).unwrap_or_default();
+            if let Some(refusal) = self.refusal(&job, &uid, *size) {
+                ready.message = bounded(&format!("{}; {}", ready.message, refusal.note));
+            }
+        }
+        status
     }
 
     /// Events and status alone; whether the status was written.
@@ -192,12 +276,21 @@ impl Writer {
     /// # Errors
     /// When the API server refuses the status.
     pub async fn tell_all(&self, facts: &Facts, decision: &Decision) -> Result<bool, kube::Error> {
+        self.tell_with(facts, decision, &decision.status).await
+    }
+
+    async fn tell_with(
+        &self,
+        facts: &Facts,
+        decision: &Decision,
+        status: &StreamingJobStatus,
+    ) -> Result<bool, kube::Error> {
         // Before the status, which is what says that it was told: it is told twice rather than never.
         for event in &decision.events {
             self.tell(&facts.job, event).await;
         }
         // That of a job which was let go is gone with it.
-        Ok(decision.hold != Some(false) && self.status(facts, &decision.status).await?)
+        Ok(decision.hold != Some(false) && self.status(facts, status).await?)
     }
 
     /// The ConfigMap of a certificate's version, as its owner: both go together. `written`: uids of those that were made just now.
@@ -447,6 +540,12 @@ fn stamped(child: &Child) -> Value {
     let mut body = child.body.clone();
     body["metadata"]["annotations"][APPLIED] = json!(format!("{hash:016x}"));
     body
+}
+
+/// The uid of a claim, if the watch has shown it.
+fn uid_of(facts: &Facts, claim: &str) -> Option<String> {
+    let named = |c: &&PersistentVolumeClaim| c.metadata.name.as_deref() == Some(claim);
+    facts.claims.iter().find(named)?.uid()
 }
 
 /// Whether something could not be made because it is there. A 409 of another reason is a quota that was being counted.

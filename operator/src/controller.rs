@@ -211,6 +211,7 @@ async fn look_after(
         authority,
         metrics: Arc::clone(&metrics),
         written: Mutex::default(),
+        refusals: Mutex::default(),
     });
     let poll = Poll::new(
         Arc::clone(&observer),

@@ -1,4 +1,4 @@
-//! Which writes a decision makes, and in which order: against an API server that takes all of them.
+//! Which writes a decision makes, and in which order: against an API server that takes them, or not.
 
 use http::{Request, Response};
 use kube::client::Body;
@@ -12,6 +12,11 @@ use crate::decide::tests::running;
 type Writes = Arc<Mutex<Vec<(String, String, Value)>>>;
 
 fn writer(facts: &Facts) -> (Writer, Writes) {
+    writer_to(facts, None)
+}
+
+/// The same, where the API server takes no patch of this kind.
+fn writer_to(facts: &Facts, refused: Option<&'static str>) -> (Writer, Writes) {
     let job = json!(facts.job);
     let writes = Writes::default();
     let seen = Arc::clone(&writes);
@@ -24,14 +29,18 @@ fn writer(facts: &Facts) -> (Writer, Writes) {
             let path = parts.uri.path().to_owned();
             let write = (parts.method.to_string(), path, body.clone());
             seen.lock().push(write);
+            if refused.is_some_and(|kind| parts.uri.path().contains(kind)) {
+                let refusal = Status::failure("the class cannot", "Invalid").with_code(422);
+                let answer = Body::from(json!(refusal).to_string().into_bytes());
+                let answer = Response::builder().status(422).body(answer);
+                return Ok::<_, std::convert::Infallible>(answer.unwrap());
+            }
             if parts.uri.path().contains("/streamingjobs/") {
                 // Of its status alone it cannot be read.
                 body = job;
             }
             body["metadata"]["uid"] = json!("made");
-            Ok::<_, std::convert::Infallible>(Response::new(Body::from(
-                body.to_string().into_bytes(),
-            )))
+            Ok(Response::new(Body::from(body.to_string().into_bytes())))
         }
     });
     let client = Client::new(server, "risk");
@@ -41,6 +50,7 @@ fn writer(facts: &Facts) -> (Writer, Writes) {
         authority: crate::certificates::tests::authority(),
         metrics: Arc::default(),
         written: Mutex::default(),
+        refusals: Mutex::default(),
     };
     (writer, writes)
 }
@@ -95,4 +105,89 @@ async fn a_renewed_certificate_belongs_to_the_version_that_is_there() {
         .iter()
         .filter(|(_, path, _)| path.contains("/secrets"));
     assert!(secrets.all(|(method, path, _)| method == "POST" && path.ends_with("/secrets")));
+}
+
+/// A job that runs, with this claim of 10 GiB.
+fn with_claim(uid: &str) -> Facts {
+    let mut facts = running();
+    let claim = json!({
+        "metadata": {"name": "state-payments-worker-0", "namespace": "risk", "uid": uid},
+        "spec": {"resources": {"requests": {"storage": "10Gi"}}},
+    });
+    facts.claims = vec![serde_json::from_value(claim).unwrap()];
+    facts
+}
+
+fn patches(writes: &Writes, of: &str) -> usize {
+    let writes = writes.lock();
+    let patches = writes
+        .iter()
+        .filter(|(m, path, _)| m == "PATCH" && path.contains(of));
+    patches.count()
+}
+
+fn events(writes: &Writes) -> usize {
+    let writes = writes.lock();
+    let events = writes
+        .iter()
+        .filter(|(_, path, _)| path.contains("/events"));
+    events.count()
+}
+
+#[tokio::test]
+async fn a_claim_that_cannot_grow_is_told_once_and_tried_again_much_later() {
+    let mut facts = with_claim("c");
+    facts.job.spec.state = serde_json::from_value(json!({"volume": {"size": "50Gi"}})).unwrap();
+    let settings = crate::build::tests::settings();
+    let mut decision = decide(&facts, &settings);
+    assert_eq!(decision.grow.len(), 1);
+    // What the watch shows of the children is no subject here.
+    decision.apply.clear();
+    decision.certificate = None;
+    decision.hold = None;
+    decision.events.clear();
+    let (writer, writes) = writer_to(&facts, Some("/persistentvolumeclaims/"));
+    let first = writer.carry_out(&facts, &decision).await.unwrap();
+    assert!(!first.objects, "nothing was written but the status");
+    assert_eq!(events(&writes), 1);
+    let (_, _, body) = writes.lock().last().unwrap().clone();
+    let ready = &body["status"]["conditions"][0];
+    assert_eq!(ready["type"], "Ready");
+    let message = ready["message"].as_str().unwrap();
+    let note = "claim state-payments-worker-0 cannot grow to 50Gi: the class cannot";
+    assert!(message.ends_with(note), "{message}");
+    let again = |after: i64| {
+        let mut facts = facts.clone();
+        facts.now += chrono::TimeDelta::seconds(after);
+        facts
+    };
+    writer.carry_out(&again(15), &decision).await.unwrap();
+    assert_eq!(patches(&writes, "/persistentvolumeclaims/"), 1);
+    writer.carry_out(&again(600), &decision).await.unwrap();
+    assert_eq!(patches(&writes, "/persistentvolumeclaims/"), 2);
+    assert_eq!(events(&writes), 1, "it was told");
+    // Another size is another question, and so is another claim.
+    decision.grow[0].1 = "60Gi".parse().unwrap();
+    writer.carry_out(&again(600), &decision).await.unwrap();
+    assert_eq!(patches(&writes, "/persistentvolumeclaims/"), 3);
+    let mut other = again(600);
+    other.claims = with_claim("d").claims;
+    writer.carry_out(&other, &decision).await.unwrap();
+    assert_eq!(patches(&writes, "/persistentvolumeclaims/"), 4);
+    assert_eq!(events(&writes), 3);
+    writer.forget(&BTreeSet::new());
+    assert!(writer.refusals.lock().is_empty());
+}
+
+#[tokio::test]
+async fn a_claim_is_abandoned_and_never_its_successor() {
+    let facts = with_claim("c");
+    let mut decision = decide(&facts, &crate::build::tests::settings());
+    decision.abandon = vec!["state-payments-worker-0".to_owned()];
+    let (writer, writes) = writer(&facts);
+    writer.carry_out(&facts, &decision).await.unwrap();
+    let claim = at(&writes, "/persistentvolumeclaims/state-payments-worker-0").unwrap();
+    let (method, _, body) = writes.lock()[claim].clone();
+    assert_eq!(method, "DELETE");
+    assert_eq!(body["preconditions"], json!({"uid": "c"}));
 }
