@@ -1,6 +1,7 @@
 //! The loop: watches wake jobs, each job is observed, decided on and written, one at a time; failures back off by themselves.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,7 +29,7 @@ use tokio::sync::{OnceCell, Semaphore};
 
 use crate::apply::Writer;
 use crate::certificates::Authority;
-use crate::clock::turn;
+use crate::clock::{in_time, turn};
 use crate::coordinator;
 use crate::decide::{Decision, POLL, decide, not_taken};
 use crate::facts::{Facts, is_ready, job_of};
@@ -56,6 +57,8 @@ const RESYNC: Duration = Duration::from_secs(600);
 const READS: usize = 2;
 /// When what was read is older than what is there.
 const BEHIND: Duration = Duration::from_millis(250);
+/// How often it is seen to that the API server believes the webhook.
+const TRUST: Duration = Duration::from_secs(60);
 
 struct Shared {
     observer: Arc<Observer>,
@@ -122,13 +125,7 @@ pub async fn run(
     metrics: &Arc<Metrics>,
     stop: impl Future<Output = ()> + Send + Sync + 'static,
 ) -> anyhow::Result<()> {
-    if !settings.webhook_configuration.is_empty() {
-        let name = &settings.webhook_configuration;
-        if let Err(error) = trust(&client, name, authority.pem()).await {
-            // Manifests pass then, and are judged here.
-            tracing::warn!(%error, "the webhook is not trusted yet");
-        }
-    }
+    let believed = keep_trusted(&client, &settings.webhook_configuration, authority.pem());
     let stop = stop.shared();
     let namespaces = match settings.namespaces.as_slice() {
         [] => vec![None],
@@ -146,7 +143,10 @@ pub async fn run(
         };
         look_after(scope, settings.clone(), means, stop.clone())
     });
-    try_join_all(each).await.map(|_| ())
+    tokio::select! {
+        done = try_join_all(each) => done.map(|_| ()),
+        never = believed => match never {},
+    }
 }
 
 /// The whole cluster, or one namespace of it.
@@ -324,6 +324,21 @@ fn unbroken<K: Send + 'static>(
     })
 }
 
+/// Sees to it that the API server believes the webhook: whoever writes its configuration anew takes that away. `name`: of the
+/// configuration; empty: somebody else sees to it.
+async fn keep_trusted(client: &Client, name: &str, authority: &str) -> Infallible {
+    if name.is_empty() {
+        return std::future::pending().await;
+    }
+    loop {
+        if let Err(error) = in_time(TRUST, trust(client, name, authority)).await {
+            // Manifests pass then, and are judged here.
+            tracing::warn!(%error, "the webhook is not trusted yet");
+        }
+        tokio::time::sleep(TRUST).await;
+    }
+}
+
 /// Tells the API server whom to believe when it calls the webhook.
 async fn trust(client: &Client, name: &str, authority: &str) -> Result<(), kube::Error> {
     let api: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
@@ -447,3 +462,6 @@ fn back_off(job: Arc<Guarded>, error: &ReconcileError, shared: Arc<Shared>) -> A
     tracing::warn!(job = %job.name_any(), %error, ?pause, "will try again");
     Action::requeue(pause)
 }
+
+#[cfg(test)]
+mod tests;
