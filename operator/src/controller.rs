@@ -33,13 +33,14 @@ use crate::clock::{in_time, turn};
 use crate::coordinator;
 use crate::decide::{Decision, POLL, decide, not_taken};
 use crate::facts::{Facts, is_ready, job_of};
+use crate::guarded::Guarded;
 use crate::lint::{Linter, Verdicts};
 use crate::metrics::Metrics;
 use crate::names::{FINALIZER, MANAGER};
 use crate::observe::{Caches, Observer, trim, trim_pod};
 use crate::poll::Poll;
 use crate::settings::Settings;
-use crate::unreadable::{self, Guarded};
+use crate::unreadable;
 use crate::version::name_of;
 
 mod failures;

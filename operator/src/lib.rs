@@ -14,7 +14,7 @@
 //! 3  decide
 //! 2  build (children), status (conditions), upgrade (which version)
 //! 1  facts, version, issue
-//! 0  settings, names, kind, same, metrics, clock, address
+//! 0  settings, names, kind, same, guarded, metrics, clock, address
 //! ```
 //!
 //! It reads no Secret but its own, and speaks to no bucket and no broker: what a job's log says it learns from the job.
@@ -30,6 +30,7 @@ pub mod coordinator;
 pub mod decide;
 pub mod election;
 pub mod facts;
+pub mod guarded;
 pub mod issue;
 pub mod kind;
 pub mod lint;

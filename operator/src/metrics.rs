@@ -13,10 +13,8 @@ use axum::routing::get;
 use chrono::{DateTime, Utc};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
-use kube::core::DeserializeGuard;
 use kube::runtime::reflector::Store;
 use parking_lot::Mutex;
-use penstock_crds::job::StreamingJob;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, text::encode};
 use prometheus_client::metrics::MetricType;
@@ -26,6 +24,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+use crate::guarded::Guarded;
 use crate::names::{CERTIFICATE_UNTIL, JOB};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -75,7 +74,7 @@ struct ByJob {
 /// The jobs that this replica looks after, as the API server knows them. Read at each scrape, so that a job that is gone, or a
 /// condition that is over, has no series.
 #[derive(Clone, Default)]
-struct Jobs(Arc<Mutex<Vec<Store<DeserializeGuard<StreamingJob>>>>>);
+struct Jobs(Arc<Mutex<Vec<Store<Guarded>>>>);
 
 /// Their pods: each says when its certificate ends.
 #[derive(Clone, Default)]
@@ -129,8 +128,7 @@ impl Collector for Jobs {
         let mut family =
             encoder.encode_descriptor("job_condition", help, None, MetricType::Gauge)?;
         for jobs in self.0.lock().iter() {
-            let jobs = jobs.state();
-            for job in jobs.iter().filter_map(|job| job.0.as_ref().ok()) {
+            for job in &jobs.state() {
                 for of in conditions(job) {
                     family.encode_family(&of)?.encode_gauge(&1i64)?;
                 }
@@ -140,8 +138,8 @@ impl Collector for Jobs {
     }
 }
 
-fn conditions(job: &StreamingJob) -> Vec<ByCondition> {
-    let conditions = job.status.iter().flat_map(|s| &s.conditions);
+fn conditions(job: &Guarded) -> Vec<ByCondition> {
+    let conditions = job.conditions().iter();
     conditions
         .map(|c| ByCondition {
             namespace: job.namespace().unwrap_or_default(),
@@ -248,7 +246,7 @@ impl Metrics {
     }
 
     /// Jobs whose conditions are to be on the page: a watch's cache.
-    pub fn show(&self, jobs: Store<DeserializeGuard<StreamingJob>>) {
+    pub fn show(&self, jobs: Store<Guarded>) {
         self.jobs.0.lock().push(jobs);
     }
 
@@ -301,14 +299,14 @@ mod tests {
 
     use super::*;
 
-    fn job() -> StreamingJob {
+    fn job() -> Guarded {
         let mut job = crate::build::tests::job();
         let condition = json!({
             "type": "Stalled", "status": "True", "reason": "Failed", "message": "no rows [PR0207]",
             "lastTransitionTime": "2026-01-01T00:00:00Z",
         });
         job.status = serde_json::from_value(json!({"conditions": [condition]})).unwrap();
-        job
+        Guarded(Ok(job))
     }
 
     #[test]
@@ -335,15 +333,21 @@ mod tests {
     #[test]
     fn conditions_of_jobs_are_on_the_page_as_long_as_the_jobs_are_there() {
         let metrics = Metrics::default();
-        let (jobs, mut watch) = reflector::store::<DeserializeGuard<StreamingJob>>();
+        let (jobs, mut watch) = reflector::store::<Guarded>();
         metrics.show(jobs);
         let line = "penstock_job_condition{namespace=\"risk\",streamingjob=\"payments\",\
                     type=\"Stalled\",status=\"True\",reason=\"Failed\"} 1";
         let shown = || metrics.page().lines().any(|l| l == line);
         assert!(!shown(), "nobody has listed the job yet");
-        watch.apply_watcher_event(&watcher::Event::Apply(DeserializeGuard(Ok(job()))));
+        watch.apply_watcher_event(&watcher::Event::Apply(job()));
         assert!(shown(), "{}", metrics.page());
-        watch.apply_watcher_event(&watcher::Event::Delete(DeserializeGuard(Ok(job()))));
+        let mut unread = json!(job().0.unwrap());
+        unread["spec"]["keyGroups"] = json!("many");
+        let unread: Guarded = serde_json::from_value(unread).unwrap();
+        assert!(unread.0.is_err());
+        watch.apply_watcher_event(&watcher::Event::Apply(unread));
+        assert!(shown(), "one that cannot be read: {}", metrics.page());
+        watch.apply_watcher_event(&watcher::Event::Delete(job()));
         assert!(!shown(), "{}", metrics.page());
     }
 
@@ -379,9 +383,9 @@ mod tests {
             Some(&kube::Error::LinesCodecMaxLineLengthExceeded),
             std::time::Duration::ZERO,
         );
-        let (jobs, mut watch) = reflector::store::<DeserializeGuard<StreamingJob>>();
+        let (jobs, mut watch) = reflector::store::<Guarded>();
         metrics.show(jobs);
-        watch.apply_watcher_event(&watcher::Event::Apply(DeserializeGuard(Ok(job()))));
+        watch.apply_watcher_event(&watcher::Event::Apply(job()));
         metrics.expires(Shown::Authority, DateTime::UNIX_EPOCH);
         let (pods, mut watch) = reflector::store::<Pod>();
         metrics.show_pods(pods);

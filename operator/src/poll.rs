@@ -19,10 +19,10 @@ use crate::apply::Writer;
 use crate::clock::turn;
 use crate::decide::POLL;
 use crate::facts::Facts;
+use crate::guarded::Guarded;
 use crate::metrics::Metrics;
 use crate::observe::Observer;
 use crate::status::health_changes;
-use crate::unreadable::Guarded;
 
 /// How often it is looked who is due.
 const TICK: Duration = Duration::from_millis(100);

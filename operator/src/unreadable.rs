@@ -3,16 +3,12 @@
 
 use chrono::{DateTime, Utc};
 use kube::api::{Api, DynamicObject, Patch, PatchParams};
-use kube::core::DeserializeGuard;
 use kube::{Client, Resource, ResourceExt};
 use penstock_crds::job::StreamingJob;
 use serde_json::{Value, json};
 
 use crate::names::MANAGER;
 use crate::status::{Reason, bounded};
-
-/// A job as a watch keeps it. One manifest that cannot be read must not end the watch of all.
-pub type Guarded = DeserializeGuard<StreamingJob>;
 
 /// The job of an object.
 ///

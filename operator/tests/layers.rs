@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 /// Modules by layer, lowest first.
 const LAYERS: &[&[&str]] = &[
     &[
-        "settings", "names", "kind", "same", "metrics", "clock", "address",
+        "settings", "names", "kind", "same", "guarded", "metrics", "clock", "address",
     ],
     &["facts", "version", "issue"],
     &["build", "status", "upgrade"],
