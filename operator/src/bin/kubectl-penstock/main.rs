@@ -9,7 +9,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use penstock_crds::codes;
 use penstock_crds::job::StreamingJob;
-use penstock_operator::clock;
+use penstock_operator::{clock, names};
 use serde_json::json;
 
 mod orders;
@@ -235,10 +235,16 @@ async fn suspend(
     })
 }
 
+/// The selector of a job's workers. Pods of steps on its log bear its name too.
+fn workers(job: &str) -> String {
+    let component = "app.kubernetes.io/component";
+    format!("{}={job},{component}={}", names::JOB, names::WORKER)
+}
+
 /// `kubectl logs`, which knows how to follow.
 fn logs(args: &Args, namespace: &str, job: &str, follow: bool) -> Result<String, Trouble> {
     let mut command = std::process::Command::new("kubectl");
-    let selector = format!("penstock.dev/job={job}");
+    let selector = workers(job);
     command.args([
         "logs",
         "--namespace",
@@ -261,5 +267,29 @@ fn logs(args: &Args, namespace: &str, job: &str, follow: bool) -> Result<String,
     match status.success() {
         true => Ok(String::new()),
         false => Err(Trouble::Other(format!("kubectl {status}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn logs_are_those_of_workers_and_of_no_step() {
+        let text = workers("payments");
+        let pairs = text.split(',').map(|pair| pair.split_once('=').unwrap());
+        let wanted: BTreeMap<&str, &str> = pairs.collect();
+        let picks = |labels: &BTreeMap<String, String>| {
+            wanted
+                .iter()
+                .all(|(name, value)| labels.get(*name).is_some_and(|v| v == value))
+        };
+        let mut labels = names::labels("payments");
+        assert!(picks(&labels));
+        labels.insert("app.kubernetes.io/component".to_owned(), "step".to_owned());
+        assert!(!picks(&labels));
+        assert!(!picks(&names::labels("other")));
     }
 }
