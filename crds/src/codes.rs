@@ -187,7 +187,7 @@ codes! {
     RUN_NULL = "PR0203", "null in a column that may not be", "The column is `nullable: false` and the member is null or missing.";
     RUN_BODY_SIZE = "PR0204", "body too large", "The body is larger than the reader's bound.";
     RUN_LATE = "PR0205", "row behind the watermark", "The row's event time lies below the watermark, and its window is closed. onLate says what becomes of it.";
-    RUN_FAIL_ABOVE = "PR0206", "too many wrong rows", "More than `failAbove` of the rows were wrong within the window. The epoch was committed first; the job goes on from there when it is started again.";
+    RUN_FAIL_ABOVE = "PR0206", "too many wrong rows", "More than `failAbove` of the rows were wrong within the window. The epoch was committed first; the job goes on from there, and counts anew, when a person starts it again: on a cluster by a change of its spec.";
     RUN_DATA_LOSS = "PR0207", "offset out of range", "The broker no longer has the records at which the job stands, or the topic was made anew. Going on would lose rows, so a person decides: `penstock run --accept-loss SOURCE`, on a cluster `kubectl penstock accept-loss JOB SOURCE@EPOCH`, goes on and keeps in the log what was given up.";
     RUN_SOURCE = "PR0208", "source failed", "The source cannot be read: the brokers or the store refuse, or do not answer beyond all retries.";
     RUN_SINK = "PR0209", "sink failed", "The sink cannot be written: the brokers or the store refuse, or do not answer beyond all retries.";
