@@ -204,7 +204,7 @@ codes! {
     RUN_AGGREGATE = "PR0315", "aggregate not supported", "The function, or its form over these types, is not there yet.";
     RUN_ROUTING = "PR0316", "row at the wrong slot", "A row reached a slot that does not own its key: a defect in the engine. Please report the message.";
     RUN_FENCED = "PR0401", "fenced by a newer generation", "Another process has claimed the job. This one stops, and nothing that it did since counts.";
-    RUN_STORAGE = "PR0402", "storage does not answer", "The checkpoint storage refuses or does not answer beyond all retries. Nothing was committed without being durable.";
+    RUN_STORAGE = "PR0402", "storage does not answer", "The checkpoint storage refuses or does not answer beyond all retries. Nothing was committed without being durable. `penstock run` ends with it when it is so at the start; a job that ran, and every job on a cluster, reads the Secret again and tries on. A full or read-only local disk ends it.";
     RUN_STORAGE_UNSAFE = "PR0403", "storage ignores create-if-absent", "The store accepted a second create of one key. Commits would not be safe there, so the job does not start.";
     RUN_CORRUPT = "PR0404", "checkpoint object corrupt", "An object of the log does not have the checksum that the log says, and no other copy was found.";
     RUN_MISSING_OBJECT = "PR0405", "checkpoint object missing", "An object that the log names is gone, and no other copy was found.";

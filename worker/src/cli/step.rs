@@ -13,7 +13,7 @@ use penstock_checkpoint::store::ErrorKind as StoreKind;
 use serde_json::{Value, json};
 
 use super::{Output, check, tell, until_ended};
-use crate::error::{EngineError, Result};
+use crate::error::Result;
 use crate::job::{self, given};
 use crate::member::storage;
 
@@ -137,7 +137,9 @@ async fn pin(log: &mut JobLog, name: &str) -> Result<Value> {
     let epoch = log.fold().pins()[name];
     let bytes = match log.restore(epoch).await {
         Ok(plan) => plan.state.bytes(),
-        Err(e) if e.kind() == StoreKind::Retry => return Err(storage(e)),
+        Err(e) if matches!(e.kind(), StoreKind::Retry | StoreKind::Refused) => {
+            return Err(storage(e));
+        }
         Err(_) => 0,
     };
     let completed = epoch <= log.fold().done_through();

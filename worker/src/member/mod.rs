@@ -619,6 +619,7 @@ pub fn storage(e: penstock_checkpoint::log::LogError) -> EngineError {
     use penstock_checkpoint::store::ErrorKind as K;
     let kind = match e.kind() {
         K::Retry => ErrorKind::Retry,
+        K::Refused => ErrorKind::Refused,
         K::Fail => ErrorKind::Fail,
         K::Fenced => ErrorKind::Fenced,
         K::Invalid => ErrorKind::Invalid,
