@@ -191,7 +191,7 @@ codes! {
     RUN_DATA_LOSS = "PR0207", "offset out of range", "The broker no longer has the records at which the job stands, or the topic was made anew. Going on would lose rows, so a person decides: `penstock run --accept-loss SOURCE`, on a cluster `kubectl penstock accept-loss JOB SOURCE@EPOCH`, goes on and keeps in the log what was given up.";
     RUN_SOURCE = "PR0208", "source failed", "The source cannot be read: the brokers or the store refuse, or do not answer beyond all retries.";
     RUN_SINK = "PR0209", "sink failed", "The sink cannot be written: the brokers or the store refuse, or do not answer beyond all retries.";
-    RUN_MARKER = "PR0210", "marker missing or another's", "The exactly-once marker of a sink's shard is missing, or was written by another. Resending could repeat rows, so a person decides.";
+    RUN_MARKER = "PR0210", "marker missing or another's", "The exactly-once marker of a sink's shard is missing, or was written by another. Resending could repeat rows, so a person decides, and the job is not started again by itself.";
     RUN_LOGIN = "PR0211", "login refused", "The brokers do not accept the user, the password or the mechanism. `penstock run` ends with it when it is so at the start; a job that ran, and every job on a cluster, reads the Secret again and tries on, at most every 10 s.";
     RUN_TLS = "PR0212", "broker not trusted", "No TLS connection: the broker's certificate has expired, is made out to another host, is signed by no authority of `ssl.ca.pem`, or TLS cannot begin at all. Tried on with as PR0211 is.";
     RUN_MEMORY = "PR0301", "killed for memory", "A worker passed its memory limit and was killed.";
@@ -206,8 +206,8 @@ codes! {
     RUN_FENCED = "PR0401", "fenced by a newer generation", "Another process has claimed the job. This one stops, and nothing that it did since counts.";
     RUN_STORAGE = "PR0402", "storage does not answer", "The checkpoint storage refuses or does not answer beyond all retries. Nothing was committed without being durable. `penstock run` ends with it when it is so at the start; a job that ran, and every job on a cluster, reads the Secret again and tries on. A full or read-only local disk ends it.";
     RUN_STORAGE_UNSAFE = "PR0403", "storage ignores create-if-absent", "The store accepted a second create of one key. Commits would not be safe there, so the job does not start.";
-    RUN_CORRUPT = "PR0404", "checkpoint object corrupt", "An object of the log does not have the checksum that the log says, and no other copy was found.";
-    RUN_MISSING_OBJECT = "PR0405", "checkpoint object missing", "An object that the log names is gone, and no other copy was found.";
+    RUN_CORRUPT = "PR0404", "checkpoint object corrupt", "An object of the log does not have the checksum that the log says, and no other copy was found. Reading it again does not mend it: put back what the storage keeps of older versions, then change the spec.";
+    RUN_MISSING_OBJECT = "PR0405", "checkpoint object missing", "An object that the log names is gone, and no other copy was found. Put back what the storage keeps of older versions, then change the spec.";
     RUN_FORMAT_NEWER = "PR0406", "written by a newer version", "The log asks for a newer reader than this one.";
     RUN_PRIOR_LOG = "PR0407", "an older log of this name exists", "In a cluster: say restoreFrom.latest to go on with it, restoreFrom.epoch to go back in it, restoreFrom.savepoint to begin with a savepoint, or startFresh: true to ignore it. (`penstock run` always goes on with it.)";
     RUN_DRAINED = "PR0408", "job is final", "The job was drained: its windows are closed and it cannot go on. Use another name, or startFresh: true; for `penstock run` delete its log and its volume.";

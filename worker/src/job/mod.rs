@@ -238,6 +238,7 @@ async fn generations(
     });
     let worked = AtomicBool::new(false);
     let proven = AtomicBool::new(false);
+    let looked = AtomicBool::new(false);
     let cluster = options.log_id.is_some();
     let ended = one_after_another(&stop, &progress, || async {
         let ended = async {
@@ -251,7 +252,8 @@ async fn generations(
         };
         let ended = ended.await;
         worked.fetch_or(progress.is(Phase::Running), Ordering::Relaxed);
-        ended.map_err(|e| at_the_start(e, cluster, worked.load(Ordering::Relaxed)))
+        let ended = ended.map_err(|e| at_the_start(e, cluster, worked.load(Ordering::Relaxed)));
+        ended.map_err(|e| looked_again(e, &looked))
     });
     Ok(ended.await?.unwrap_or_else(|| cut_short(&progress)))
 }
@@ -270,6 +272,18 @@ fn at_the_start(error: EngineError, cluster: bool, worked: bool) -> EngineError 
 fn unproven(error: EngineError, cluster: bool) -> EngineError {
     let kind = match error.kind {
         ErrorKind::Retry if !cluster => ErrorKind::Fail,
+        kind => kind,
+    };
+    EngineError { kind, ..error }
+}
+
+/// An object that is damaged or gone stays so, and only a person mends it. But who slept may look for what the job's next owner
+/// has collected: so the job is joined again, once, and the log says who owns it.
+fn looked_again(error: EngineError, looked: &AtomicBool) -> EngineError {
+    let lost = matches!(error.code, "PR0404" | "PR0405");
+    let before = looked.swap(lost, Ordering::Relaxed);
+    let kind = match error.kind {
+        ErrorKind::Invalid if lost && !before => ErrorKind::Retry,
         kind => kind,
     };
     EngineError { kind, ..error }
@@ -297,7 +311,11 @@ pub async fn state_verdict_in_time(
     progress: &Progress,
     stop: &watch::Receiver<bool>,
 ) -> Result<Option<Verdict>> {
-    let verdict = one_after_another(stop, progress, || state_verdict(job, plan, options));
+    let looked = AtomicBool::new(false);
+    let verdict = one_after_another(stop, progress, || async {
+        let verdict = state_verdict(job, plan, options).await;
+        verdict.map_err(|e| looked_again(e, &looked))
+    });
     Ok(verdict.await?.flatten())
 }
 
@@ -678,5 +696,19 @@ mod tests {
         let away = || EngineError::retry("PR0402", "checkpoint storage", "no");
         assert_eq!(unproven(away(), false).kind, ErrorKind::Fail);
         assert_eq!(unproven(away(), true).kind, ErrorKind::Retry);
+    }
+
+    #[test]
+    fn an_object_that_is_gone_is_looked_for_once_more() {
+        let looked = AtomicBool::new(false);
+        let kind = |code| looked_again(EngineError::invalid(code, "pack", "gone"), &looked).kind;
+        assert_eq!(kind("PR0405"), ErrorKind::Retry);
+        assert_eq!(kind("PR0404"), ErrorKind::Invalid);
+        assert_eq!(kind("PR0207"), ErrorKind::Invalid);
+        assert_eq!(
+            kind("PR0405"),
+            ErrorKind::Retry,
+            "the look before was another"
+        );
     }
 }
