@@ -27,6 +27,8 @@ pub use remote::{Remote, S3Options};
 pub enum ErrorKind {
     /// Trying again may help; whether it took effect is unknown.
     Retry,
+    /// The store does not let us in. Trying again with the same credentials does not help; others may come.
+    Refused,
     /// Trying again does not help.
     Fail,
     /// A newer owner exists.

@@ -1,4 +1,4 @@
-//! From nodes to the graph: passes, two-phase operators, stages, uids, fingerprints, sources.
+//! From nodes to the graph: passes, two-phase operators, stages, uids, sources.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -11,17 +11,15 @@ use crate::codes;
 use crate::explain::describe;
 use crate::expression::{df_schema, field_of};
 use crate::fault::{Fault, Result};
+use crate::fingerprint::{Columns, STATE_FORMAT, fingerprint, meanings};
 use crate::graph::{
-    Aggregate, AggregateFunction, Distribution, Edge, EdgeKind, Fingerprint, Node, NodeId, Op,
-    Phase, StreamGraph, Uid, WindowBy,
+    Aggregate, AggregateFunction, Distribution, Edge, EdgeKind, Node, NodeId, Op, Phase,
+    StreamGraph, Uid, WindowBy,
 };
 use crate::input::PlanInput;
 use crate::ir::{Idx, Input, Ir, IrNode, IrOp, Names, canonical, schema_text};
 use crate::prune::{add_uses, merge, prune, set_fields, uses_of};
 use crate::source_plan::{ComputedColumn, MetadataColumn, SinkPlan, SourcePlan, WatermarkPlan};
-
-/// Part of every fingerprint: a change of how operators keep their state changes it.
-pub const STATE_FORMAT: u32 = 2;
 
 /// What a job computes, and what the engine needs of its sources and sinks.
 #[derive(Debug, Clone)]
@@ -97,7 +95,7 @@ pub(crate) fn finish(
             .cmp(&b.position)
             .then_with(|| a.message.cmp(&b.message))
     });
-    let graph = graph(&ir)?;
+    let graph = graph(&ir, catalog)?;
     let plan_hash = hash(&graph, &sources, &sinks);
     Ok(Plan {
         graph,
@@ -447,7 +445,7 @@ fn break_cycles(mut ir: Ir) -> Ir {
     ir
 }
 
-fn graph(ir: &Ir) -> Result<StreamGraph> {
+fn graph(ir: &Ir, catalog: &Catalog) -> Result<StreamGraph> {
     let stage = stages(ir);
     let Some(order) = order_of_stages(ir, &stage) else {
         return Err(Fault::new(
@@ -459,6 +457,7 @@ fn graph(ir: &Ir) -> Result<StreamGraph> {
     let mut nodes = vec![];
     let mut edges = vec![];
     let mut ordinals: HashMap<String, usize> = HashMap::new();
+    let mut means: Vec<Vec<String>> = vec![];
     for (index, node) in ir.nodes.iter().enumerate() {
         let IrOp::Graph(op) = &node.op else {
             return Err(Fault::new(
@@ -474,10 +473,14 @@ fn graph(ir: &Ir) -> Result<StreamGraph> {
         let uid = Uid(format!("{base}-{ordinal}"));
         *ordinal += 1;
         // A final operator speaks of its partial's input.
-        let inputs: Vec<&IrNode> = node
+        let inputs: Vec<Columns<'_>> = node
             .inputs
             .iter()
-            .map(|i| terms_of(ir, op, &ir.nodes[i.node]))
+            .map(|i| terms_of(ir, op, i.node))
+            .map(|i| Columns {
+                node: &ir.nodes[i],
+                means: &means[i],
+            })
             .collect();
         nodes.push(Node {
             id: NodeId(index),
@@ -487,10 +490,12 @@ fn graph(ir: &Ir) -> Result<StreamGraph> {
             fingerprint: fingerprint(op, &inputs),
             describe: describe(
                 op,
-                &inputs.iter().map(|i| &i.schema).collect::<Vec<_>>(),
+                &inputs.iter().map(|i| &i.node.schema).collect::<Vec<_>>(),
                 &node.schema,
             ),
         });
+        let own = meanings(op, &node.schema, &inputs, catalog);
+        means.push(own);
         for (port, input) in node.inputs.iter().enumerate() {
             edges.push(Edge {
                 from: NodeId(input.node),
@@ -518,7 +523,7 @@ fn graph(ir: &Ir) -> Result<StreamGraph> {
 }
 
 /// The node whose columns the operator's indexes mean.
-fn terms_of<'a>(ir: &'a Ir, op: &Op, input: &'a IrNode) -> &'a IrNode {
+fn terms_of(ir: &Ir, op: &Op, input: Idx) -> Idx {
     match op {
         Op::WindowAggregate {
             phase: Phase::Final,
@@ -527,7 +532,7 @@ fn terms_of<'a>(ir: &'a Ir, op: &Op, input: &'a IrNode) -> &'a IrNode {
         | Op::Deduplicate {
             phase: Phase::Final,
             ..
-        } => &ir.nodes[input.inputs[0].node],
+        } => ir.nodes[input].inputs[0].node,
         _ => input,
     }
 }
@@ -554,144 +559,6 @@ pub(crate) fn kind_name(op: &Op) -> &'static str {
         Op::Materialize { .. } => "materialize",
         Op::Sink { .. } => "sink",
     }
-}
-
-/// Only for operators whose state outlives a barrier. Types of the columns that state is made of, not their names: renaming a
-/// column keeps the state.
-fn fingerprint(op: &Op, inputs: &[&IrNode]) -> Option<Fingerprint> {
-    let types = |schema: &SchemaRef, columns: &[usize]| {
-        columns
-            .iter()
-            .map(|&c| schema.field(c).data_type().to_string())
-            .collect::<Vec<_>>()
-            .join(",")
-    };
-    let all = |schema: &SchemaRef| types(schema, &(0..schema.fields().len()).collect::<Vec<_>>());
-    let by = |by: &WindowBy, schema: &SchemaRef| match by {
-        WindowBy::Time { column, window } => {
-            format!("time {} {window:?}", schema.field(*column).data_type())
-        }
-        WindowBy::Attached { start, .. } => {
-            format!("attached {}", schema.field(*start).data_type())
-        }
-    };
-    let aggregates = |aggregates: &[Aggregate], schema: &SchemaRef| {
-        let texts: Vec<String> = aggregates
-            .iter()
-            .map(|a| {
-                format!(
-                    "{}{}({})->{}",
-                    crate::ir::function_name(&a.function),
-                    if a.distinct { " distinct" } else { "" },
-                    types(schema, &a.args),
-                    a.output.data_type()
-                )
-            })
-            .collect();
-        texts.join(";")
-    };
-    let kinds: Vec<String> = inputs
-        .iter()
-        .map(|i| {
-            format!(
-                "{:?}",
-                std::mem::discriminant(&i.kind) == std::mem::discriminant(&EdgeKind::Append)
-            )
-        })
-        .collect();
-    let order = |keys: &[crate::graph::SortKey], schema: &SchemaRef| {
-        keys.iter()
-            .map(|k| {
-                format!(
-                    "{} {} {}",
-                    schema.field(k.column).data_type(),
-                    k.descending,
-                    k.nulls_first
-                )
-            })
-            .collect::<Vec<_>>()
-            .join(",")
-    };
-    let input = inputs.first().map(|i| &i.schema);
-    let text = match (op, input) {
-        (
-            Op::WindowAggregate {
-                phase: Phase::Partial,
-                ..
-            }
-            | Op::Deduplicate {
-                phase: Phase::Partial,
-                ..
-            },
-            _,
-        ) => return None,
-        (
-            Op::WindowAggregate {
-                by: window,
-                keys,
-                aggregates: a,
-                emit,
-                ..
-            },
-            Some(schema),
-        ) => {
-            format!(
-                "window-aggregate|{}|{}|{}|{emit:?}",
-                by(window, schema),
-                types(schema, keys),
-                aggregates(a, schema)
-            )
-        }
-        (
-            Op::Aggregate {
-                keys,
-                aggregates: a,
-                ..
-            },
-            Some(schema),
-        ) => format!(
-            "aggregate|{}|{}",
-            types(schema, keys),
-            aggregates(a, schema)
-        ),
-        (
-            Op::Deduplicate {
-                keys,
-                window,
-                order: o,
-                keep,
-                ..
-            },
-            Some(schema),
-        ) => {
-            format!(
-                "deduplicate|{:?}|{}|{}|{keep:?}|{}",
-                window.as_ref().map(|w| by(w, schema)),
-                types(schema, keys),
-                order(o, schema),
-                all(schema)
-            )
-        }
-        (Op::WindowJoin { left, right, .. }, Some(schema)) => {
-            let other = inputs.get(1).map_or(schema, |i| &i.schema);
-            format!(
-                "window-join|{}|{}|{}|{}|{}|{}",
-                by(&left.window, schema),
-                types(schema, &left.keys),
-                all(schema),
-                by(&right.window, other),
-                types(other, &right.keys),
-                all(other)
-            )
-        }
-        (Op::Materialize { key, .. }, Some(schema)) => {
-            format!("materialize|{}|{}", types(schema, key), all(schema))
-        }
-        _ => return None,
-    };
-    Some(Fingerprint(xxh3_64(
-        format!("v{STATE_FORMAT}|append {}|{text}", kinds.join(",")).as_bytes(),
-    )))
 }
 
 fn hash(

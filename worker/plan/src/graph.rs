@@ -38,8 +38,8 @@ pub struct NodeId(pub usize);
 #[serde(transparent)]
 pub struct Uid(pub String);
 
-/// Hash of everything that the bytes of an operator's state depend on: kind, key and value types, aggregate kinds, edge
-/// kinds, window, state format version. Equal fingerprint: the state restores as it is.
+/// Hash of everything that the bytes of an operator's state depend on, and of what they mean: kind, types and origins of keys and
+/// values, aggregate kinds, edge kinds, window, state format version. Equal fingerprint: the state restores as it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Fingerprint(pub u64);

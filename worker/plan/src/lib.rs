@@ -10,8 +10,8 @@
 //!
 //! ```text
 //! 5  planner (the whole way)
-//! 4  finish (stages, uids, fingerprints), verdict, explain, emission (when changes leave)
-//! 3  lower (logical plan to nodes), prune (passes over nodes)
+//! 4  finish (stages, uids), verdict, explain, emission (when changes leave)
+//! 3  lower (logical plan to nodes), prune (passes over nodes), fingerprint (what state holds)
 //! 2  catalog (tables, types, names), window (TUMBLE, HOP), ir (nodes)
 //! 1  parse, dialect, refuse, rewrite, functions, expression
 //! 0  graph, source_plan (what the engine reads), input (what it is made from), fault, codes
@@ -26,6 +26,7 @@ pub mod emission;
 mod explain;
 mod expression;
 mod fault;
+mod fingerprint;
 mod finish;
 mod functions;
 pub mod graph;
@@ -46,7 +47,8 @@ use penstock_crds::job::StreamingJob;
 
 pub use catalog::arrow_type;
 pub use explain::{explain, plan_json};
-pub use finish::{Plan, STATE_FORMAT};
+pub use fingerprint::STATE_FORMAT;
+pub use finish::Plan;
 pub use input::PlanInput;
 pub use verdict::{Fate, Outcome, StateVerdict, Terms, Verdict, WAYS_OUT, verdict};
 

@@ -7,7 +7,7 @@ fn layer(module: &str) -> Option<u8> {
         "graph" | "source_plan" | "input" | "fault" | "codes" => 0,
         "parse" | "dialect" | "refuse" | "rewrite" | "functions" | "expression" => 1,
         "catalog" | "window" | "ir" => 2,
-        "lower" | "prune" => 3,
+        "lower" | "prune" | "fingerprint" => 3,
         "finish" | "verdict" | "explain" | "emission" => 4,
         "planner" => 5,
         _ => return None,

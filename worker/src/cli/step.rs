@@ -137,7 +137,9 @@ async fn pin(log: &mut JobLog, name: &str) -> Result<Value> {
     let epoch = log.fold().pins()[name];
     let bytes = match log.restore(epoch).await {
         Ok(plan) => plan.state.bytes(),
-        Err(e) if e.kind() == StoreKind::Retry => return Err(storage(e)),
+        Err(e) if matches!(e.kind(), StoreKind::Retry | StoreKind::Refused) => {
+            return Err(storage(e));
+        }
         Err(_) => 0,
     };
     let completed = epoch <= log.fold().done_through();

@@ -178,8 +178,11 @@ async fn serve(args: &WorkerArgs, checked: check::Checked) -> Result<Outcome> {
     let (stop, mut stopping) = watch::channel(false);
     tokio::spawn(super::run::interrupts(stop));
     let plan = Arc::new(checked.plan);
-    if !args.rollback
-        && let Some(verdict) = job::state_verdict(&job, &plan, &options).await?
+    let judged = match args.rollback {
+        true => None,
+        false => job::state_verdict_in_time(&job, &plan, &options, &progress, &stopping).await?,
+    };
+    if let Some(verdict) = judged
         && let Some(why) = verdict.refusal()
     {
         check::tell_verdict(&verdict, Output::Json);

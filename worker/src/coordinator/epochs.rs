@@ -8,7 +8,7 @@ use penstock_checkpoint::record::{Commit, EpochRecord, Kind, Position as LogPosi
 use tokio::time::Instant;
 
 use super::progress::{PhaseOfEpoch as Phase, Published};
-use super::{Awaited, Coordinator, ranges};
+use super::{Awaited, Coordinator, lag, ranges};
 use crate::error::{EngineError, Result};
 use crate::fault;
 use crate::member::protocol::{FromMember, Snapshot, ToMember};
@@ -182,7 +182,7 @@ impl Coordinator {
     }
 
     /// Records between the committed positions and the ends, at most once a second; a source that does not answer leaves
-    /// the figure as it is.
+    /// the figure as it is, and whoever shows it has its seconds grow.
     pub(super) async fn measure_lag(&mut self) {
         if self
             .lag_at
@@ -190,7 +190,9 @@ impl Coordinator {
         {
             return;
         }
+        let every = lag::look_every(&self.settings);
         self.lag_at = Some(Instant::now());
+        self.lag_due = Instant::now() + every;
         let now_ms = self.clock.now().get();
         let mut lags = Vec::new();
         for (i, source) in self.sources.iter_mut().enumerate() {
@@ -216,7 +218,7 @@ impl Coordinator {
                 }
             }
         }
-        self.progress.lag(lags);
+        self.progress.lag(lags, now_ms, every);
     }
 
     fn newest_row(&self) -> Option<i64> {

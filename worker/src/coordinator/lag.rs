@@ -1,7 +1,10 @@
-//! How far reading is behind: records, and the time in which they arrived. Pure; ends and positions come in once per epoch at most.
+//! How far reading is behind: records, and the time in which they arrived. Pure; ends and positions come in once per epoch at most,
+//! and by the clock while no epoch is committed.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
+use super::{Settings, Trigger};
 use crate::sources::SplitId;
 
 /// Ends of one split that are remembered.
@@ -15,6 +18,17 @@ pub struct SplitLag {
     pub records: u64,
     /// Age of the oldest record that is not read, at most; estimated where it came before anybody looked.
     pub seconds: f64,
+}
+
+/// How long a figure is good for: longer than epochs take that are well, since positions are those of the newest commit.
+pub(super) fn look_every(settings: &Settings) -> Duration {
+    let interval = match settings.trigger {
+        Trigger::ProcessingTime { interval } => interval.max(settings.interval),
+        Trigger::Continuous | Trigger::AvailableNow { .. } | Trigger::Once { .. } => {
+            settings.interval
+        }
+    };
+    2 * interval + Duration::from_secs(10)
 }
 
 /// Remembers when ends were where.

@@ -160,6 +160,8 @@ pub struct Coordinator {
     /// This generation has fixed where a bounded run ends.
     end_fixed: bool,
     lag_at: Option<Instant>,
+    /// When the lag is measured though no commit came.
+    lag_due: Instant,
     lags: LagMeter,
     /// Commits that are not published yet.
     awaited: VecDeque<Awaited>,
@@ -210,6 +212,7 @@ impl Coordinator {
             progress,
         } = parts;
         let bases = Bases::new(settings.base_epochs);
+        let lag_due = Instant::now() + lag::look_every(&settings);
         Self {
             settings,
             log,
@@ -234,6 +237,7 @@ impl Coordinator {
             unpublished: VecDeque::new(),
             end_fixed: false,
             lag_at: None,
+            lag_due,
             lags: LagMeter::default(),
             awaited: VecDeque::new(),
             newest_now: i64::MIN,
@@ -452,12 +456,15 @@ impl Coordinator {
 
     /// The next message that the loop has to act on; the others are taken in here.
     async fn hear(&mut self) -> Result<FromMember> {
-        let message = self
-            .inbox
-            .recv()
-            .await
-            .ok_or_else(|| EngineError::fail("PR0304", "coordinator", "the member is gone"))?;
-        self.take_in(message)
+        let message = loop {
+            tokio::select! {
+                biased;
+                message = self.inbox.recv() => break message,
+                () = tokio::time::sleep_until(self.lag_due) => self.measure_lag().await,
+            }
+        };
+        let gone = || EngineError::fail("PR0304", "coordinator", "the member is gone");
+        self.take_in(message.ok_or_else(gone)?)
     }
 
     fn take_in(&mut self, message: FromMember) -> Result<FromMember> {
@@ -514,6 +521,10 @@ impl Coordinator {
                     // Nobody can ask any more: only the clock and the member are left to wait for.
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
+                None
+            }
+            () = tokio::time::sleep_until(self.lag_due) => {
+                self.measure_lag().await;
                 None
             }
             () = pins::changed(&mut self.settings.asked) => {

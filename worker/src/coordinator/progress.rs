@@ -79,6 +79,9 @@ pub struct Now {
     pub lag: Option<u64>,
     /// By split; splits whose end is unknown are left out.
     pub lags: Vec<SplitLag>,
+    /// When the lags were measured, and how long they are good for.
+    lag_at_ms: i64,
+    lag_good_ms: i64,
     pub log: String,
     /// Generations that ended before the job, by why.
     pub restarts: BTreeMap<Restart, u64>,
@@ -159,6 +162,17 @@ pub struct SourceNow {
 }
 
 impl Now {
+    /// Age of the oldest record of a split that is not read, at most. Where nobody could look for too long, what came since is
+    /// unread for all that is known.
+    pub fn lag_seconds(&self, lag: &SplitLag, now_ms: i64) -> f64 {
+        let since = now_ms - self.lag_at_ms;
+        let looks = matches!(self.phase, Phase::Restoring | Phase::Running);
+        if looks && since > self.lag_good_ms {
+            return lag.seconds + since as f64 / 1000.0;
+        }
+        lag.seconds
+    }
+
     /// Of the first epochs of this process, from the barrier (planned: from the plan) to the commit: number, and the
     /// milliseconds that half of them, and 99 of 100, took at most.
     pub fn percentiles(&self) -> Option<(usize, u64, u64)> {
@@ -265,8 +279,13 @@ impl Progress {
         self.now.lock().last_failure = Some(failure);
     }
 
-    pub fn lag(&self, lags: Vec<SplitLag>) {
+    /// `every`: how often somebody looks at the least.
+    pub fn lag(&self, lags: Vec<SplitLag>, now_ms: i64, every: Duration) {
         let mut now = self.now.lock();
+        now.lag_at_ms = now_ms;
+        // The look itself takes a while.
+        let good = every + Duration::from_secs(10);
+        now.lag_good_ms = i64::try_from(good.as_millis()).unwrap_or(i64::MAX);
         now.lag = Some(lags.iter().map(|l| l.records).sum());
         now.lags = lags;
     }
@@ -431,6 +450,25 @@ mod tests {
             rows_out: 0,
         };
         progress.committed(barrier, &snapshot, Duration::ZERO, 1000);
+    }
+
+    #[test]
+    fn a_lag_that_nobody_can_measure_grows_while_the_job_runs() {
+        let progress = Progress::default();
+        progress.generation();
+        let lag = SplitLag {
+            source: 0,
+            split: "t/0".to_owned(),
+            records: 0,
+            seconds: 0.0,
+        };
+        progress.lag(vec![lag.clone()], 1000, Duration::from_secs(20));
+        let seconds = |now_ms| progress.now().lag_seconds(&lag, now_ms);
+        assert_eq!(seconds(31_000), 0.0);
+        assert_eq!(seconds(61_000), 60.0);
+        // One that has ended has nobody who looks.
+        progress.phase(Phase::Completed);
+        assert_eq!(seconds(61_000), 0.0);
     }
 
     #[test]

@@ -79,13 +79,14 @@ impl Coordinator {
         Ok(None)
     }
 
-    /// The wrong rows are committed; then the job stops.
+    /// The wrong rows are committed; then the job stops. Started again it would count from nothing, and read on past them: only a
+    /// change of the job, or a person who starts it, goes on.
     pub(super) async fn fail_above(&mut self, source: &str, text: &str) -> Result<Outcome> {
         self.stop_with(StopReason::Failed {
             code: "PR0206".to_owned(),
         })
         .await?;
-        Err(EngineError::fail(
+        Err(EngineError::invalid(
             "PR0206",
             format!("source {source}"),
             text,

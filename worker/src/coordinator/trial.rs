@@ -7,6 +7,7 @@ use penstock_checkpoint::decide::Wish;
 use penstock_checkpoint::fold::Fold;
 use penstock_checkpoint::ids::Epoch;
 use penstock_checkpoint::record::{Accepted, Kind, PackRef};
+use penstock_checkpoint::store::ErrorKind as StoreKind;
 use tokio::time::Instant;
 
 use super::{Coordinator, Settings};
@@ -91,7 +92,7 @@ impl Coordinator {
         }
         match self.log.restore(to).await {
             Ok(_) => Ok(()),
-            Err(e) if e.kind() == penstock_checkpoint::store::ErrorKind::Retry => Err(storage(e)),
+            Err(e) if matches!(e.kind(), StoreKind::Retry | StoreKind::Refused) => Err(storage(e)),
             Err(e) => {
                 let text = "its state is not kept any more: checkpoint.retention and savepoints say what is";
                 Err(EngineError::invalid("PR0411", object, text).caused_by(e))

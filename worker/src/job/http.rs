@@ -191,6 +191,8 @@ pub fn status(shown: &Shown) -> rpc::JobStatus {
     let now = shown.progress.now();
     let (namespace, job) = super::full_name(&shown.job);
     let spec = &shown.job.spec;
+    let now_ms = SystemClock.now().get();
+    let lags = now.lags.iter().map(|l| now.lag_seconds(l, now_ms));
     rpc::JobStatus {
         job,
         namespace,
@@ -220,7 +222,7 @@ pub fn status(shown: &Shown) -> rpc::JobStatus {
             }),
         lag: now.lag.map(|records| rpc::Lag {
             records,
-            seconds: now.lags.iter().map(|l| l.seconds).fold(0.0, f64::max),
+            seconds: lags.fold(0.0, f64::max),
         }),
         rates: rates(&now),
         state: state(&now),

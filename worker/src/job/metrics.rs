@@ -92,7 +92,7 @@ struct ByKind {
 pub fn text(job: &StreamingJob, now: &Now, timings: &Timings, now_ms: i64) -> String {
     let mut registry = Registry::with_prefix("penstock");
     sources(&mut registry, job, now);
-    lags(&mut registry, job, now);
+    lags(&mut registry, job, now, now_ms);
     sinks(&mut registry, job, now, timings);
     let own = Own::of(job, now);
     operators(&mut registry, now, &own);
@@ -146,7 +146,7 @@ fn sources(registry: &mut Registry, job: &StreamingJob, now: &Now) {
     registry.register("dead_letter_rows", "Rows sent to dead letters", letters);
 }
 
-fn lags(registry: &mut Registry, job: &StreamingJob, now: &Now) {
+fn lags(registry: &mut Registry, job: &StreamingJob, now: &Now, now_ms: i64) {
     let (records, bytes) = (
         Family::<ByPartition, Gauge>::default(),
         Family::<ByPartition, Gauge>::default(),
@@ -161,7 +161,7 @@ fn lags(registry: &mut Registry, job: &StreamingJob, now: &Now) {
             place(lag)
         };
         let of = by.entry((lag.source, topic, partition)).or_default();
-        *of = (of.0 + lag.records, of.1.max(lag.seconds));
+        *of = (of.0 + lag.records, of.1.max(now.lag_seconds(lag, now_ms)));
     }
     for ((source, topic, partition), (unread, age)) in by {
         let Some(name) = job.spec.sources.get(source).map(|s| s.name.clone()) else {

@@ -231,21 +231,31 @@ async fn generations(
     stop: watch::Receiver<bool>,
 ) -> Result<Outcome> {
     let (namespace, name) = full_name(job);
-    let store = open_store(job, options.secrets.as_ref())?;
-    prove(&store).await?;
     let volume = options.state.clone().unwrap_or_else(|| {
         PathBuf::from(".penstock/volumes")
             .join(&namespace)
             .join(&name)
     });
     let worked = AtomicBool::new(false);
+    let proven = AtomicBool::new(false);
+    let looked = AtomicBool::new(false);
     let cluster = options.log_id.is_some();
-    one_after_another(&stop, &progress, || async {
-        let ended = generation(job, &plan, options, &progress, &stop, &store, &volume).await;
+    let ended = one_after_another(&stop, &progress, || async {
+        let ended = async {
+            // By the Secret as it is now.
+            let store = open_store(job, options.secrets.as_ref())?;
+            if !proven.load(Ordering::Relaxed) {
+                prove(&store).await.map_err(|e| unproven(e, cluster))?;
+                proven.store(true, Ordering::Relaxed);
+            }
+            generation(job, &plan, options, &progress, &stop, &store, &volume).await
+        };
+        let ended = ended.await;
         worked.fetch_or(progress.is(Phase::Running), Ordering::Relaxed);
-        ended.map_err(|e| at_the_start(e, cluster, worked.load(Ordering::Relaxed)))
-    })
-    .await
+        let ended = ended.map_err(|e| at_the_start(e, cluster, worked.load(Ordering::Relaxed)));
+        ended.map_err(|e| looked_again(e, &looked))
+    });
+    Ok(ended.await?.unwrap_or_else(|| cut_short(&progress)))
 }
 
 /// A login that never worked is told to the person who starts the job. One that did is tried on with, until the Secret has been
@@ -253,6 +263,27 @@ async fn generations(
 fn at_the_start(error: EngineError, cluster: bool, worked: bool) -> EngineError {
     let kind = match error.kind {
         ErrorKind::Refused if !cluster && !worked => ErrorKind::Fail,
+        kind => kind,
+    };
+    EngineError { kind, ..error }
+}
+
+/// Storage that has not answered yet: a person who starts the job is told so, a pod waits for it.
+fn unproven(error: EngineError, cluster: bool) -> EngineError {
+    let kind = match error.kind {
+        ErrorKind::Retry if !cluster => ErrorKind::Fail,
+        kind => kind,
+    };
+    EngineError { kind, ..error }
+}
+
+/// An object that is damaged or gone stays so, and only a person mends it. But who slept may look for what the job's next owner
+/// has collected: so the job is joined again, once, and the log says who owns it.
+fn looked_again(error: EngineError, looked: &AtomicBool) -> EngineError {
+    let lost = matches!(error.code, "PR0404" | "PR0405");
+    let before = looked.swap(lost, Ordering::Relaxed);
+    let kind = match error.kind {
+        ErrorKind::Invalid if lost && !before => ErrorKind::Retry,
         kind => kind,
     };
     EngineError { kind, ..error }
@@ -271,12 +302,30 @@ async fn prove(store: &CheckpointStore) -> Result<()> {
     })
 }
 
-/// Generations until one ends the job: after a fence or a passing failure the process joins again.
-pub(crate) async fn one_after_another<F: Future<Output = Result<Outcome>>>(
+/// As [`state_verdict`], for a job that nobody watches: waits for storage that does not answer, as its generations do. `None` also
+/// where a stop was asked for meanwhile.
+pub async fn state_verdict_in_time(
+    job: &StreamingJob,
+    plan: &Plan,
+    options: &RunOptions,
+    progress: &Progress,
+    stop: &watch::Receiver<bool>,
+) -> Result<Option<Verdict>> {
+    let looked = AtomicBool::new(false);
+    let verdict = one_after_another(stop, progress, || async {
+        let verdict = state_verdict(job, plan, options).await;
+        verdict.map_err(|e| looked_again(e, &looked))
+    });
+    Ok(verdict.await?.flatten())
+}
+
+/// Generations until one ends the job: after a fence or a passing failure the process joins again. `None`: a stop was asked for
+/// between two.
+pub(crate) async fn one_after_another<T, F: Future<Output = Result<T>>>(
     stop: &watch::Receiver<bool>,
     progress: &Progress,
     mut generation: impl FnMut() -> F,
-) -> Result<Outcome> {
+) -> Result<Option<T>> {
     let mut stop = stop.clone();
     let mut pause = Duration::from_millis(200);
     loop {
@@ -299,7 +348,7 @@ pub(crate) async fn one_after_another<F: Future<Output = Result<Outcome>>>(
                 // Who asked for a stop has it: what is committed is safe, and the log's next owner goes on with it.
                 if *stop.borrow() {
                     tracing::warn!(error = %e, "stopped by the generation's end");
-                    return Ok(cut_short(progress));
+                    return Ok(None);
                 }
                 tracing::warn!(error = %e, "the generation is over, joining again");
                 progress.restarted(match e.kind {
@@ -313,17 +362,17 @@ pub(crate) async fn one_after_another<F: Future<Output = Result<Outcome>>>(
                     pause = Duration::from_millis(200);
                 }
                 if asked_within(&mut stop, pause).await {
-                    return Ok(cut_short(progress));
+                    return Ok(None);
                 }
                 pause = (pause * 2).min(Duration::from_secs(10));
             }
-            other => return other,
+            other => return other.map(Some),
         }
     }
 }
 
 /// Stopped without a word in the log: at the newest commit that this process knows of.
-fn cut_short(progress: &Progress) -> Outcome {
+pub(crate) fn cut_short(progress: &Progress) -> Outcome {
     let now = progress.now();
     let epoch = now.epoch.number;
     Outcome::Stopped {
@@ -640,5 +689,26 @@ mod tests {
         );
         let passing = EngineError::retry("PR0208", "source a", "no");
         assert_eq!(at_the_start(passing, false, false).kind, ErrorKind::Retry);
+    }
+
+    #[test]
+    fn storage_that_does_not_answer_ends_a_job_that_a_person_has_just_started_and_no_other() {
+        let away = || EngineError::retry("PR0402", "checkpoint storage", "no");
+        assert_eq!(unproven(away(), false).kind, ErrorKind::Fail);
+        assert_eq!(unproven(away(), true).kind, ErrorKind::Retry);
+    }
+
+    #[test]
+    fn an_object_that_is_gone_is_looked_for_once_more() {
+        let looked = AtomicBool::new(false);
+        let kind = |code| looked_again(EngineError::invalid(code, "pack", "gone"), &looked).kind;
+        assert_eq!(kind("PR0405"), ErrorKind::Retry);
+        assert_eq!(kind("PR0404"), ErrorKind::Invalid);
+        assert_eq!(kind("PR0207"), ErrorKind::Invalid);
+        assert_eq!(
+            kind("PR0405"),
+            ErrorKind::Retry,
+            "the look before was another"
+        );
     }
 }

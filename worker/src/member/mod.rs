@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use penstock_checkpoint::DecodeError;
 use penstock_checkpoint::ids::{Epoch, Generation, KeyGroup, LogId, MemberId, Nonce, SinkName};
+use penstock_checkpoint::log::LogError;
 use penstock_checkpoint::pack::{PackId, PackWriter};
 use penstock_checkpoint::record::{BaseFile, PackRef};
 use penstock_checkpoint::store::CheckpointStore;
@@ -614,19 +616,29 @@ fn slot_of(split: &str, slots: usize) -> usize {
     n % slots
 }
 
-/// A failure of the checkpoint store, as the engine's error.
-pub fn storage(e: penstock_checkpoint::log::LogError) -> EngineError {
+/// A failure of the checkpoint store, as the engine's error. What is damaged, gone or of a newer version stays so, however often
+/// it is read.
+pub fn storage(e: LogError) -> EngineError {
     use penstock_checkpoint::store::ErrorKind as K;
     let kind = match e.kind() {
         K::Retry => ErrorKind::Retry,
+        K::Refused => ErrorKind::Refused,
         K::Fail => ErrorKind::Fail,
         K::Fenced => ErrorKind::Fenced,
         K::Invalid => ErrorKind::Invalid,
     };
-    let code = if kind == ErrorKind::Fenced {
-        "PR0401"
-    } else {
-        "PR0402"
+    let (kind, code) = match &e {
+        LogError::Unreadable { object, source } => {
+            let code = match source {
+                DecodeError::Damaged { .. } => "PR0404",
+                DecodeError::TooNew { .. } => "PR0406",
+                DecodeError::TooLarge { .. } => "PR0402",
+            };
+            return EngineError::new(kind, code, object, source.to_string());
+        }
+        LogError::Missing { .. } => (ErrorKind::Invalid, "PR0405"),
+        _ if kind == ErrorKind::Fenced => (kind, "PR0401"),
+        _ => (kind, "PR0402"),
     };
     EngineError::new(kind, code, "checkpoint storage", e.to_string()).caused_by(e)
 }

@@ -142,21 +142,21 @@ impl ShardTask {
         }
     }
 
-    /// Opens, and compares what is there with what the log says.
+    /// Opens, and compares what is there with what the log says. Where the two differ a person decides: it is so at the next try too.
     async fn open(&mut self, born: BornMarker) -> Result<Marker> {
         let found = self.open_raw().await?;
         if found.is_none() && planted(Bug::MissingResend) {
             return Ok(self.marker(born, Epoch::ZERO, Marker::ALL));
         }
         let Some(marker) = found else {
-            return Err(EngineError::fail(
+            return Err(EngineError::invalid(
                 "PR0210",
                 self.name.clone(),
                 "the log says that the shard has a marker, and it is missing: rows may have been published that nobody knows of",
             ));
         };
         if marker.nonce != nonce(born) {
-            return Err(EngineError::fail(
+            return Err(EngineError::invalid(
                 "PR0210",
                 self.name.clone(),
                 "the marker was written by another history of this job",

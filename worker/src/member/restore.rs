@@ -61,7 +61,7 @@ impl Member {
                 }
                 let pack = state.pack(*segment).ok_or_else(|| {
                     let text = format!("the closure names no pack for epoch {}", segment.epoch);
-                    EngineError::fail("PR0405", format!("key group {group}"), text)
+                    EngineError::invalid("PR0405", format!("key group {group}"), text)
                 })?;
                 let of = wanted.entry(segment.epoch).or_default();
                 of.entry(&pack.path)
@@ -133,14 +133,14 @@ async fn read(
 async fn fetch(store: CheckpointStore, file: BaseRefFile, path: PathBuf) -> Result<BaseFile> {
     let body = store.get(&file.path).await.map_err(|e| storage(e.into()))?;
     let body = body.ok_or_else(|| {
-        EngineError::fail(
+        EngineError::invalid(
             "PR0405",
             store.key(&file.path),
             "the log names it and it is gone",
         )
     })?;
     base::check_file(&file, &body)
-        .map_err(|e| EngineError::fail("PR0404", store.key(&file.path), e.to_string()))?;
+        .map_err(|e| EngineError::invalid("PR0404", store.key(&file.path), e.to_string()))?;
     let to = path.clone();
     let written = process::blocking(move || std::fs::write(to, body)).await;
     let written = written.map_err(std::io::Error::other).flatten();

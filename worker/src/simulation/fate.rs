@@ -298,7 +298,10 @@ impl Fate {
                 }
                 Some(Err(e)) if too_late(&e) => self.bury(at),
                 // A person is asked, as it should be; nothing more is published.
-                Some(Err(e)) if self.world.bugs.markers_lost && e.code == "PR0210" => {
+                Some(Err(e))
+                    if self.world.bugs.markers_lost
+                        && (e.code, e.kind) == ("PR0210", ErrorKind::Invalid) =>
+                {
                     over = true;
                     self.bury(at);
                 }

@@ -30,7 +30,7 @@ use crate::coordinator::progress::Progress;
 use crate::coordinator::{Asked, Outcome, Settings, Trigger};
 use crate::error::{EngineError, Result};
 use crate::job::{
-    Assembly, SlotThreads, assemble, connectors, one_after_another, state_fingerprint,
+    Assembly, SlotThreads, assemble, connectors, cut_short, one_after_another, state_fingerprint,
 };
 use crate::member::storage;
 use crate::planted::Bug;
@@ -238,7 +238,7 @@ impl World {
             Mode::Periodic | Mode::Available => Trigger::AvailableNow { drain },
         };
         let clones = (store, volume, wire, progress.clone(), stop.clone());
-        one_after_another(&stop, &progress, || {
+        let ended = one_after_another(&stop, &progress, || {
             let (seed, world) = (rng.random::<u64>(), self.clone());
             let (store, volume, wire, progress, stop) = clones.clone();
             async move {
@@ -246,8 +246,8 @@ impl World {
                     .generation(seed, trigger, store, volume, wire, progress, stop)
                     .await
             }
-        })
-        .await
+        });
+        Ok(ended.await?.unwrap_or_else(|| cut_short(&progress)))
     }
 
     #[expect(

@@ -184,7 +184,7 @@ pub fn records(chunk: &[u8]) -> impl Iterator<Item = Result<StagedRecord<'_>>> {
 }
 
 fn broken() -> EngineError {
-    EngineError::fail("PR0404", "staged records", "the bytes are no records")
+    EngineError::invalid("PR0404", "staged records", "the bytes are no records")
 }
 
 fn take<'a>(bytes: &mut &'a [u8], n: usize) -> Option<&'a [u8]> {

@@ -1,13 +1,13 @@
 //! What a run begins with: the log of its name, whatever `startFresh` says; nothing, never where `restoreFrom` asks for something;
 //! and input that is gone only with a person's consent.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use penstock_checkpoint::record::Kind;
 use penstock_worker::coordinator::progress::Progress;
 use penstock_worker::coordinator::{AcceptLoss, Outcome};
-use penstock_worker::error::Result;
+use penstock_worker::error::{ErrorKind, Result};
 use penstock_worker::job::{self as whole, RunOptions};
 use tokio::sync::watch;
 
@@ -177,6 +177,98 @@ fn input_that_is_gone_stops_the_job_until_the_loss_is_accepted_and_the_log_keeps
         .into_iter()
         .filter(|kind| matches!(kind, Kind::LossAccepted(_)));
     assert_eq!(losses.count(), 1);
+}
+
+/// Objects of a kind in the log of the only job, in order of their names.
+fn objects(folder: &Path, kind: &str) -> Vec<PathBuf> {
+    let below = std::fs::read_dir(folder.join("log/default/restored")).expect("a job's logs");
+    let mut below = below.map(|entry| entry.expect("an entry").path());
+    let log = below.find(|path| path.join("log").is_dir()).expect("a log");
+    let mut files = vec![];
+    let mut folders = vec![log.join(kind)];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                files.push(path);
+            }
+        }
+    }
+    files.sort();
+    files
+}
+
+/// A job that has state, in its log alone.
+fn with_state(folder: &Path) -> String {
+    let distinct = JOB.replace("SELECT id", "SELECT DISTINCT id");
+    let distinct = format!("{distinct}  sqlOptions: {{allowUnboundedState: true}}\n");
+    input(folder, "a.jsonl", "{\"id\":1}\n{\"id\":2}\n");
+    run_as(&distinct, folder, &[]).expect("it begins");
+    std::fs::remove_dir_all(folder.join("volume")).expect("the volume is lost");
+    input(folder, "b.jsonl", "{\"id\":1}\n{\"id\":3}\n");
+    distinct
+}
+
+#[test]
+fn what_the_log_names_and_has_not_is_final_and_so_is_what_is_damaged() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    let distinct = with_state(folder);
+    let packs: Vec<(PathBuf, Vec<u8>)> = objects(folder, "pack")
+        .into_iter()
+        .map(|path| (path.clone(), std::fs::read(path).expect("read")))
+        .collect();
+    assert!(!packs.is_empty());
+    for (path, bytes) in &packs {
+        let damaged: Vec<u8> = bytes.iter().map(|byte| byte ^ 1).collect();
+        std::fs::write(path, damaged).expect("written");
+    }
+    let error = run_as(&distinct, folder, &[]).expect_err("damaged");
+    assert_eq!(
+        (error.code, error.kind),
+        ("PR0404", ErrorKind::Invalid),
+        "{error}"
+    );
+    packs
+        .iter()
+        .for_each(|(path, _)| std::fs::remove_file(path).expect("removed"));
+    let error = run_as(&distinct, folder, &[]).expect_err("gone");
+    assert_eq!(
+        (error.code, error.kind),
+        ("PR0405", ErrorKind::Invalid),
+        "{error}"
+    );
+    for (path, bytes) in &packs {
+        std::fs::write(path, bytes).expect("put back");
+    }
+    run_as(&distinct, folder, &[]).expect("a person has mended it");
+    assert_eq!(ids(folder), [1, 2, 3]);
+}
+
+#[test]
+fn a_log_of_a_newer_version_is_refused_by_its_code() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    input(folder, "a.jsonl", "{\"id\":1}\n");
+    run(folder, "", &[]).expect("it begins");
+    // The first name is the newest record's.
+    let newest = objects(folder, "log").remove(0);
+    let text = std::fs::read_to_string(&newest).expect("text");
+    let (body, _) = text.split_once('\n').expect("a line and its checksum");
+    let mut record: serde_json::Value = serde_json::from_str(body).expect("a record");
+    record["min_reader"] = 99.into();
+    let body = record.to_string();
+    let sealed = format!("{body}\ncrc32c:{:08x}\n", crc32c::crc32c(body.as_bytes()));
+    std::fs::write(&newest, sealed).expect("written");
+    let error = run(folder, "", &[]).expect_err("it is newer");
+    assert_eq!(
+        (error.code, error.kind),
+        ("PR0406", ErrorKind::Invalid),
+        "{error}"
+    );
+    assert!(error.to_string().contains("reader 99"), "{error}");
 }
 
 fn records(folder: &Path) -> Vec<Kind> {

@@ -1,5 +1,6 @@
 //! The first process of a pod: it starts the engine again, ends when it is told to, and leaves its last words when it gives up.
 
+use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -47,6 +48,7 @@ impl Supervisor {
             .arg("--state")
             .arg(folder.join("state"))
             .args(["--listen", &format!("127.0.0.1:{engine}")])
+            .envs([("AWS_ACCESS_KEY_ID", "k"), ("AWS_SECRET_ACCESS_KEY", "s")])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -112,6 +114,33 @@ fn a_job_that_is_refused_ends_the_container_and_says_why() {
     assert_eq!(ended(&mut s.child), Some(2));
     let words = std::fs::read_to_string(folder.path().join("words")).unwrap();
     assert!(words.contains("PR0410"), "{words}");
+}
+
+#[test]
+fn an_engine_that_starts_while_storage_refuses_it_waits_and_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let storage = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let s3 = format!(
+        "s3: {{bucket: b, endpoint: \"http://{}\", pathStyle: true}}",
+        storage.local_addr().unwrap()
+    );
+    let refuse = "HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    std::thread::spawn(move || {
+        for mut asked in storage.incoming().flatten() {
+            let _ = asked.read(&mut [0; 4096]);
+            let _ = asked.write_all(refuse.as_bytes());
+        }
+    });
+    let job = JOB.replace("local: {path: CHECKPOINT}", &s3);
+    let mut s = Supervisor::start(folder.path(), &job, &["--restarts-per-hour", "0"]);
+    s.wait("it says why it waits", |s| {
+        let body = get(s.engine, "/status").unwrap_or_default();
+        body.contains("\"PR0402\"")
+    });
+    assert!(s.engine_pid().is_some());
+    terminate(&s.child);
+    assert_eq!(ended(&mut s.child), Some(0));
+    assert!(!folder.path().join("words").exists());
 }
 
 #[test]

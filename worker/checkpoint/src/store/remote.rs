@@ -95,11 +95,10 @@ impl Remote {
 fn failed(operation: &'static str, key: &str, e: Error) -> StoreError {
     let kind = match &e {
         Error::InvalidPath { .. } | Error::UnknownConfigurationKey { .. } => ErrorKind::Invalid,
-        Error::NotSupported { .. }
-        | Error::NotImplemented { .. }
-        | Error::PermissionDenied { .. }
-        | Error::Unauthenticated { .. }
-        | Error::NotFound { .. } => ErrorKind::Fail,
+        Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => ErrorKind::Refused,
+        Error::NotSupported { .. } | Error::NotImplemented { .. } | Error::NotFound { .. } => {
+            ErrorKind::Fail
+        }
         _ => ErrorKind::Retry,
     };
     StoreError::new(kind, operation, key, e)

@@ -119,6 +119,35 @@ async fn a_store_that_ignores_the_condition_is_refused() {
 }
 
 #[tokio::test]
+async fn a_store_that_does_not_let_us_in_may_do_so_with_other_credentials() {
+    for (status, kind) in [
+        ("403 Forbidden", ErrorKind::Refused),
+        ("401 Unauthorized", ErrorKind::Refused),
+        ("400 Bad Request", ErrorKind::Retry),
+    ] {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let options = S3Options {
+            bucket: "b".to_owned(),
+            region: "r".to_owned(),
+            endpoint: format!("http://{}", listener.local_addr().unwrap()),
+            path_style: true,
+            access_key: Some("k".to_owned()),
+            secret_key: Some("s".to_owned()),
+            session_token: None,
+        };
+        std::thread::spawn(move || {
+            let (mut asked, _) = listener.accept().unwrap();
+            let _ = std::io::Read::read(&mut asked, &mut [0; 4096]);
+            let answer =
+                format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+            std::io::Write::write_all(&mut asked, answer.as_bytes()).unwrap();
+        });
+        let e = Remote::s3(&options).unwrap().get("x").await.unwrap_err();
+        assert_eq!(e.kind, kind, "{status}");
+    }
+}
+
+#[tokio::test]
 async fn a_folder_that_cannot_be_written_fails_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let blocked = folder.path().join("file");

@@ -325,8 +325,10 @@ impl ShardPublisher for Publisher {
             Err(e) => Err(e),
         };
         let bytes = bytes.map_err(|e| self.sink.retry("the marker cannot be read", e))?;
-        let (marker, open) =
-            parse(&bytes).ok_or_else(|| self.fail("the marker cannot be understood"))?;
+        let (marker, open) = parse(&bytes).ok_or_else(|| {
+            let text = "the marker cannot be understood";
+            EngineError::invalid("PR0210", self.sink.object(), text)
+        })?;
         self.state = Some((marker, open));
         Ok(Some(marker))
     }

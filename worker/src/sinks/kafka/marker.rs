@@ -85,7 +85,7 @@ pub(super) fn read(
                 nonce,
             } = serde_json::from_slice(&bytes).map_err(|e| {
                 let text = format!("the marker in {topic}/{partition} cannot be read");
-                EngineError::fail(CODE, object, text).caused_by(e)
+                EngineError::invalid(CODE, object, text).caused_by(e)
             })?;
             return Ok(Some(Marker {
                 epoch,
