@@ -201,6 +201,7 @@ impl<'a> Life<'a> {
             kubeconfig: plane.kubeconfig(&format!("{own}.kubeconfig"), &proxy.url)?,
             folder: plane.folder.clone(),
             own: own.clone(),
+            name: own.clone(),
             namespaces: vec![namespace.clone()],
             planner: planner(&plane.folder)?,
             metrics: 0,
