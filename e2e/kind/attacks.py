@@ -52,16 +52,30 @@ def page_of_pod(pod, page):
     """What a worker shows to who is in its pod."""
     command = ["kubectl", "port-forward", "--namespace", A, "--address", "127.0.0.1", f"pod/{pod}", ":8080"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as forward:
+        # One that hangs says nothing.
+        over = threading.Timer(20, forward.kill)
+        over.start()
         try:
             address = forward.stdout.readline().removeprefix("Forwarding from ").split(" ")[0]
             with urllib.request.urlopen(f"http://{address}{page}", timeout=10) as answer:
                 return answer.read().decode()
         finally:
+            over.cancel()
             forward.kill()
 
 
 def get(*words, namespace=A):
     return json.loads(kubectl("get", *words, "-o", "json", namespace=namespace).stdout)
+
+
+# Stopped by the rules where a manifest is a file; the API server itself takes no such name for an object.
+NAMES = ("injection/name-shell", "injection/name-zero-width")
+
+# At least so many are told in the same words by the webhook and the controller: all that these stop, but for a few of long words.
+WORD_FOR_WORD = 110
+
+# How the API server says that its schema stops a manifest.
+BY_SCHEMA = ("is invalid", "strict decoding", "BadRequest", "error validating")
 
 
 def webhook(on):
@@ -98,6 +112,9 @@ class Attack:
         plain = {"n": "\n", "r": "\r", "t": "\t"}
         words = re.sub(r"\\(.)", lambda m: plain.get(m[1], m[1]), words)
         self.words = words[:120]
+        if not self.words and self.stop != "harmless":
+            fault(f"{path} says not in which words it is stopped")
+        self.is_name = str(path.with_suffix("")).endswith(NAMES)
 
 
 def attacks():
@@ -200,8 +217,9 @@ def manifests():
                 fault(f"{attack.name} (webhook on): {message[:300]}; expected {attack.words}")
         else:
             counts["API server"] += 1
-            if attack.stop != "schema":
-                say(f"{attack.name}: the API server itself: {done.stderr.strip().splitlines()[-1][:160]}")
+            by_schema = attack.stop == "schema" and any(word in done.stderr for word in BY_SCHEMA)
+            if not by_schema and not (attack.is_name and "is invalid" in done.stderr):
+                fault(f"{attack.name} (webhook on): refused, and not by who should: {done.stderr.strip()[:300]}")
     for attack in all_of:
         if attack.stop == "harmless" and (why := harmless(attack.name)):
             fault(f"{attack.name} (webhook on): {why}")
@@ -228,7 +246,7 @@ def manifests():
         for attack in all_of:
             if attack.name in there:
                 stored.append(attack)
-            elif attack.stop != "schema" and '"' not in attack.name and "$" not in attack.name:
+            elif attack.stop != "schema" and not attack.is_name:
                 fault(f"{attack.name} (webhook away) was not stored")
 
         def judged():
@@ -256,6 +274,8 @@ def manifests():
             told = "".join(c for c in message if c.isprintable() or c == "\n").replace("\ufffd", "")
             if shown.replace("\ufffd", "") != told:
                 fault(f"{attack.name}: the webhook said {said[attack.name][:200]}, the controller {message[:200]}")
+    if same < WORD_FOR_WORD:
+        fault(f"only {same} were compared word for word, not {WORD_FOR_WORD}")
     say(f"webhook away: {len(all_of) - len(stored)} refused by the API server, {len(stored) - let} stalled ({same} compared word for word), {let} let pass with harmless children")
     # One that cannot be read has kept nobody from being judged.
     clean()
@@ -438,8 +458,8 @@ def port(place):
     before = get("pod", "canary-worker-0")
     done = kubectl("exec", "stranger", "--", "/tmp/knock", f"canary-worker-0.canary-worker.{A}.svc:8443", "/other", check=False)
     print(done.stdout, end="", flush=True)
-    if done.returncode != 0 or done.stdout.count("refused: ") != 16:
-        fault(f"a pod without the controller's certificate was heard: {done.stderr.strip()[-300:]}")
+    if done.returncode != 0 or done.stdout.count(": refused: ") != 16:
+        fault(f"a pod without the controller's certificate was not refused for that: {done.stderr.strip()[-300:]}")
     after = get("pod", "canary-worker-0")
     restarts = [p["status"]["containerStatuses"][0]["restartCount"] for p in (before, after)]
     if before["metadata"]["uid"] != after["metadata"]["uid"] or restarts[0] != restarts[1] or not is_reason("canary", "Running"):

@@ -51,6 +51,10 @@ pub struct Status {
     pub lag: Option<u64>,
     /// Rows read since it was started.
     pub rows: u64,
+    /// Rows that left in epochs, since it was started; on trial they are not published.
+    pub rows_out: u64,
+    /// The version that runs is on trial.
+    pub on_trial: bool,
     /// Every slot has its state and its volume and reads.
     pub running: bool,
     /// Generations that ended before the job, since it was started.
@@ -113,6 +117,11 @@ impl Status {
                 .pointer("/counts/rows_in")
                 .and_then(Value::as_u64)
                 .unwrap_or(0),
+            rows_out: body
+                .pointer("/counts/rows_out")
+                .and_then(Value::as_u64)
+                .unwrap_or(0),
+            on_trial: body.get("on_trial").and_then(Value::as_bool) == Some(true),
             running: body.get("phase").and_then(Value::as_str) == Some("Running"),
             restarts: body
                 .pointer("/counts/restarts")

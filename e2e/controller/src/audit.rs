@@ -6,7 +6,7 @@ use anyhow::Result;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
 
-/// A write that is done.
+/// A request to write that was answered, well or not.
 #[derive(Debug, Clone)]
 pub struct Written {
     pub by_controller: bool,
@@ -18,6 +18,13 @@ pub struct Written {
     /// Microseconds since 1970.
     pub received: i64,
     pub done: i64,
+}
+
+impl Written {
+    /// Whether it writes a job's status: the controller writes jobs otherwise only to hold them, which nothing of a bench asks for.
+    pub fn is_status(&self) -> bool {
+        self.resource == "streamingjobs"
+    }
 }
 
 /// Reads on from where it was.

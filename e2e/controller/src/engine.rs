@@ -1,11 +1,11 @@
 //! Coordinators that are simulated: they answer `/status` by mutual TLS under the names of the fake pods, with the certificates
-//! that the controller made, and remember as a job's log would: which version was accepted, and every start of a worker.
+//! that the controller made, and remember as a job's log would: which version was accepted, and every start of a worker. Their lag,
+//! epochs and counts move by a clock that can be made to stand.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -16,6 +16,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Pod, Secret};
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::api::Api;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
@@ -26,7 +27,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -35,6 +36,10 @@ use tokio_rustls::server::TlsStream;
 
 /// How long a changed job runs on trial.
 const TRIAL: Duration = Duration::from_millis(500);
+
+/// Unread records of a job, and how many come to them each second that it moves.
+const LAG: u64 = 1000;
+const LAG_EACH: u64 = 7;
 
 /// Namespace and name.
 type Key = (String, String);
@@ -68,19 +73,54 @@ struct Known {
     certificates: BTreeMap<Key, Arc<ServerConfig>>,
 }
 
-#[derive(Default)]
+/// What lag, epochs and counts are made of: seconds, which stand still with the jobs.
+#[derive(Debug, Clone, Copy)]
+struct Clock {
+    began: Instant,
+    /// The time of day then.
+    at: Timestamp,
+    stands: Option<Instant>,
+}
+
+impl Clock {
+    /// Seconds that it shows.
+    fn shown(&self) -> u64 {
+        let now = self.stands.unwrap_or_else(Instant::now);
+        now.duration_since(self.began).as_secs()
+    }
+
+    /// The epoch that was committed last, one a second; none before the first.
+    fn epoch(&self, number: u64) -> Option<Value> {
+        let committed = self.at + SignedDuration::from_secs(number.cast_signed());
+        (number > 0).then(|| {
+            json!({
+                "number": number, "committed_at": committed.to_string(),
+                "duration_ms": 200, "bytes": 1000, "rows_in": 1000, "rows_out": 10,
+            })
+        })
+    }
+}
+
 pub struct Engine {
     known: Mutex<Known>,
-    began: Mutex<Option<Instant>>,
-    /// Whether lag, epochs and rates move.
-    pub moving: AtomicBool,
+    clock: Mutex<Clock>,
+    /// Jobs that commit an epoch each second though nothing comes.
+    restless: Mutex<BTreeSet<String>>,
 }
 
 impl Engine {
-    /// Answers at this address from now on.
+    /// Answers at this address from now on. Nothing moves yet.
     pub async fn start(admin: &Client, address: &str) -> Result<Arc<Self>> {
-        let this = Arc::new(Self::default());
-        *this.began.lock() = Some(Instant::now());
+        let now = Instant::now();
+        let this = Arc::new(Self {
+            known: Mutex::default(),
+            clock: Mutex::new(Clock {
+                began: now,
+                at: Timestamp::now(),
+                stands: Some(now),
+            }),
+            restless: Mutex::default(),
+        });
         let port = penstock_operator::build::CONTROL_PORT;
         let listener = TcpListener::bind((address, port))
             .await
@@ -98,6 +138,27 @@ impl Engine {
         tokio::spawn(Arc::clone(&this).watch_pods(admin.clone()));
         tokio::spawn(Arc::clone(&this).watch_secrets(admin.clone()));
         Ok(this)
+    }
+
+    /// Lag, epochs and counts move from now on, or stand where they are.
+    pub fn moves(&self, moves: bool) {
+        self.clock.lock().stands = (!moves).then(Instant::now);
+    }
+
+    /// These commit an epoch each second even while nothing moves, as a continuous job may.
+    pub fn restless(&self, jobs: impl IntoIterator<Item = String>) {
+        self.restless.lock().extend(jobs);
+    }
+
+    /// For how many seconds jobs have moved that show so many unread records; none where no job ever shows so many.
+    pub fn moved_at(records: u64) -> Option<u64> {
+        let more = records.checked_sub(LAG)?;
+        more.is_multiple_of(LAG_EACH).then_some(more / LAG_EACH)
+    }
+
+    /// For how many seconds jobs have moved.
+    pub fn moved(&self) -> u64 {
+        self.clock.lock().shown()
     }
 
     /// Starts of a job's workers so far, by pod.
@@ -237,11 +298,12 @@ impl Engine {
             log.accepted = Some(worker.version.clone());
         }
         let on_trial = log.accepted.as_ref() != Some(&worker.version);
-        let moved = if self.moving.load(Ordering::Relaxed) {
-            let began = *self.began.lock();
-            began.map_or(0, |b| b.elapsed().as_secs())
-        } else {
-            0
+        let clock = *self.clock.lock();
+        let moved = clock.shown();
+        let restless = self.restless.lock().contains(job);
+        let committed = match restless {
+            true => clock.began.elapsed().as_secs(),
+            false => moved,
         };
         let savepoints = log.savepoints.iter();
         let savepoints = savepoints
@@ -257,11 +319,12 @@ impl Engine {
             "engine": "simulated",
             "version": worker.version,
             "on_trial": on_trial,
+            "epoch": clock.epoch(committed),
             // Up and down over what counts as kept up with, of all jobs at once.
-            "lag": {"records": 1000 + moved * 7, "seconds": 1.0 + (moved % 90) as f64},
+            "lag": {"records": LAG + moved * LAG_EACH, "seconds": 1.0 + (moved % 90) as f64},
             "rates": {"in": 1000.0, "out": 10.0},
             "counts": {"rows_in": moved * 1000, "rows_out": moved * 10, "late": moved, "dead_letters": 0, "restarts": 0},
-            "sources": [{"name": "payments", "splits": 4, "rows": moved * 1000, "lag_records": 1000 + moved * 7}],
+            "sources": [{"name": "payments", "splits": 4, "rows": moved * 1000, "lag_records": LAG + moved * LAG_EACH}],
             "sinks": [{"name": "large", "guarantee": "ExactlyOnce", "done_through": moved, "rows": moved * 10}],
         });
         serde_json::from_value(status).ok()

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
 use parking_lot::Mutex;
@@ -99,6 +100,20 @@ impl Step {
         }
     }
 
+    /// The reason of the event that tells of its end, where one does before the end is written.
+    pub const fn told(self) -> Option<&'static str> {
+        match self {
+            Self::Create | Self::Upgrade | Self::Repair | Self::Resume | Self::ScaleUp => {
+                Some("Running")
+            }
+            Self::FailedUpgrade => Some("RolledBack"),
+            Self::Suspend => Some("Suspended"),
+            Self::Savepoint => Some("Completed"),
+            Self::Unpin | Self::Forget => Some("Unpinned"),
+            Self::ScaleDown | Self::Hold | Self::Delete => None,
+        }
+    }
+
     /// How many savepoints there are when it has ended, all of them completed.
     const fn savepoints(self) -> usize {
         match self {
@@ -183,6 +198,8 @@ pub struct Life<'a> {
     pub operator: Operator,
     /// The uid of the job, from when it was first seen.
     uid: Mutex<String>,
+    /// When the step began.
+    began: Mutex<Timestamp>,
 }
 
 impl<'a> Life<'a> {
@@ -201,6 +218,7 @@ impl<'a> Life<'a> {
             kubeconfig: plane.kubeconfig(&format!("{own}.kubeconfig"), &proxy.url)?,
             folder: plane.folder.clone(),
             own: own.clone(),
+            name: own.clone(),
             namespaces: vec![namespace.clone()],
             planner: planner(&plane.folder)?,
             metrics: 0,
@@ -214,12 +232,14 @@ impl<'a> Life<'a> {
             own,
             proxy,
             uid: Mutex::default(),
+            began: Mutex::default(),
         })
     }
 
     /// What the person does.
     pub async fn act(&self, step: Step, fault: Option<(Write, Fault)>) -> Result<()> {
         self.proxy.begin(fault).await?;
+        *self.began.lock() = Timestamp::now();
         if let Some(job) = step.manifest(&self.namespace) {
             return plane::apply(&self.plane.admin, &job).await;
         }
@@ -298,17 +318,23 @@ impl<'a> Life<'a> {
             && pods.items.len() == size)
     }
 
-    /// Waits until the namespace is as it was in a life without faults; what differs when it does not come to that.
+    /// Waits until the namespace is as it was in a life without faults, nothing more is written and it is so once more; what differs
+    /// when it does not come to that.
     pub async fn converges(&self, expected: &Picture) -> Result<Vec<String>> {
         let began = Instant::now();
-        let mut held = 0;
+        let mut held = false;
         loop {
-            let differences = picture::differences(&self.picture().await?, expected);
-            held = if differences.is_empty() { held + 1 } else { 0 };
-            if held == 2 {
+            let is_quiet = self.proxy.quiet() >= QUIET;
+            let mut differences = picture::differences(&self.picture().await?, expected);
+            let is_equal = is_quiet && differences.is_empty();
+            if held && is_equal {
                 return Ok(Vec::new());
             }
+            held = is_equal;
             if began.elapsed() > PATIENCE {
+                if differences.is_empty() {
+                    differences.push(format!("it is still written to after {PATIENCE:?}"));
+                }
                 return Ok(differences);
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
@@ -327,10 +353,12 @@ impl<'a> Life<'a> {
         picture::take(&self.plane.admin, places, (JOB, &uid), self.engine).await
     }
 
-    /// Whether the end of the step was told in an event.
+    /// Whether the end of the step was told in an event, since it began.
     pub async fn is_told(&self, step: Step) -> Result<bool> {
-        let (reason, _) = step.goal();
-        Ok(reason.is_empty()
-            || picture::is_told(&self.plane.admin, &self.namespace, reason).await?)
+        let Some(reason) = step.told() else {
+            return Ok(true);
+        };
+        let since = *self.began.lock();
+        picture::is_told(&self.plane.admin, &self.namespace, reason, since).await
     }
 }

@@ -18,8 +18,10 @@ pub struct How {
     pub kubeconfig: PathBuf,
     /// Where its settings and its log are kept.
     pub folder: PathBuf,
-    /// Its own namespace, which is its name too.
+    /// Its own namespace.
     pub own: String,
+    /// Its name, under which it holds the lease.
+    pub name: String,
     /// The namespaces that it looks after; empty: all.
     pub namespaces: Vec<String>,
     /// The program that plans SQL.
@@ -47,11 +49,11 @@ impl How {
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
-            .open(self.folder.join(format!("{}.log", self.own)))?;
+            .open(self.folder.join(format!("{}.log", self.name)))?;
         Command::new(&self.program)
             .arg("--settings")
             .arg(settings)
-            .args(["--name", &self.own])
+            .args(["--name", &self.name])
             .args(["--metrics", &format!("127.0.0.1:{}", self.metrics)])
             .env("KUBECONFIG", &self.kubeconfig)
             .stdin(Stdio::null())

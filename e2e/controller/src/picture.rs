@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 use kube::api::{Api, DynamicObject, ListParams};
 use kube::core::{ApiResource, GroupVersionKind};
@@ -48,19 +50,28 @@ pub async fn take(
     engine: &Engine,
 ) -> Result<Picture> {
     let mut picture = Picture::new();
-    let mut certificates = Vec::new();
+    // Name, version, and what it is called here.
+    let mut certificates: Vec<(String, String, String)> = Vec::new();
     for (group, version, kind, plural) in KINDS {
         let resource =
             ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural);
         let api: Api<DynamicObject> = Api::namespaced_with(admin.clone(), namespace, &resource);
-        for object in api.list(&ListParams::default()).await? {
+        let mut objects = api.list(&ListParams::default()).await?.items;
+        // Those of one version are told apart by which came first.
+        objects.sort_by_key(revision);
+        for object in objects {
             let object = serde_json::to_value(&object)?;
             let name = object["metadata"]["name"].as_str().unwrap_or_default();
             if kind == "Secret" {
                 // Named by the hash of what it is of, identities among it.
                 let version = object["metadata"]["annotations"][VERSION].as_str();
-                let of = format!("certificate-of-{}", version.unwrap_or_default());
-                certificates.push((name.to_owned(), of));
+                let version = version.unwrap_or_default().to_owned();
+                let before = certificates.iter().filter(|(_, v, _)| *v == version);
+                let of = match before.count() {
+                    0 => format!("certificate-of-{version}"),
+                    n => format!("certificate-of-{version}#{}", n + 1),
+                };
+                certificates.push((name.to_owned(), version, of));
             }
             let name = nameless(name, uid);
             picture.insert(format!("{kind} {name}"), bare(kind, object.clone()));
@@ -70,7 +81,9 @@ pub async fn take(
     picture.insert("starts of workers".to_owned(), json!(starts));
     let named = |text: &str| {
         let each = certificates.iter();
-        each.fold(text.to_owned(), |text, (name, of)| text.replace(name, of))
+        each.fold(text.to_owned(), |text, (name, _, of)| {
+            text.replace(name, of)
+        })
     };
     picture = picture
         .into_iter()
@@ -83,6 +96,12 @@ pub async fn take(
     Ok(picture)
 }
 
+/// Of when it was written last.
+fn revision(object: &DynamicObject) -> u64 {
+    let version = object.metadata.resource_version.as_deref();
+    version.and_then(|v| v.parse().ok()).unwrap_or(0)
+}
+
 /// Without what a job's uid makes of names.
 fn nameless(text: &str, uid: &str) -> String {
     let Some((first, _)) = uid.split_once('-') else {
@@ -93,11 +112,20 @@ fn nameless(text: &str, uid: &str) -> String {
         .replace(&format!("-{first}"), "-FIRST")
 }
 
-/// Whether an event of this reason was told of the job.
-pub async fn is_told(admin: &Client, namespace: &str, reason: &str) -> Result<bool> {
-    let api: Api<k8s_openapi::api::events::v1::Event> = Api::namespaced(admin.clone(), namespace);
+/// Whether an event of this reason was told in the namespace, once more or for the first time, since then.
+pub async fn is_told(
+    admin: &Client,
+    namespace: &str,
+    reason: &str,
+    since: Timestamp,
+) -> Result<bool> {
+    let api: Api<Event> = Api::namespaced(admin.clone(), namespace);
     let events = api.list(&ListParams::default()).await?;
-    Ok(events.iter().any(|e| e.reason.as_deref() == Some(reason)))
+    Ok(events.iter().any(|e| {
+        let again = e.series.as_ref().map(|s| s.last_observed_time.0);
+        let told = again.max(e.event_time.as_ref().map(|t| t.0));
+        e.reason.as_deref() == Some(reason) && told.is_some_and(|at| at >= since)
+    }))
 }
 
 /// What differs, a line for each.

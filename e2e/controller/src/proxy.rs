@@ -77,6 +77,14 @@ pub struct Write {
     pub nth: u32,
 }
 
+impl Write {
+    /// Whether one life does it and another one does not, by how fast pods come and go: a status of the same reason, once more
+    /// because a number in it has changed.
+    pub fn is_by_chance(&self) -> bool {
+        self.what.starts_with("status ") && self.nth > 1
+    }
+}
+
 impl fmt::Display for Write {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} #{}", self.what, self.nth)

@@ -5,7 +5,8 @@ pub mod flights;
 pub mod kind;
 pub mod secure;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -73,6 +74,14 @@ impl Work {
     }
 }
 
+/// A row of the input.
+#[derive(Clone)]
+pub struct Row {
+    pub line: Vec<u8>,
+    /// Whether it is one that no reader of JSON may forgive.
+    pub poison: bool,
+}
+
 /// The input of the flights suites, in memory, and the facts about it.
 pub struct Flights {
     folder: PathBuf,
@@ -130,12 +139,23 @@ impl Flights {
     pub fn put_slice(&self, loader: &mut Loader, number: usize, of: usize) -> Result<()> {
         ensure!(number < of, "there are only {of} slices");
         for (partition, lines) in (0..).zip(&self.parts) {
-            let (from, to) = (lines.len() * number / of, lines.len() * (number + 1) / of);
-            for line in &lines[from..to] {
+            for line in &lines[part(lines.len(), number, of)] {
                 loader.put(partition, line)?;
             }
         }
         Ok(())
+    }
+
+    /// The same slice, by partition, for whoever writes it a row at a time.
+    pub fn slice(&self, number: usize, of: usize) -> Vec<VecDeque<Row>> {
+        let partitions = (0..).zip(&self.parts).map(|(partition, lines)| {
+            let rows = part(lines.len(), number, of).map(|at| Row {
+                line: lines[at].clone(),
+                poison: self.poison.contains(&(partition, at as i64)),
+            });
+            rows.collect()
+        });
+        partitions.collect()
     }
 
     /// Writes the rows that are too late, and answers the place of each in the topic, given that all slices stand before them.
@@ -209,6 +229,11 @@ impl Flights {
             .context("cannot run compare.py")?;
         Ok(status.success())
     }
+}
+
+/// Where slice `number` of `of` of so many lines is.
+fn part(lines: usize, number: usize, of: usize) -> Range<usize> {
+    lines * number / of..lines * (number + 1) / of
 }
 
 /// What the dead letters must hold: place in the input, kind and body of each row.

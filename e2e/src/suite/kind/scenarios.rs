@@ -2,12 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, bail, ensure};
 
-use serde_json::Value;
-
-use super::{After, Compared, Disturb, NAME, PATIENCE, USER, condition, kubectl};
-use crate::bed::{root, testbed};
+use super::cluster::{
+    Away, change_hands, controller_away_from, docker, helm, kill_controller, kubectl,
+    scale_controller, webhook,
+};
+use super::job::{EDIT, NAME};
+use super::{Compared, Disturb, During, PATIENCE, USER, condition};
+use crate::bed::root;
 use crate::engine::{Status, Watched};
 use crate::suite::await_caught_up;
 
@@ -16,75 +19,131 @@ pub const CORE: [(&str, Disturb); 9] = [
     ("apply", |_, _| Ok(())),
     ("controller-killed", |job, when| match when {
         // The job was applied just now: children are being made.
-        After(0) => {
+        During(0) => {
             for _ in 0..3 {
                 kill_controller()?;
                 std::thread::sleep(Duration::from_millis(700));
             }
             Ok(())
         }
-        After(3) => {
-            job.wait_reason("Running")?;
-            kill_controller()
+        During(3) => {
+            job.reads()?;
+            kill_controller()?;
+            // The one that came for it does its work.
+            job.edited()
         }
         _ => Ok(()),
     }),
     ("pod-deleted", |job, when| match when {
-        After(2 | 5) => job.delete_pod(),
+        During(2 | 5) => {
+            job.reads()?;
+            job.delete_pod()
+        }
         _ => Ok(()),
     }),
     ("engine-killed", |job, when| match when {
-        After(1..=5) => job.kill_engine(),
+        During(1) => {
+            job.reads()?;
+            job.kill_engine()
+        }
+        During(2..=5) => job.kill_engine(),
         _ => Ok(()),
     }),
     ("suspend-and-resume", |job, when| match when {
-        After(2) => {
+        During(2) => {
+            job.reads()?;
             job.patch(r#"{"spec": {"suspend": true}}"#)?;
             job.wait_reason("Suspended")?;
             ensure!(job.pods()? == 0, "a suspended job has pods");
             Ok(())
         }
-        After(4) => {
+        During(4) => {
             job.patch(r#"{"spec": {"suspend": false}}"#)?;
             job.wait_reason("Running")
         }
         _ => Ok(()),
     }),
     ("upgrade", |job, when| match when {
-        After(3) => {
-            job.wait_reason("Running")?;
+        During(3) => {
+            job.reads()?;
             let before = job.version()?;
-            job.patch(r#"{"spec": {"checkpoint": {"interval": "700ms"}}}"#)?;
+            // On trial for long enough to be seen there.
+            job.patch(
+                r#"{"spec": {"checkpoint": {"interval": "700ms"}, "upgrade": {"acceptAfter": "15s"}}}"#,
+            )?;
             job.wait_reason("Upgrading")?;
+            let mut first = None;
+            job.until_status("the version on trial reads what comes", |s| {
+                s.on_trial && s.running && s.rows > *first.get_or_insert(s.rows)
+            })?;
             ensure!(job.version()? != before, "the same version runs");
-            job.wait_reason("Running")
+            job.wait_reason("Running")?;
+            job.until_status("it is not on trial any more", |s| s.running && !s.on_trial)
         }
         _ => Ok(()),
     }),
-    // The changed job stops at the first row that it cannot read; until then it commits, and nothing of that is published.
+    // The changed job stops at the first row that it cannot read; until then it reads and commits, and nothing of that is published.
     ("failed-upgrade", |job, when| match when {
-        After(3) => {
-            job.wait_reason("Running")?;
+        During(3) => {
+            job.reads()?;
+            job.feed.all_but_a_good_run()?;
+            job.feed.pause()?;
+            await_caught_up(job, PATIENCE)?;
+            let published = job.published()?;
             job.patch_json(
                 r#"[{"op": "replace", "path": "/spec/sources/0/onError", "value": "Fail"},
                     {"op": "add", "path": "/spec/restart", "value": {"maxPerHour": 1}},
                     {"op": "add", "path": "/spec/upgrade", "value": {"acceptAfter": "9m"}}]"#,
             )?;
-            job.wait_reason("Upgrading")?;
+            job.until_status("it runs on trial", |s| s.on_trial && s.running)?;
+            job.feed.resume();
+            // The run is longer than the hours of its windows: some of them close.
             let mut first = None;
-            job.until_status("the version on trial has committed", |s| {
-                s.epoch > *first.get_or_insert(s.epoch) + 2
-            })
+            let tried = Watched::until(
+                job,
+                "the version on trial has read, closed windows and committed",
+                PATIENCE,
+                |s| {
+                    s.on_trial
+                        && s.rows > 0
+                        && s.rows_out > 0
+                        && s.epoch > *first.get_or_insert(s.epoch) + 2
+                },
+            )?;
+            println!(
+                "kind: on trial {} rows were read, {} are ready to be published",
+                tried.rows, tried.rows_out
+            );
+            let now = job.published()?;
+            ensure!(
+                now == published,
+                "{published} hourly rows were published before the trial, {now} on it"
+            );
+            job.noted = (published, job.version()?.context("no pod")?);
+            Ok(())
         }
-        After(4) => {
-            job.wait_reason("RolledBack")?;
+        // A poison row has come.
+        During(4) => {
+            let (published, tried) = job.noted.clone();
+            let mut leaked = None;
+            job.until("the job is RolledBack", |job| {
+                // In this order: what was there while the version still ran, no other one has published.
+                let now = job.published()?;
+                if now != published && job.version()?.as_deref() == Some(&tried) {
+                    leaked = Some(now);
+                }
+                job.is("RolledBack")
+            })?;
+            if let Some(now) = leaked {
+                bail!("{published} hourly rows were published before the trial, {now} on it");
+            }
             let message = job.message("RolledBack")?;
             // Whichever kind of bad row its partition came to first.
             let codes = ["[PR0201]", "[PR0202]", "[PR0203]"];
             ensure!(codes.iter().any(|c| message.contains(c)), "{message}");
             Ok(())
         }
-        After(6) => {
+        During(6) => {
             job.patch_json(
                 r#"[{"op": "replace", "path": "/spec/sources/0/onError", "value": "DeadLetter"},
                     {"op": "remove", "path": "/spec/restart"}, {"op": "remove", "path": "/spec/upgrade"}]"#,
@@ -94,7 +153,7 @@ pub const CORE: [(&str, Disturb); 9] = [
         _ => Ok(()),
     }),
     ("webhook-away", |job, when| match when {
-        After(1) => {
+        During(1) => {
             let bad = job.bad_manifest()?;
             let refused = job.kubectl(&["apply", "-f", &bad]).err();
             let refused = format!(
@@ -120,11 +179,10 @@ pub const CORE: [(&str, Disturb); 9] = [
     }),
     ("delete", |job, when| match when {
         Compared => {
+            ensure!(!job.children()?.is_empty(), "it has no children");
             job.kubectl(&["delete", "streamingjob", &job.name, "--timeout=60s"])?;
             job.until("its children are gone", |job| {
-                let kinds = "statefulsets,pods,services,configmaps,networkpolicies,poddisruptionbudgets,serviceaccounts,secrets";
-                let selector = format!("penstock.dev/job={}", job.name);
-                Ok(job.kubectl(&["get", kinds, "-l", &selector, "-o", "name"])?.trim().is_empty())
+                Ok(job.children()?.is_empty())
             })?;
             let claims = job.kubectl(&["get", "persistentvolumeclaims", "-o", "name"])?;
             ensure!(
@@ -133,32 +191,38 @@ pub const CORE: [(&str, Disturb); 9] = [
             );
             Ok(())
         }
-        After(_) => Ok(()),
+        During(_) => Ok(()),
     }),
 ];
 
 /// Beyond the core.
 pub const MORE: [(&str, Disturb); 16] = [
     ("storm", |job, when| match when {
-        After(2) => {
-            let until = Instant::now() + Duration::from_secs(180);
-            let mut round = 0;
-            while Instant::now() < until {
-                std::thread::sleep(Duration::from_secs(10));
-                round += 1;
-                // A pod that is just being made has no engine to kill.
-                let _ = job.kill_engine();
-                if round % 2 == 0 {
+        During(2) => {
+            job.reads()?;
+            let began = Instant::now();
+            let (mut kills, mut deletions) = (0, 0);
+            while began.elapsed() < Duration::from_secs(180) || deletions < 6 {
+                std::thread::sleep(Duration::from_secs(5));
+                job.kill_engine()?;
+                kills += 1;
+                // The next engine of the same pod is just starting.
+                if kills % 2 == 0 {
                     job.delete_pod()?;
+                    deletions += 1;
                 }
             }
+            println!(
+                "kind: {kills} kills and {deletions} deletions of the pod in {:.0} s",
+                began.elapsed().as_secs_f64()
+            );
             Ok(())
         }
         _ => Ok(()),
     }),
     ("node-stopped", |job, when| match when {
-        After(2) => {
-            job.wait_reason("Running")?;
+        During(2) => {
+            job.reads()?;
             let node = job.node()?;
             docker(&["stop", "-t", "1", &node])?;
             std::thread::sleep(Duration::from_secs(120));
@@ -168,9 +232,10 @@ pub const MORE: [(&str, Disturb); 16] = [
         _ => Ok(()),
     }),
     ("node-gone", |job, when| match when {
-        After(2) => {
-            job.wait_reason("Running")?;
+        During(2) => {
+            job.reads()?;
             let node = job.node()?;
+            controller_away_from(&node)?;
             docker(&["stop", "-t", "1", &node])?;
             let gone = Instant::now();
             let back = job.until_in(Duration::from_secs(240), "it runs elsewhere", |job| {
@@ -186,29 +251,29 @@ pub const MORE: [(&str, Disturb); 16] = [
         _ => Ok(()),
     }),
     ("volume-deleted", |job, when| match when {
-        After(2) => {
+        During(2) => {
+            job.reads()?;
             let claim = format!("state-{}", job.worker());
+            let before = job.uid("persistentvolumeclaim", &claim)?;
             job.kubectl(&["delete", "persistentvolumeclaim", &claim, "--wait=false"])?;
             job.delete_pod()?;
             job.until("the volume is another one", |job| {
-                let found = job.kubectl(&["get", "persistentvolumeclaim", &claim, "-o", "json"]);
-                let Ok(text) = found else { return Ok(false) };
-                let claim: Value = serde_json::from_str(&text)?;
-                Ok(claim["metadata"]["deletionTimestamp"].is_null())
+                Ok(job.uid("persistentvolumeclaim", &claim)? != before)
             })
         }
         _ => Ok(()),
     }),
     // Ten minutes, in which rows come, the pod is deleted and the engine killed.
     ("controller-away", |job, when| match when {
-        After(1) => {
-            job.wait_reason("Running")?;
+        During(1) => {
+            job.reads()?;
+            job.mend = Some(Box::new(|| scale_controller(1)));
             scale_controller(0)?;
             job.delete_pod()?;
             std::thread::sleep(Duration::from_secs(120));
             Ok(())
         }
-        After(slice @ 2..=5) => {
+        During(slice @ 2..=5) => {
             // The pod is back without it, and the engine after a kill.
             job.until_status("it runs", |s| s.running)?;
             if slice == 3 {
@@ -217,10 +282,10 @@ pub const MORE: [(&str, Disturb); 16] = [
             std::thread::sleep(Duration::from_secs(120));
             Ok(())
         }
-        After(6) => {
-            await_caught_up(job, PATIENCE)?;
+        During(6) => {
+            job.caught_up()?;
             let began = Instant::now();
-            scale_controller(1)?;
+            job.mended()?;
             job.until("the controller is back and says so", |job| {
                 let status = &job.get()?["status"];
                 let epoch = status["epoch"]["number"].as_u64();
@@ -238,37 +303,42 @@ pub const MORE: [(&str, Disturb); 16] = [
     }),
     // Jobs, their workers and the resource types stay; installed again, the controller takes up where it was.
     ("uninstalled", |job, when| match when {
-        After(2) => {
-            job.wait_reason("Running")?;
+        During(2) => {
+            job.reads()?;
             let values = helm(&["get", "values", "penstock", "--output", "yaml"])?;
-            std::fs::write(job.manifest.with_file_name("values.yaml"), values)?;
+            let file = job.manifest.with_file_name("values.yaml");
+            std::fs::write(&file, values)?;
+            job.mend = Some(Box::new(move || {
+                let chart = root().join("charts/penstock").display().to_string();
+                let file = file.display().to_string();
+                let words = [
+                    "upgrade",
+                    "--install",
+                    "penstock",
+                    &chart,
+                    "--values",
+                    &file,
+                ];
+                helm(&[&words[..], &["--wait", "--timeout=3m"]].concat()).map(drop)
+            }));
             helm(&["uninstall", "penstock", "--wait"])?;
             job.delete_pod()
         }
-        After(5) => {
+        During(5) => {
             job.until_status("it runs without a controller", |s| s.running)?;
-            await_caught_up(job, PATIENCE)?;
-            let values = job.manifest.with_file_name("values.yaml");
-            let chart = root().join("charts/penstock").display().to_string();
-            helm(&[
-                "install",
-                "penstock",
-                &chart,
-                "--values",
-                &values.display().to_string(),
-                "--wait",
-                "--timeout=3m",
-            ])?;
-            job.wait_reason("Running")
+            job.caught_up()?;
+            job.mended()?;
+            job.edited()
         }
         _ => Ok(()),
     }),
     // The password changes on the broker, then in the Secret, which the kubelet brings to the pod when it comes to it.
     ("secret-rotated", |job, when| match when {
-        After(3) => {
+        During(3) => {
             const SECOND: &str = "canary-second";
-            job.wait_reason("Running")?;
-            await_caught_up(job, PATIENCE)?;
+            job.reads()?;
+            job.noted.1 = job.uid("pod", &job.worker())?;
+            job.caught_up()?;
             let kafka = job.kafka()?;
             kafka.password(USER, SECOND)?;
             // Who is logged in stays so: the broker's end makes every client log in again.
@@ -299,17 +369,17 @@ pub const MORE: [(&str, Disturb); 16] = [
         }
         Compared => {
             ensure!(
-                job.container_restarts()? == 0,
+                job.container_restarts()? == 0 && job.uid("pod", &job.worker())? == job.noted.1,
                 "the container was restarted"
             );
             let said = job.kubectl(&["logs", &job.worker()])?;
             ensure!(!said.contains("canary-"), "a password stands in the log");
             Ok(())
         }
-        After(_) => Ok(()),
+        During(_) => Ok(()),
     }),
     ("state-break", |job, when| match when {
-        After(3) => {
+        During(3) => {
             job.wait_reason("Running")?;
             let sql = job.get()?["spec"]["sql"]
                 .as_str()
@@ -340,7 +410,7 @@ pub const MORE: [(&str, Disturb); 16] = [
     }),
     // The log of a deleted job stays by default, is gone on with, is begun with anew, and goes.
     ("policies", |job, when| match when {
-        After(2) => {
+        During(2) => {
             job.wait_reason("Running")?;
             job.delete()?;
             job.apply()?;
@@ -351,10 +421,10 @@ pub const MORE: [(&str, Disturb); 16] = [
             job.apply()?;
             job.wait_reason("Running")
         }
-        After(4) => {
+        During(4) => {
             job.edit(&["spec", "deletionPolicy"], "Savepoint")?;
             job.apply()?;
-            await_caught_up(job, PATIENCE)?;
+            job.caught_up()?;
             let uid = job.get()?["metadata"]["uid"]
                 .as_str()
                 .context("no uid")?
@@ -373,29 +443,28 @@ pub const MORE: [(&str, Disturb); 16] = [
             job.wait_reason("Running")
         }
         Compared => {
-            let id = job.get()?["status"]["logId"]
-                .as_str()
-                .context("no logId")?
-                .to_owned();
-            ensure!(job.objects(&id)? > 0, "log {id} is not where it should be");
+            let id = job.log()?;
             job.delete()?;
             let left = job.objects(&id)?;
             ensure!(left == 0, "deletionPolicy Delete leaves {left} objects");
             job.kubectl(&["delete", "savepoints", "--all", "--timeout=90s"])
                 .map(drop)
         }
-        After(_) => Ok(()),
+        During(_) => Ok(()),
     }),
     // A job of another name goes on from a savepoint, and nothing is missing or twice.
     ("savepoint", |job, when| match when {
-        After(3) => {
-            job.wait_reason("Running")?;
+        During(3) => {
+            job.reads()?;
+            // What would be committed after the savepoint, the other job would read once more.
+            job.feed.pause()?;
             await_caught_up(job, PATIENCE)?;
             job.savepoint("before")?;
             job.delete()?;
             job.rename("flights-again")?;
             job.edit(&["spec", "restoreFrom"], "{savepoint: {name: before}}")?;
             job.apply()?;
+            job.feed.resume();
             job.wait_reason("Running")
         }
         Compared => {
@@ -403,11 +472,11 @@ pub const MORE: [(&str, Disturb); 16] = [
             job.kubectl(&["delete", "savepoint", "before", "--timeout=90s"])
                 .map(drop)
         }
-        After(_) => Ok(()),
+        During(_) => Ok(()),
     }),
     // A savepoint of a job that rests is taken by a step on its log.
     ("savepoint-of-suspended", |job, when| match when {
-        After(3) => {
+        During(3) => {
             job.wait_reason("Running")?;
             job.patch(r#"{"spec": {"suspend": true}}"#)?;
             job.wait_reason("Suspended")?;
@@ -421,11 +490,8 @@ pub const MORE: [(&str, Disturb); 16] = [
     }),
     ("kafka-away-at-delete", |job, when| match when {
         Compared => {
-            job.patch(r#"{"spec": {"deletionPolicy": "Delete"}}"#)?;
-            let id = job.get()?["status"]["logId"]
-                .as_str()
-                .context("no logId")?
-                .to_owned();
+            job.leaves_nothing()?;
+            let id = job.log()?;
             let away = Away::kafka()?;
             job.kubectl(&["delete", "streamingjob", &job.name, "--timeout=200s"])?;
             drop(away);
@@ -433,14 +499,12 @@ pub const MORE: [(&str, Disturb); 16] = [
             ensure!(left == 0, "deletionPolicy Delete leaves {left} objects");
             Ok(())
         }
-        After(_) => Ok(()),
+        During(_) => Ok(()),
     }),
     ("s3-away-at-delete", |job, when| match when {
         Compared => {
-            job.patch(r#"{"spec": {"deletionPolicy": "Delete"}}"#)?;
-            job.until("the job is held", |job| {
-                Ok(job.get()?["metadata"]["finalizers"].is_array())
-            })?;
+            job.leaves_nothing()?;
+            job.log()?;
             let away = Away::s3()?;
             job.kubectl(&["delete", "streamingjob", &job.name, "--wait=false"])?;
             std::thread::sleep(Duration::from_secs(10));
@@ -453,31 +517,28 @@ pub const MORE: [(&str, Disturb); 16] = [
             drop(away);
             Ok(())
         }
-        After(_) => Ok(()),
+        During(_) => Ok(()),
     }),
+    // It takes no new pods: nobody cleans up.
     ("namespace-deleted", |job, when| match when {
         Compared => {
-            job.patch(r#"{"spec": {"deletionPolicy": "Delete"}}"#)?;
-            job.until("the job is held", |job| {
-                Ok(job.get()?["metadata"]["finalizers"].is_array())
-            })?;
-            kubectl(&["delete", "namespace", &job.namespace, "--timeout=120s"]).map(drop)
+            job.leaves_nothing()?;
+            let id = job.log()?;
+            kubectl(&["delete", "namespace", &job.namespace, "--timeout=240s"])?;
+            ensure!(job.objects(&id)? > 0, "log {id} is gone with the namespace");
+            Ok(())
         }
-        After(_) => Ok(()),
+        During(_) => Ok(()),
     }),
-    ("api-restarted", |_, when| match when {
-        After(2 | 4) => {
+    ("api-restarted", |job, when| match when {
+        During(2 | 4) => {
+            job.reads()?;
             let kill = "pkill -9 -x kube-apiserver";
             docker(&["exec", "penstock-control-plane", "sh", "-c", kill])?;
             std::thread::sleep(Duration::from_secs(2));
-            let began = Instant::now();
-            while kubectl(&["get", "--raw", "/readyz"]).is_err() {
-                ensure!(
-                    began.elapsed() < PATIENCE,
-                    "the API server does not come back"
-                );
-                std::thread::sleep(Duration::from_secs(1));
-            }
+            job.until("the API server is back", |_| {
+                kubectl(&["get", "--raw", "/readyz"]).map(|_| true)
+            })?;
             // Caches, leases and service accounts need a moment of their own.
             std::thread::sleep(Duration::from_secs(5));
             Ok(())
@@ -486,143 +547,19 @@ pub const MORE: [(&str, Disturb); 16] = [
     }),
     // A lease that vanishes makes a second leader while the first one still acts.
     ("two-controllers", |job, when| match when {
-        After(0) => {
+        During(0) => {
+            job.mend = Some(Box::new(|| scale_controller(1)));
             scale_controller(2)?;
-            for _ in 0..6 {
-                take_lease()?;
-            }
+            change_hands()?;
             job.wait_reason("Running")
         }
-        After(3) => {
-            job.patch(r#"{"spec": {"checkpoint": {"interval": "700ms"}}}"#)?;
-            for _ in 0..6 {
-                take_lease()?;
-            }
-            job.until("the change is accepted", |job| {
-                let job = job.get()?;
-                let seen = &job["status"]["observedGeneration"];
-                Ok(*seen == job["metadata"]["generation"]
-                    && condition(&job["status"], "Ready").is_some_and(|c| c["reason"] == "Running"))
-            })?;
-            scale_controller(1)
+        During(3) => {
+            job.reads()?;
+            job.patch(EDIT)?;
+            change_hands()?;
+            job.taken_up()?;
+            job.mended()
         }
         _ => Ok(()),
     }),
 ];
-
-/// Helm, on the release of the cluster.
-fn helm(words: &[&str]) -> Result<String> {
-    let output = std::process::Command::new("helm")
-        .args(["--namespace", "penstock"])
-        .args(words)
-        .output()
-        .context("cannot run helm")?;
-    ensure!(
-        output.status.success(),
-        "helm {}: {}",
-        words.join(" "),
-        String::from_utf8_lossy(&output.stderr).trim()
-    );
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-fn docker(words: &[&str]) -> Result<()> {
-    let status = std::process::Command::new("docker")
-        .args(words)
-        .stdout(std::process::Stdio::null())
-        .status()?;
-    ensure!(status.success(), "docker {}: {status}", words.join(" "));
-    Ok(())
-}
-
-fn scale_controller(replicas: u32) -> Result<()> {
-    let replicas = format!("--replicas={replicas}");
-    kubectl(&[
-        "--namespace",
-        "penstock",
-        "scale",
-        "deployment",
-        "penstock-operator",
-        &replicas,
-    ])
-    .map(|_| ())
-}
-
-/// Kills the controller's pods, without a goodbye.
-fn kill_controller() -> Result<()> {
-    let words = [
-        "--namespace",
-        "penstock",
-        "delete",
-        "pod",
-        "-l",
-        "app.kubernetes.io/name=penstock-operator",
-        "--grace-period=0",
-        "--force",
-    ];
-    kubectl(&words).map(|_| ())
-}
-
-/// Where the API server finds the webhook: at a port where nobody is, it is away.
-fn webhook(port: u16) -> Result<()> {
-    let path = "/webhooks/0/clientConfig/service/port";
-    let patch = format!(r#"[{{"op": "replace", "path": "{path}", "value": {port}}}]"#);
-    let what = ["validatingwebhookconfiguration", "penstock-operator"];
-    kubectl(&["patch", what[0], what[1], "--type=json", "-p", &patch])?;
-    // Until the API server has heard of it.
-    std::thread::sleep(Duration::from_secs(3));
-    Ok(())
-}
-
-/// Lets the lease vanish, and whoever waits for it lead.
-fn take_lease() -> Result<()> {
-    let words = [
-        "--namespace",
-        "penstock",
-        "delete",
-        "lease",
-        "penstock-operator",
-        "--ignore-not-found",
-    ];
-    kubectl(&words)?;
-    std::thread::sleep(Duration::from_millis(1500));
-    Ok(())
-}
-
-/// A server that is stopped, until this is dropped: it holds its connections and answers nobody.
-struct Away(i32);
-
-impl Away {
-    fn kafka() -> Result<Self> {
-        Self::of("kafka", 29792)
-    }
-
-    fn s3() -> Result<Self> {
-        Self::of("s3", 29800)
-    }
-
-    fn of(server: &str, port: u16) -> Result<Self> {
-        let file = testbed().join(format!("{server}/run-{port}/pid"));
-        let text = std::fs::read_to_string(&file)
-            .with_context(|| format!("cannot read {}", file.display()))?;
-        let this = Self(text.trim().parse()?);
-        this.signal("-STOP")?;
-        Ok(this)
-    }
-
-    fn signal(&self, which: &str) -> Result<()> {
-        let status = std::process::Command::new("kill")
-            .args([which, &self.0.to_string()])
-            .status()?;
-        ensure!(status.success(), "kill {which} {}: {status}", self.0);
-        Ok(())
-    }
-}
-
-impl Drop for Away {
-    fn drop(&mut self) {
-        if let Err(error) = self.signal("-CONT") {
-            eprintln!("kind: {error:#}");
-        }
-    }
-}
