@@ -395,14 +395,16 @@ pub const MORE: [(&str, Disturb); 16] = [
             let refused = job.patch_json(&set(&broken)).err();
             let refused = format!("{:#}", refused.context("the webhook let it pass")?);
             ensure!(refused.contains("[PR0410]"), "{refused}");
-            // Past the webhook it is tried, and rolled back.
+            // Past the webhook the controller refuses it in the same words, and the version before it runs on.
+            let before = job.version()?;
             webhook(444)?;
             let passed = job.patch_json(&set(&broken));
-            let judged = passed.and_then(|()| job.wait_reason("RolledBack"));
+            let judged = passed.and_then(|()| job.wait_reason("Invalid"));
             webhook(443)?;
             judged?;
-            let message = job.message("RolledBack")?;
+            let message = job.message("Stalled")?;
             ensure!(message.contains("[PR0410]"), "{message}");
+            ensure!(job.version()? == before, "another version runs");
             job.patch_json(&set(&sql))?;
             job.wait_reason("Running")
         }
