@@ -245,7 +245,8 @@ async fn live(
         let refused = fault
             .as_ref()
             .is_some_and(|(w, f)| w.what.starts_with("event ") && !f.kills());
-        if wrong.is_empty() && !refused && !life.is_told(step).await? {
+        let untold = refused || step.ends_as_it_began();
+        if wrong.is_empty() && !untold && !life.is_told(step).await? {
             wrong.push("no event tells of its end".to_owned());
         }
         if let Some((write, fault)) = fault {

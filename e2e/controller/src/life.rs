@@ -114,6 +114,12 @@ impl Step {
         }
     }
 
+    /// Whether it begins and ends with the same reason of Ready: where a fault keeps what lies between from being written, nothing
+    /// has changed that an event could tell.
+    pub const fn ends_as_it_began(self) -> bool {
+        matches!(self, Self::Upgrade | Self::ScaleUp)
+    }
+
     /// How many savepoints there are when it has ended, all of them completed.
     const fn savepoints(self) -> usize {
         match self {
