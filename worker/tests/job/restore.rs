@@ -124,7 +124,7 @@ fn start_fresh_does_not_make_a_lost_volume_a_lost_job() {
 fn an_operator_that_was_dropped_begins_empty_when_it_comes_back() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
-    let distinct = JOB.replace("SELECT id", "SELECT DISTINCT id") + "  state: {ttl: 30d}\n";
+    let distinct = JOB.replace("SELECT id", "SELECT DISTINCT id") + "  state: {ttl: 720h}\n";
     input(folder, "a.jsonl", "{\"id\":1}\n");
     run_as(&distinct, folder, &[]).expect("it begins");
     input(folder, "b.jsonl", "{\"id\":1}\n{\"id\":2}\n");
