@@ -166,7 +166,7 @@ fn agree(a: &Clean, b: &Clean) -> Result<()> {
         if !found.is_empty() {
             bail!("{}: two lives differ: {}", step.name(), found.join("; "));
         }
-        // Not their order: jobs and savepoints are looked after side by side.
+        // Not their order: jobs and savepoints are looked after side by side. Nor how often the same is written.
         let (a, b) = (lasting(&a.writes[&step]), lasting(&b.writes[&step]));
         let one: Vec<String> = a.symmetric_difference(&b).map(|w| w.to_string()).collect();
         if !one.is_empty() {
