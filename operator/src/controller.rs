@@ -31,7 +31,7 @@ use crate::apply::Writer;
 use crate::certificates::Authority;
 use crate::clock::{in_time, turn};
 use crate::coordinator;
-use crate::decide::{Decision, POLL, decide, has_the_state, not_taken};
+use crate::decide::{Decision, POLL, decide, not_taken, predecessor};
 use crate::facts::{Facts, is_ready, job_of};
 use crate::guarded::Guarded;
 use crate::lint::{Linter, Verdicts};
@@ -85,7 +85,7 @@ impl Shared {
         let wake = self.wake.clone();
         // The receiver is gone when the process ends.
         let wake = move || drop(wake.unbounded_send(of));
-        self.verdicts.of(has_the_state(facts), job, wake).await
+        self.verdicts.of(predecessor(facts), job, wake).await
     }
 
     /// Drops what is kept of jobs other than these, and of savepoints that are gone.
@@ -455,9 +455,13 @@ fn goes_on(facts: &Facts, decision: &Decision) -> bool {
     accepted && answers && decision.again >= POLL && facts.pods.iter().all(is_ready)
 }
 
+/// Whether somebody wrote meanwhile: it is looked at as it is now.
+fn is_behind(error: &ReconcileError) -> bool {
+    matches!(&error.0, kube::Error::Api(e) if e.code == 409)
+}
+
 fn back_off(job: Arc<Guarded>, error: &ReconcileError, shared: Arc<Shared>) -> Action {
-    if matches!(&error.0, kube::Error::Api(e) if e.code == 409) {
-        // Somebody wrote meanwhile: it is looked at as it is now.
+    if is_behind(error) {
         return Action::requeue(BEHIND);
     }
     let pause = shared.failures.pause(&job.uid().unwrap_or_default());

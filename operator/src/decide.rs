@@ -172,7 +172,7 @@ fn running_job(facts: &Facts) -> Option<StreamingJob> {
 }
 
 /// The job whose state a changed one takes: what was accepted last, whatever was tried since.
-pub fn has_the_state(facts: &Facts) -> Option<StreamingJob> {
+pub fn predecessor(facts: &Facts) -> Option<StreamingJob> {
     let accepted = facts.memory().accepted?;
     known(facts, &accepted)?.job()
 }

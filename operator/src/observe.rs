@@ -225,13 +225,25 @@ impl Observer {
         }
     }
 
+    /// The savepoint as it is now; `None`: it is gone, and one that has its name by now is another.
+    ///
+    /// # Errors
+    /// When the API server does not answer.
+    pub async fn same(&self, savepoint: &Savepoint) -> Result<Option<Savepoint>, kube::Error> {
+        let namespace = savepoint.namespace().unwrap_or_default();
+        let api: Api<Savepoint> = Api::namespaced(self.client.clone(), &namespace);
+        let name = savepoint.name_any();
+        let found = in_time(READ, api.get_opt(&name)).await?;
+        Ok(found.filter(|now| now.uid() == savepoint.uid()))
+    }
+
     /// The facts of a savepoint as of now.
     ///
     /// # Errors
     /// When the API server does not answer.
     pub async fn savepoint_facts(
         &self,
-        savepoint: &Savepoint,
+        savepoint: Savepoint,
         job: Option<StreamingJob>,
     ) -> Result<SavepointFacts, kube::Error> {
         let namespace = savepoint.namespace().unwrap_or_default();
@@ -242,7 +254,7 @@ impl Observer {
                 && job_of(Some(p.labels())) == Some(&of_job)
                 && is_worker(p.labels().get("app.kubernetes.io/component"))
         });
-        let steps = self.steps(savepoint).await;
+        let steps = self.steps(&savepoint).await;
         let maps: Api<ConfigMap> = Api::namespaced(self.client.clone(), &namespace);
         let at = names::step(&name, "savepoint");
         let kept = in_time(READ, maps.get_opt(&at)).await?;
@@ -279,7 +291,7 @@ impl Observer {
         };
         Ok(SavepointFacts {
             now,
-            savepoint: savepoint.clone(),
+            savepoint,
             job,
             workers: workers.len(),
             said,

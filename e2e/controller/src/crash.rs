@@ -111,7 +111,7 @@ fn verdict(count: &Count, found: usize, took: Duration) -> bool {
     let faults: Vec<String> = by_fault.iter().map(|(f, n)| format!("{f:?} {n}")).collect();
     println!("faults: {}", faults.join(", "));
     for line in &count.left_out {
-        println!("left out (a status that needs not be written twice): {line}");
+        println!("left out (what was written once more in one life, and not in that one): {line}");
     }
     for line in &count.unmet {
         println!("NOT MET (the write did not occur in that life): {line}");
@@ -123,7 +123,9 @@ fn verdict(count: &Count, found: usize, took: Duration) -> bool {
     if count.fell > 0 {
         println!("a controller ended by itself {} times", count.fell);
     }
-    let ok = count.failed.is_empty() && count.unmet.is_empty() && count.fell == 0 && met > 0;
+    // Chance leaves out a few.
+    let few = count.left_out.len() * 10 <= met;
+    let ok = count.failed.is_empty() && count.unmet.is_empty() && count.fell == 0 && met > 0 && few;
     println!(
         "{} e2e controller: {found} writes in {} steps, {met} faults at them in {} lives, {} left out, {} not met, {} failed, {:.0} s",
         if ok { "PASS" } else { "FAIL" },

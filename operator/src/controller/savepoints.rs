@@ -14,7 +14,7 @@ use kube::{Resource, ResourceExt};
 use penstock_crds::savepoint::{Savepoint, SavepointPhase};
 use serde_json::json;
 
-use super::{ReconcileError, Scope, Shared, unbroken};
+use super::{BEHIND, ReconcileError, Scope, Shared, is_behind, unbroken};
 use crate::decide::savepoint::{SavepointDecision, SavepointFacts, decide};
 use crate::names::MANAGER;
 
@@ -83,10 +83,18 @@ pub(super) async fn look_at(
         return Ok(Action::await_change());
     }
     let job = shared.observer.job_of(savepoint).await?;
+    // After its job, which may have waited for it to be completed: the watch may lag behind both.
+    let Some(savepoint) = shared.observer.same(savepoint).await? else {
+        return Ok(Action::await_change());
+    };
     let facts = shared.observer.savepoint_facts(savepoint, job).await?;
     let decision = decide(&facts, &shared.settings);
     carry_out(&facts, &decision, shared).await?;
-    Ok(Action::requeue(decision.again))
+    Ok(Action::requeue(match decision.hold {
+        // Then the rest of it.
+        Some(true) => BEHIND,
+        _ => decision.again,
+    }))
 }
 
 async fn carry_out(
@@ -100,14 +108,14 @@ async fn carry_out(
     if let Some(keep) = &decision.keep {
         writer.create::<ConfigMap>(&namespace, keep).await?;
     }
+    if decision.hold == Some(true) {
+        return writer.hold(savepoint, true).await;
+    }
     for event in &decision.events {
         writer.tell(savepoint, event).await;
     }
-    if let Some(hold) = decision.hold {
-        writer.hold(savepoint, hold).await?;
-        if !hold {
-            return Ok(());
-        }
+    if decision.hold == Some(false) {
+        return writer.hold(savepoint, false).await;
     }
     if let Some(ask) = &decision.ask
         && let Err(error) = shared.observer.demand(savepoint, ask).await
@@ -133,6 +141,8 @@ async fn carry_out(
         let body = json!({
             "apiVersion": Savepoint::api_version(&()),
             "kind": Savepoint::kind(&()),
+            // Only over the status that it was made from.
+            "metadata": {"uid": savepoint.uid(), "resourceVersion": savepoint.resource_version()},
             "status": decision.status,
         });
         let params = PatchParams::apply(MANAGER).force();
@@ -145,6 +155,9 @@ async fn carry_out(
 }
 
 fn back_off(savepoint: Arc<Savepoint>, error: &ReconcileError, shared: Arc<Shared>) -> Action {
+    if is_behind(error) {
+        return Action::requeue(BEHIND);
+    }
     let uid = savepoint.uid().unwrap_or_default();
     let pause = shared.savepoint_failures.pause(&uid);
     tracing::warn!(savepoint = %savepoint.name_any(), %error, ?pause, "will try again");

@@ -168,7 +168,7 @@ pub fn decide(facts: &Facts, settings: &Settings) -> Decision {
                     waiting(format!("its log cannot be removed yet: {why}"))
                 }
                 StepState::Over => Decision {
-                    replace: again(facts, &pod),
+                    replace: outlived(facts, &pod),
                     ..waiting("its log is being removed, by another pod".to_owned())
                 },
                 StepState::Absent => Decision {
@@ -192,7 +192,7 @@ fn may_start(facts: &Facts) -> bool {
 }
 
 /// The pod of a step that ended for good without an answer, as one that goes: the next look makes it anew.
-fn again(facts: &Facts, name: &str) -> Vec<Doomed> {
+fn outlived(facts: &Facts, name: &str) -> Vec<Doomed> {
     let named = |p: &&Pod| p.metadata.name.as_deref() == Some(name);
     let pod = facts.steps.iter().find(named);
     pod.and_then(Doomed::of).into_iter().collect()

@@ -159,9 +159,14 @@ fn is_of_another(facts: &SavepointFacts) -> bool {
     let status = facts.savepoint.status.as_ref();
     let place = status.and_then(|s| s.location.as_deref());
     let log = place.and_then(|url| url.rsplit('/').next());
-    let told = facts.said.as_ref().map(|s| s.log_id.as_str());
-    log_id(job).as_ref() != Some(&origin)
-        && told.is_none_or(|told| told != origin && Some(told) != log)
+    if log_id(job).as_ref() == Some(&origin) {
+        return false;
+    }
+    match &facts.said {
+        Some(said) => said.log_id != origin && Some(said.log_id.as_str()) != log,
+        // Workers that have not answered may have adopted it.
+        None => facts.workers == 0,
+    }
 }
 
 /// Brings a savepoint forward.

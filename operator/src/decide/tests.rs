@@ -405,14 +405,20 @@ fn suspend_scales_to_nothing_and_is_ready_when_the_pods_are_gone() {
     assert_eq!(ready(&decision), ("True".into(), "Suspended".into()));
 }
 
-#[test]
-fn a_bounded_job_that_completed_is_remembered_when_its_pods_are_gone() {
+/// As [`running`], for a job that ends when everything available is read.
+fn running_to_an_end() -> Facts {
     let mut facts = running();
     facts.job.spec.trigger = TriggerSpec {
         continuous: None,
         available_now: Some(Default::default()),
         ..TriggerSpec::default()
     };
+    facts
+}
+
+#[test]
+fn a_bounded_job_that_completed_is_remembered_when_its_pods_are_gone() {
+    let mut facts = running_to_an_end();
     let version = name_of(&facts.job);
     facts.pods = vec![pod(&version, true)];
     facts.said = said("Completed", &version, false);
@@ -433,12 +439,7 @@ fn a_bounded_job_that_completed_is_remembered_when_its_pods_are_gone() {
 
 #[test]
 fn a_bounded_job_completes_by_the_word_of_its_own_pods() {
-    let mut facts = running();
-    facts.job.spec.trigger = TriggerSpec {
-        continuous: None,
-        available_now: Some(Default::default()),
-        ..TriggerSpec::default()
-    };
+    let mut facts = running_to_an_end();
     let version = name_of(&facts.job);
     let completes = |facts: &Facts| replicas(&decide(facts, &settings())) == Some(0);
     // Pods of the run before are on their way out, and what they said is not old yet.

@@ -75,30 +75,24 @@ fn way(out: ChildStdout) -> Result<String> {
 }
 
 pub fn kubectl(words: &[&str]) -> Result<String> {
-    let output = Command::new("kubectl")
-        .args(words)
-        .stdin(Stdio::null())
-        .output()
-        .context("cannot run kubectl")?;
-    ensure!(
-        output.status.success(),
-        "kubectl {}: {}",
-        words.join(" "),
-        String::from_utf8_lossy(&output.stderr).trim()
-    );
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    told("kubectl", words)
 }
 
 /// Helm, on the release of the cluster.
 pub fn helm(words: &[&str]) -> Result<String> {
-    let output = Command::new("helm")
-        .args(["--namespace", "penstock"])
+    told("helm", &[&["--namespace", "penstock"], words].concat())
+}
+
+/// What a program answers.
+fn told(program: &str, words: &[&str]) -> Result<String> {
+    let output = Command::new(program)
         .args(words)
+        .stdin(Stdio::null())
         .output()
-        .context("cannot run helm")?;
+        .with_context(|| format!("cannot run {program}"))?;
     ensure!(
         output.status.success(),
-        "helm {}: {}",
+        "{program} {}: {}",
         words.join(" "),
         String::from_utf8_lossy(&output.stderr).trim()
     );

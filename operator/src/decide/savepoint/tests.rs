@@ -226,6 +226,10 @@ fn a_later_job_of_the_name_neither_pins_nor_unpins_for_it() {
     assert_eq!((decision.hold, decision.ask), (None, None));
     let words = &decision.step.unwrap()["spec"]["containers"][0]["args"];
     assert!(words.as_array().unwrap().contains(&json!(LOG)), "{words}");
+    // As long as it has not said whose log it has, no step writes beside it.
+    gone.said = None;
+    let decision = decide(&gone, &settings());
+    assert_eq!((decision.hold, decision.step), (None, None));
     // A job that adopted the log has the epoch.
     let pinned = json!([{"name": "before", "epoch": 7, "completed": true, "bytes": 5}]);
     gone.said = another(LOG, pinned);
