@@ -42,12 +42,12 @@ pub struct JobStatus {
     /// What is not read yet; absent where no source has an end.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub lag: Option<Lag>,
-    /// Rows each second.
+    /// Rows each second, since the epoch before the newest.
     pub rates: Rates,
     /// What the operators hold.
     #[serde(default)]
     pub state: StateSize,
-    /// Counts since the log began.
+    /// Counts since the process started.
     pub counts: Counts,
     /// Every source.
     pub sources: Vec<SourceStatus>,

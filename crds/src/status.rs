@@ -47,10 +47,10 @@ pub struct StreamingJobStatus {
     /// What is not read yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lag: Option<LagStatus>,
-    /// Rows each second.
+    /// Rows each second, since the epoch before the newest.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rates: Option<RateStatus>,
-    /// Counts since the log began.
+    /// Counts since the worker's process started.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub counts: Option<CountStatus>,
     /// The last failure.
@@ -124,7 +124,7 @@ pub struct LagStatus {
     pub seconds: u64,
 }
 
-/// Rows each second, over a minute.
+/// Rows each second, since the epoch before the newest.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RateStatus {
@@ -136,7 +136,7 @@ pub struct RateStatus {
     pub rows_out: f64,
 }
 
-/// Counts since the log began.
+/// Counts since the worker's process started.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CountStatus {
@@ -144,7 +144,7 @@ pub struct CountStatus {
     pub late: u64,
     /// Rows in dead letters.
     pub dead_letters: u64,
-    /// Restarts.
+    /// Generations that ended before the job did.
     pub restarts: u64,
 }
 

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use axum_server::accept::NoDelayAcceptor;
+use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
 use penstock_crds::diagnostic::Diagnostic;
 use penstock_crds::job::StreamingJob;
 use penstock_crds::validate::{self, Bounds, Place};
@@ -148,8 +150,10 @@ pub async fn serve(
         .route("/validate", post(review))
         .route("/healthz", get(|| async { "ok\n" }))
         .with_state(Arc::new(judge));
-    let config = axum_server::tls_rustls::RustlsConfig::from_config(tls);
-    axum_server::bind_rustls(address, config)
+    let config = RustlsConfig::from_config(tls);
+    let acceptor = RustlsAcceptor::new(config).acceptor(NoDelayAcceptor::new());
+    axum_server::bind(address)
+        .acceptor(acceptor)
         .serve(app.into_make_service())
         .await
 }

@@ -14,7 +14,6 @@ use kube::runtime::events::{Event as Published, EventType, Recorder};
 use kube::{Client, Resource, ResourceExt};
 use parking_lot::Mutex;
 use penstock_crds::job::{StreamingJob, StreamingJobStatus};
-use penstock_crds::rpc::JobStatus;
 use penstock_crds::savepoint::Savepoint;
 use penstock_crds::units::Quantity;
 use serde::Serialize;
@@ -31,7 +30,7 @@ use crate::kind::Kind;
 use crate::metrics::Metrics;
 use crate::names::{self, APPLIED, FINALIZER, GENERATION, HOLDER, MANAGER};
 use crate::same::covers;
-use crate::status::{bounded, same_but_numbers, with_numbers};
+use crate::status::{bounded, same_but_numbers};
 
 /// Numbers alone are written so often.
 const NUMBERS_EVERY: Duration = Duration::from_secs(60);
@@ -453,26 +452,19 @@ impl Writer {
         self.write_status(&facts.job, status, None, facts.now).await
     }
 
-    /// Writes the numbers of a job's status; nothing else of it changes.
+    /// Writes a status in which nothing but numbers is new.
     ///
     /// # Errors
     /// When the API server refuses, also because somebody wrote the job meanwhile.
     pub async fn numbers(
         &self,
         job: &StreamingJob,
-        told: &JobStatus,
+        status: &StreamingJobStatus,
         now: DateTime<Utc>,
     ) -> Result<bool, kube::Error> {
-        let Some(before) = &job.status else {
-            return Ok(false);
-        };
-        let status = with_numbers(before, told);
-        if *before == status {
-            return Ok(false);
-        }
         // Only over the status that it was made from.
         let over = job.resource_version();
-        self.write_status(job, &status, over, now).await
+        self.write_status(job, status, over, now).await
     }
 
     async fn write_status(

@@ -26,6 +26,7 @@ use penstock_crds::job::StreamingJob;
 use penstock_crds::savepoint::Savepoint;
 use serde_json::json;
 use tokio::sync::{OnceCell, Semaphore};
+use tracing::Instrument;
 
 use crate::apply::Writer;
 use crate::certificates::Authority;
@@ -55,7 +56,7 @@ const PAGE: u32 = 100;
 /// A job that nothing happens to is looked at as a whole after one to two of these, in case a watch was silent.
 const RESYNC: Duration = Duration::from_secs(600);
 /// Jobs whose objects are read at the same time, six reads each.
-const READS: usize = 2;
+const READS: usize = 4;
 /// When what was read is older than what is there.
 const BEHIND: Duration = Duration::from_millis(250);
 /// How often it is seen to that the API server believes the webhook.
@@ -393,7 +394,13 @@ async fn reconcile(job: Arc<Guarded>, shared: Arc<Shared>) -> Result<Action, Rec
         return Ok(Action::await_change());
     }
     let began = tokio::time::Instant::now();
-    let done = look_at(job, &shared).await;
+    let span = tracing::info_span!(
+        "reconcile",
+        namespace = job.namespace(),
+        job = job.name_any()
+    );
+    let done = look_at(job, &shared).instrument(span).await;
+    shared.poll.looked(job);
     let failed = done.as_ref().err().map(|e| &e.0);
     shared.metrics.looked(failed, began.elapsed());
     let again = done?;

@@ -15,6 +15,7 @@ use penstock_operator::lint::Linter;
 use penstock_operator::metrics::{Metrics, Shown};
 use penstock_operator::settings::Settings;
 use penstock_operator::{admission, controller};
+use penstock_telemetry::Lines;
 use tower::timeout::TimeoutLayer;
 
 /// How long the API server may take to begin an answer; what is not answered by then is tried again.
@@ -45,12 +46,7 @@ struct Args {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let filter = tracing_subscriber::EnvFilter::try_from_env("PENSTOCK_LOG")
-        .unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt()
-        .json()
-        .with_env_filter(filter)
-        .init();
+    let _spans = penstock_telemetry::start(Lines::Json, "info", Some("penstock-controller"));
     let text = std::fs::read_to_string(&args.settings)
         .with_context(|| format!("cannot read {}", args.settings.display()))?;
     let settings: Settings = serde_yaml::from_str(&text)

@@ -22,17 +22,23 @@ use crate::facts::Facts;
 use crate::guarded::Guarded;
 use crate::metrics::Metrics;
 use crate::observe::Observer;
-use crate::status::health_changes;
+use crate::status::{health_changes, news};
 
 /// How often it is looked who is due.
 const TICK: Duration = Duration::from_millis(100);
 /// How often what is kept of jobs that are gone is thrown away.
 const SWEEP: Duration = Duration::from_secs(60);
+/// When who was due and found nothing left to write by is asked again: at another moment of the round than before, or the same ones
+/// would always come last.
+const AGAIN: Duration = Duration::from_millis(7_300);
 /// Questions at a time.
 const AT_ONCE: usize = 8;
 /// Writes a second that numbers alone may lead to, of all jobs together: what is too much is left to the next question. Of so many
 /// in store the half is for conditions that change.
 const WRITES: f64 = 18.0;
+/// Jobs that are woken at a time because numbers changed their health. A broker that is away changes that of all of them at once, and
+/// somebody's edit must not stand in a queue behind them.
+const WOKEN: usize = 2;
 
 /// Namespace and name of a job.
 pub type Key = (String, String);
@@ -54,6 +60,8 @@ pub struct Poll {
     metrics: Arc<Metrics>,
     /// Jobs that go on by themselves, and when each is asked.
     settled: Mutex<BTreeMap<Key, Option<Due>>>,
+    /// Jobs whose health changed, until they were looked at.
+    woken: Mutex<BTreeSet<Key>>,
     allowance: Mutex<Allowance>,
 }
 
@@ -90,6 +98,7 @@ impl Poll {
             wake,
             metrics,
             settled: Mutex::default(),
+            woken: Mutex::default(),
             allowance: Mutex::new(Allowance {
                 left: WRITES,
                 at: Instant::now(),
@@ -111,6 +120,11 @@ impl Poll {
     /// It is being looked at as a whole.
     pub fn unsettle(&self, job: &StreamingJob) {
         self.drop(&key(job));
+    }
+
+    /// It was looked at as a whole.
+    pub fn looked(&self, job: &StreamingJob) {
+        self.woken.lock().remove(&key(job));
     }
 
     fn drop(&self, key: &Key) {
@@ -159,29 +173,38 @@ impl Poll {
         let said = self.observer.ask(job, now).await;
         let may_write = |stay| self.allowance.lock().take(Instant::now(), stay);
         let told = said.now(now).filter(|told| shape(told) == due.shape);
-        let wakes = match told {
+        match told {
             Some(told) if health_changes(job, told, now) => {
-                if !may_write(0.0) {
-                    return;
+                if self.woken.lock().len() >= WOKEN || !may_write(0.0) {
+                    return self.again(&key);
                 }
-                true
+                self.woken.lock().insert(key.clone());
             }
             Some(told) => {
-                if !self.writer.is_recent(job, now)
-                    && may_write(WRITES / 2.0)
-                    && let Err(error) = self.writer.numbers(job, told, now).await
-                {
+                let Some(status) = news(job, told).filter(|_| !self.writer.is_recent(job, now))
+                else {
+                    return;
+                };
+                if !may_write(WRITES / 2.0) {
+                    return self.again(&key);
+                }
+                if let Err(error) = self.writer.numbers(job, &status, now).await {
                     // Those of the next minute will do.
                     tracing::debug!(%error, job = %key.1, "numbers were not written");
                 }
-                false
+                return;
             }
-            None => true,
-        };
-        if wakes {
-            self.drop(&key);
-            // The receiver is gone when the process ends.
-            let _ = self.wake.unbounded_send(of);
+            None => {}
+        }
+        self.drop(&key);
+        // The receiver is gone when the process ends.
+        let _ = self.wake.unbounded_send(of);
+    }
+
+    /// Nothing is left to write by.
+    fn again(&self, key: &Key) {
+        if let Some(Some(due)) = self.settled.lock().get_mut(key) {
+            due.at = Instant::now() + AGAIN;
         }
     }
 
@@ -205,6 +228,7 @@ impl Poll {
                 .collect()
         };
         gone.iter().for_each(|key| self.drop(key));
+        self.woken.lock().retain(|key| keys.contains(key));
         self.writer.forget(&uids);
         others(&uids);
     }

@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use penstock_crds::job::{Phase, StreamingJobStatus};
+use penstock_crds::job::{Phase, StreamingJob, StreamingJobStatus};
 use penstock_crds::rpc::JobStatus;
 use penstock_crds::status::{
     CountStatus, EpochStatus, FailureStatus, LagStatus, RateStatus, RunningVersion, WatermarkStatus,
@@ -192,9 +192,10 @@ fn running(facts: &Facts, version: &str, before: Option<RunningVersion>) -> Opti
     })
 }
 
-/// The same status with the numbers that the coordinator told since.
-pub fn with_numbers(before: &StreamingJobStatus, told: &JobStatus) -> StreamingJobStatus {
-    StreamingJobStatus {
+/// The status of a job with the numbers that the coordinator told since; none where they are the same.
+pub fn news(job: &StreamingJob, told: &JobStatus) -> Option<StreamingJobStatus> {
+    let before = job.status.as_ref()?;
+    let status = StreamingJobStatus {
         epoch: epoch(told).or_else(|| before.epoch.clone()),
         watermark: watermark(told).or_else(|| before.watermark.clone()),
         lag: lag(told).or_else(|| before.lag.clone()),
@@ -202,7 +203,8 @@ pub fn with_numbers(before: &StreamingJobStatus, told: &JobStatus) -> StreamingJ
         counts: Some(counts(told)),
         last_failure: last_failure(told).or_else(|| before.last_failure.clone()),
         ..before.clone()
-    }
+    };
+    (*before != status).then_some(status)
 }
 
 /// Whether two statuses differ in measurements only.
@@ -339,7 +341,23 @@ fn last_failure(of: &JobStatus) -> Option<FailureStatus> {
 
 #[cfg(test)]
 mod tests {
-    use super::two_digits;
+    use penstock_crds::job::StreamingJobStatus;
+    use penstock_crds::rpc::JobStatus;
+
+    use super::{news, two_digits};
+    use crate::decide::tests::running;
+
+    #[test]
+    fn what_is_written_already_is_no_news() {
+        let mut facts = running();
+        let mut told: JobStatus = facts.status().unwrap().clone();
+        facts.job.status = Some(StreamingJobStatus::default());
+        facts.job.status = news(&facts.job, &told);
+        assert!(facts.job.status.is_some());
+        assert_eq!(news(&facts.job, &told), None);
+        told.counts.late += 1;
+        assert_ne!(news(&facts.job, &told), None);
+    }
 
     #[test]
     fn a_message_moves_no_cursor() {

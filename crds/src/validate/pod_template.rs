@@ -2,6 +2,7 @@
 
 use k8s_openapi::api::core::v1::{EnvVar, Toleration, VolumeMount};
 
+use super::host;
 use super::kubernetes::{
     claim, config_map, is_key, is_label_value, is_volume_name, object_name, secret,
 };
@@ -196,6 +197,19 @@ fn env(variable: &EnvVar, path: &str, faults: &mut Vec<Diagnostic>) {
         faults.push(self::refused(format!("{path}.name"), message));
     }
     let from = variable.value_from.as_ref();
+    if upper.starts_with("OTEL_") && upper.ends_with("_ENDPOINT") {
+        // Where spans go is judged like every other host.
+        match (&variable.value, from) {
+            (Some(url), _) if !url.is_empty() => {
+                host::endpoint(url, &format!("{path}.value"), faults)
+            }
+            (_, Some(_)) => faults.push(self::refused(
+                format!("{path}.valueFrom"),
+                format!("where {name} leads is to be seen: give its value"),
+            )),
+            _ => {}
+        }
+    }
     if let Some(key) = from.and_then(|from| from.secret_key_ref.as_ref()) {
         secret(
             &key.name,

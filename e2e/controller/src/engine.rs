@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -80,13 +81,15 @@ struct Clock {
     /// The time of day then.
     at: Timestamp,
     stands: Option<Instant>,
+    /// How long it has stood before.
+    stood: Duration,
 }
 
 impl Clock {
     /// Seconds that it shows.
     fn shown(&self) -> u64 {
         let now = self.stands.unwrap_or_else(Instant::now);
-        now.duration_since(self.began).as_secs()
+        (now.duration_since(self.began) - self.stood).as_secs()
     }
 
     /// The epoch that was committed last, one a second; none before the first.
@@ -106,6 +109,8 @@ pub struct Engine {
     clock: Mutex<Clock>,
     /// Jobs that commit an epoch each second though nothing comes.
     restless: Mutex<BTreeSet<String>>,
+    /// All jobs are far behind.
+    behind: AtomicBool,
 }
 
 impl Engine {
@@ -118,8 +123,10 @@ impl Engine {
                 began: now,
                 at: Timestamp::now(),
                 stands: Some(now),
+                stood: Duration::ZERO,
             }),
             restless: Mutex::default(),
+            behind: AtomicBool::new(false),
         });
         let port = penstock_operator::build::CONTROL_PORT;
         let listener = TcpListener::bind((address, port))
@@ -142,12 +149,25 @@ impl Engine {
 
     /// Lag, epochs and counts move from now on, or stand where they are.
     pub fn moves(&self, moves: bool) {
-        self.clock.lock().stands = (!moves).then(Instant::now);
+        let mut clock = self.clock.lock();
+        match (moves, clock.stands) {
+            (true, Some(since)) => {
+                clock.stood += since.elapsed();
+                clock.stands = None;
+            }
+            (false, None) => clock.stands = Some(Instant::now()),
+            (true, None) | (false, Some(_)) => {}
+        }
     }
 
     /// These commit an epoch each second even while nothing moves, as a continuous job may.
     pub fn restless(&self, jobs: impl IntoIterator<Item = String>) {
         self.restless.lock().extend(jobs);
+    }
+
+    /// From now on all jobs are far behind, as when their broker was away.
+    pub fn fall_behind(&self) {
+        self.behind.store(true, Ordering::Relaxed);
     }
 
     /// For how many seconds jobs have moved that show so many unread records; none where no job ever shows so many.
@@ -251,6 +271,8 @@ impl Engine {
             let Ok((stream, _)) = listener.accept().await else {
                 continue;
             };
+            // As the workers' own listener.
+            let _ = stream.set_nodelay(true);
             let (this, to) = (Arc::clone(&self), to.clone());
             tokio::spawn(async move {
                 // A handshake that fails is the asker's to tell.
@@ -305,6 +327,11 @@ impl Engine {
             true => clock.began.elapsed().as_secs(),
             false => moved,
         };
+        // Each up and down over what counts as kept up with, in a quarter of an hour.
+        let seconds = match self.behind.load(Ordering::Relaxed) {
+            true => 1000.0,
+            false => 1.0 + ((moved + phase(job)) % 900) as f64 / 10.0,
+        };
         let savepoints = log.savepoints.iter();
         let savepoints = savepoints
             .map(|name| json!({"name": name, "epoch": 7, "completed": true, "bytes": 10}))
@@ -320,8 +347,7 @@ impl Engine {
             "version": worker.version,
             "on_trial": on_trial,
             "epoch": clock.epoch(committed),
-            // Up and down over what counts as kept up with, of all jobs at once.
-            "lag": {"records": LAG + moved * LAG_EACH, "seconds": 1.0 + (moved % 90) as f64},
+            "lag": {"records": LAG + moved * LAG_EACH, "seconds": seconds},
             "rates": {"in": 1000.0, "out": 10.0},
             "counts": {"rows_in": moved * 1000, "rows_out": moved * 10, "late": moved, "dead_letters": 0, "restarts": 0},
             "sources": [{"name": "payments", "splits": 4, "rows": moved * 1000, "lag_records": LAG + moved * LAG_EACH}],
@@ -329,6 +355,12 @@ impl Engine {
         });
         serde_json::from_value(status).ok()
     }
+}
+
+/// Where a job is in its quarter of an hour, in seconds: they are spread over it.
+fn phase(job: &str) -> u64 {
+    let number = job.rsplit('-').next().and_then(|n| n.parse::<u64>().ok());
+    number.unwrap_or(0) * 7 % 900
 }
 
 async fn status(State(engine): State<Arc<Engine>>, headers: HeaderMap) -> Response {

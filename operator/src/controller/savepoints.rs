@@ -13,6 +13,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Resource, ResourceExt};
 use penstock_crds::savepoint::{Savepoint, SavepointPhase};
 use serde_json::json;
+use tracing::Instrument;
 
 use super::{BEHIND, ReconcileError, Scope, Shared, is_behind, unbroken};
 use crate::decide::savepoint::{SavepointDecision, SavepointFacts, decide};
@@ -58,7 +59,12 @@ async fn reconcile(
     shared: Arc<Shared>,
 ) -> Result<Action, ReconcileError> {
     let began = tokio::time::Instant::now();
-    let done = look_at(&savepoint, &shared).await;
+    let [namespace, name] = [
+        savepoint.namespace().unwrap_or_default(),
+        savepoint.name_any(),
+    ];
+    let span = tracing::info_span!("reconcile", namespace, savepoint = name);
+    let done = look_at(&savepoint, &shared).instrument(span).await;
     let failed = done.as_ref().err().map(|e| &e.0);
     shared.metrics.looked(failed, began.elapsed());
     if done.is_ok() {

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use penstock_telemetry::Lines;
 
 use crate::error::{EngineError, Result};
 
@@ -94,15 +95,12 @@ enum Command {
 /// Runs the command line; the exit code is 0 when all went well, 1 when the job failed, 2 when the input is wrong.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let filter = tracing_subscriber::EnvFilter::try_from_env("PENSTOCK_LOG")
-        .unwrap_or_else(|_| "warn".into());
-    let logs = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    match cli.output {
-        Output::Text => logs.compact().init(),
-        Output::Json => logs.json().init(),
-    }
+    let lines = match cli.output {
+        Output::Text => Lines::Text,
+        Output::Json => Lines::Json,
+    };
+    let runs = matches!(&cli.command, Command::Run(_) | Command::Worker(_));
+    let _spans = penstock_telemetry::start(lines, "warn", runs.then_some("penstock-worker"));
     match cli.command {
         Command::Run(args) => run::run(args, cli.output),
         Command::Lint {

@@ -47,6 +47,7 @@ impl Coordinator {
             self.tell(ToMember::Inject(barrier));
             let span = tracing::info_span!(
                 "epoch",
+                job = self.settings.job,
                 generation = barrier.generation,
                 epoch = barrier.epoch
             );

@@ -94,6 +94,8 @@ pub struct SourceInfo {
 /// What the person asked for.
 #[derive(Debug, Clone)]
 pub struct Settings {
+    /// Name of the job, for those who watch it.
+    pub job: String,
     pub trigger: Trigger,
     pub interval: Duration,
     pub retention: Retention,

@@ -56,6 +56,7 @@ impl Coordinator {
             let began = Instant::now();
             let span = tracing::info_span!(
                 "epoch",
+                job = self.settings.job,
                 generation = self.generation.get(),
                 epoch = plan.epoch.get()
             );

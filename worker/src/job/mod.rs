@@ -527,6 +527,7 @@ async fn serve(
     })?;
     let spec = &job.spec.checkpoint;
     let settings = Settings {
+        job: job.metadata.name.clone().unwrap_or_default(),
         trigger,
         interval: spec.interval.into(),
         retention: Retention {

@@ -48,6 +48,8 @@ impl TlsListener {
                         continue;
                     }
                 };
+                // Or what is said after the handshake waits for its acknowledgement, which clients delay by 40 ms.
+                let _ = stream.set_nodelay(true);
                 let (acceptor, client, sender) = (acceptor.clone(), client.clone(), sender.clone());
                 tokio::spawn(async move {
                     match tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await {

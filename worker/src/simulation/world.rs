@@ -299,6 +299,7 @@ impl World {
             StateWorker::simulated(options, volume, Box::new(move || lag.random_ratio(1, 3)))?;
         let mut nonces = SeededEntropy::new(seed ^ 5);
         let settings = Settings {
+            job: "simulated".to_owned(),
             trigger,
             interval: self.interval,
             retention: Retention {
