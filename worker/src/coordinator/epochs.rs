@@ -1,6 +1,7 @@
 //! One epoch: barrier, snapshot, commit, and what follows a commit: figures, closures, garbage.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use penstock_checkpoint::ids::{Epoch, Micros, OperatorUid, SourceName, SplitId as LogSplit};
@@ -105,6 +106,7 @@ impl Coordinator {
             epoch: Epoch::new(barrier.epoch),
             publish,
             now_ms: barrier.now_ms,
+            packs: Arc::new(snapshot.packs.clone()),
         });
         self.progress
             .committed(barrier, &snapshot, began.elapsed(), self.clock.now().get());
@@ -154,7 +156,7 @@ impl Coordinator {
             commit.offsets.insert(name, states);
         }
         if let Some((snapshot, watermarks)) = snapshot {
-            commit.packs = snapshot.pack.clone().into_iter().collect();
+            commit.packs = snapshot.packs.clone();
             commit.watermarks = watermarks;
             commit
                 .counts

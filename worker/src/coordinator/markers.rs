@@ -1,6 +1,6 @@
 //! Markers of exactly-once shards, as the log knows them: when a shard is born, and where its marker stands.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use penstock_checkpoint::ids::{Nonce, ShardId, SinkName};
 use penstock_checkpoint::record::{Kind, SinkBorn};
@@ -36,17 +36,18 @@ impl Coordinator {
     /// New shards get their initial marker, and the log says so, before their first epoch commits. Markers are written at the
     /// same time, since each needs a producer of its own; the log tells of them in the order of sinks and shards.
     pub(super) async fn bear_shards(&mut self, snapshot: &Snapshot) -> Result<()> {
-        let Some(pack) = &snapshot.pack else {
-            return Ok(());
-        };
+        let mut written: BTreeMap<&SinkName, BTreeSet<ShardId>> = BTreeMap::new();
+        for (sink, shards) in snapshot.packs.iter().flat_map(|p| &p.outputs) {
+            written.entry(sink).or_default().extend(shards.keys());
+        }
         let mut unborn: Vec<(Shard, SinkBorn)> = Vec::new();
-        for (sink, shards) in &pack.outputs {
+        for (sink, shards) in written {
             let names = &self.settings.sinks;
             let Some(index) = names.iter().position(|(name, _)| *name == sink.as_str()) else {
                 continue;
             };
-            for shard in shards.keys() {
-                if self.log.fold().shard(sink, *shard).is_some() {
+            for shard in shards {
+                if self.log.fold().shard(sink, shard).is_some() {
                     continue;
                 }
                 let mut epoch = self.log.fold().newest();
@@ -55,8 +56,8 @@ impl Coordinator {
                 }
                 let born = SinkBorn {
                     sink: sink.clone(),
-                    shard: *shard,
-                    partition: self.partition(index, *shard),
+                    shard,
+                    partition: self.partition(index, shard),
                     epoch,
                     nonce: self.log.nonce(),
                 };

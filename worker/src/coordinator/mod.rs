@@ -21,6 +21,7 @@ use crate::clock::Clock;
 use crate::error::{EngineError, ErrorKind, Result};
 use crate::fault;
 use crate::member::protocol::{FromMember, Start, ToMember};
+use crate::member::seat::Seat;
 use crate::member::storage;
 use crate::message::EventTime;
 use crate::planted::{Bug, planted};
@@ -300,6 +301,8 @@ impl Coordinator {
         // The epoch of the start positions, which has just been committed, is among them: somebody must say that it is done.
         let backlog = self.backlog();
         let start = Start {
+            // The team says which.
+            seat: Seat::alone(1),
             generation: self.generation,
             ancestors: Arc::new(ancestors(self.log.fold())),
             planned_mode: self.settings.trigger.planned(),

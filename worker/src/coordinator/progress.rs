@@ -442,7 +442,7 @@ mod tests {
         };
         let snapshot = Snapshot {
             barrier,
-            pack: None,
+            packs: Vec::new(),
             bytes: 0,
             splits: BTreeMap::new(),
             watermarks: BTreeMap::new(),

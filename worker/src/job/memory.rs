@@ -72,6 +72,7 @@ struct LastRow {
 pub struct MemoryJob {
     job: Arc<StreamingJob>,
     plan: Arc<Plan>,
+    members: usize,
     slots: usize,
     store: CheckpointStore,
     log: LogId,
@@ -120,6 +121,7 @@ impl MemoryJob {
         Self {
             sources: sources.collect(),
             sinks: sinks.collect(),
+            members: 1,
             slots,
             store: store.unwrap_or_else(|| CheckpointStore::new(Arc::new(Memory::new()), "")),
             log: LogId::from_bytes(SystemEntropy.bytes16()),
@@ -130,6 +132,12 @@ impl MemoryJob {
             job,
             plan,
         }
+    }
+
+    /// With so many members, each of which has the slots of the job.
+    pub fn members(mut self, members: usize) -> Self {
+        self.members = members;
+        self
     }
 
     /// Rows leave at once, changes as soon as the input has run dry, and sources are read so many rows at a time.
@@ -262,6 +270,7 @@ impl MemoryJob {
             clock: self.clock.clone(),
             state: None,
             memory: MEMORY,
+            members: self.members,
             slots: self.slots,
             threads: SlotThreads::Shared,
             at_once: self.poll_rows.is_some(),

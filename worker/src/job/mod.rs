@@ -27,7 +27,10 @@ use crate::coordinator::{
 };
 use crate::error::{EngineError, ErrorKind, Result};
 use crate::fault;
+use crate::member::seat::Seat;
+use crate::member::team::{self, Line, Team};
 use crate::member::{Member, storage};
+use crate::network::hub::Hub;
 use crate::process;
 use crate::state::{Budget, Planted, StateOptions, StateWorker};
 
@@ -439,6 +442,7 @@ async fn generation(
         clock: Arc::new(SystemClock),
         state: (!options.memory_state).then(|| volume.join("state")),
         memory: options.memory,
+        members: 1,
         slots: usize::try_from(job.spec.workers.slots).unwrap_or(1).max(1),
         threads: SlotThreads::Own,
         at_once: !trigger(job).planned(),
@@ -470,6 +474,9 @@ struct Setup {
     /// Folder of the state; `None`: in memory.
     state: Option<PathBuf>,
     memory: usize,
+    /// Members, all of them in this process.
+    members: usize,
+    /// Of each member.
     slots: usize,
     threads: SlotThreads,
     at_once: bool,
@@ -495,6 +502,7 @@ async fn serve(
         clock,
         state,
         memory,
+        members,
         slots,
         threads,
         at_once,
@@ -511,20 +519,27 @@ async fn serve(
         .iter()
         .map(|(name, sink, _)| (name.clone(), sink.shards()))
         .collect();
-    let state = StateWorker::open(StateOptions {
-        dir: state,
-        total_groups: key_groups,
-        log_id: log.fold().log().to_string(),
-        schema_fingerprint: state_fingerprint(plan),
-        nonce: u64::from_le_bytes(
-            SystemEntropy.bytes16()[..8]
-                .try_into()
-                .expect("eight of sixteen bytes"),
-        ),
-        budget: Budget::new(memory),
-        stateful: plan.graph.nodes.iter().any(|n| n.fingerprint.is_some()),
-        planted: Planted::default(),
-    })?;
+    let states = (0..members).map(|number| {
+        StateWorker::open(StateOptions {
+            // That of the first is where that of the only one is.
+            dir: state.as_ref().map(|dir| match number {
+                0 => dir.clone(),
+                _ => dir.with_extension(number.to_string()),
+            }),
+            total_groups: key_groups,
+            log_id: log.fold().log().to_string(),
+            schema_fingerprint: state_fingerprint(plan),
+            nonce: u64::from_le_bytes(
+                SystemEntropy.bytes16()[..8]
+                    .try_into()
+                    .expect("eight of sixteen bytes"),
+            ),
+            budget: Budget::new(memory / members),
+            stateful: plan.graph.nodes.iter().any(|n| n.fingerprint.is_some()),
+            planted: Planted::default(),
+        })
+    });
+    let states = states.collect::<Result<Vec<_>>>()?;
     let spec = &job.spec.checkpoint;
     let settings = Settings {
         job: job.metadata.name.clone().unwrap_or_default(),
@@ -550,18 +565,21 @@ async fn serve(
         log,
         graph: Arc::new(plan.graph.clone()),
         connected,
-        state,
+        states,
         clock,
         slots,
         threads,
         at_once,
-        early_bytes: memory / 8 / slots,
-        nonces: Box::new(|| Nonce::from_bytes(SystemEntropy.bytes16())),
+        early_bytes: memory / members / 8 / slots,
+        nonces: Box::new(|| Box::new(|| Nonce::from_bytes(SystemEntropy.bytes16()))),
         stop,
         progress,
     })
     .await
 }
+
+/// Draws the nonces of a member.
+pub(crate) type Nonces = Box<dyn FnMut() -> Nonce + Send + Sync>;
 
 /// What a generation is put together from. `generation` takes it from the machine, a simulation from its world.
 pub(crate) struct Assembly {
@@ -569,8 +587,10 @@ pub(crate) struct Assembly {
     pub log: JobLog,
     pub graph: Arc<StreamGraph>,
     pub connected: Connected,
-    pub state: StateWorker,
+    /// Of each member.
+    pub states: Vec<StateWorker>,
     pub clock: Arc<dyn Clock>,
+    /// Of each member.
     pub slots: usize,
     pub threads: SlotThreads,
     /// Changes of sinks that publish at once may leave within an epoch. Not in planned ones: what leaves within an epoch depends
@@ -578,7 +598,8 @@ pub(crate) struct Assembly {
     pub at_once: bool,
     /// Bytes of state and staged outputs at which a slot asks for an early barrier.
     pub early_bytes: usize,
-    pub nonces: Box<dyn FnMut() -> Nonce + Send + Sync>,
+    /// Makes each member's.
+    pub nonces: Box<dyn FnMut() -> Nonces + Send + Sync>,
     pub stop: watch::Receiver<bool>,
     pub progress: Arc<Progress>,
 }
@@ -590,48 +611,62 @@ pub(crate) async fn assemble(assembly: Assembly) -> Result<Outcome> {
         log,
         graph,
         connected,
-        state,
+        states,
         clock,
         slots,
         threads,
         at_once,
         early_bytes,
-        nonces,
+        mut nonces,
         stop,
         progress,
     } = assembly;
-    let factory = slots::GraphSlots {
+    let factory = Arc::new(slots::GraphSlots {
         graph,
-        slots,
         key_groups: settings.key_groups,
+        exchange: Arc::new(Hub::default()),
         sources: connected.sources,
         sinks: connected.sinks.clone(),
         clock: clock.clone(),
         early_bytes,
         at_once,
         threads,
-    };
-    let (to_member, member_inbox) = mpsc::unbounded_channel();
+    });
+    let (to_team, team_inbox) = mpsc::unbounded_channel();
     let (to_coordinator, inbox) = mpsc::unbounded_channel();
-    let member = Member {
-        id: MemberId::ZERO,
-        log: log.fold().log(),
-        store: log.store().clone(),
-        key_groups: settings.key_groups,
-        state,
-        slots: Arc::new(factory),
-        sinks: connected.sinks,
-        sources: connected.infos.iter().map(|s| s.name.clone()).collect(),
-        nonces,
-        inbox: member_inbox,
-        outbox: to_coordinator,
-    };
-    let member = process::spawn(member.run());
+    let mut lines = Vec::new();
+    let mut members = Vec::new();
+    for (number, state) in states.into_iter().enumerate() {
+        let (to_member, member_inbox) = mpsc::unbounded_channel();
+        let (outbox, said) = mpsc::unbounded_channel();
+        let member = Member {
+            id: MemberId::new(u32::try_from(number).unwrap_or(u32::MAX)),
+            log: log.fold().log(),
+            store: log.store().clone(),
+            key_groups: settings.key_groups,
+            seat: Seat::alone(slots),
+            state,
+            slots: factory.clone(),
+            sinks: connected.sinks.clone(),
+            sources: connected.infos.iter().map(|s| s.name.clone()).collect(),
+            nonces: nonces(),
+            inbox: member_inbox,
+            outbox,
+        };
+        lines.push(Line {
+            to: to_member,
+            from: said,
+        });
+        members.push(process::spawn(member.run()));
+    }
+    let shards = settings.sinks.iter().map(|(_, shards)| *shards).collect();
+    let team = Team::new(members.len(), slots, settings.key_groups, shards);
+    process::spawn(team::carry(team, team_inbox, to_coordinator, lines));
     let mut coordinator = Coordinator::new(Parts {
         settings,
         log,
         sources: connected.infos,
-        member: to_member,
+        member: to_team,
         inbox,
         clock,
         stop,
@@ -639,12 +674,13 @@ pub(crate) async fn assemble(assembly: Assembly) -> Result<Outcome> {
     });
     let outcome = coordinator.run().await;
     drop(coordinator);
-    // The member ends its slots; a slot that hangs in a connector would hang the process, so that has a bound.
-    if tokio::time::timeout(Duration::from_secs(20), member)
+    // A member ends its slots; a slot that hangs in a connector would hang the process, so that has a bound.
+    let ended = futures::future::join_all(members);
+    if tokio::time::timeout(Duration::from_secs(20), ended)
         .await
         .is_err()
     {
-        tracing::warn!("the member did not end within 20 s");
+        tracing::warn!("a member did not end within 20 s");
     }
     outcome
 }

@@ -14,7 +14,7 @@ use crate::error::{EngineError, Result};
 use crate::member::protocol::Start;
 use crate::member::{SlotFactory, SlotHandle};
 use crate::message::EventTime;
-use crate::network::{self, Inlet, Outlet};
+use crate::network::{self, Channel, Exchange, Inlet, Outlet};
 use crate::operators;
 use crate::process;
 use crate::sinks::{Guarantee, SinkRef};
@@ -46,8 +46,9 @@ pub struct SourceParts {
 /// Everything a generation's slots are made of.
 pub struct GraphSlots {
     pub graph: Arc<StreamGraph>,
-    pub slots: usize,
     pub key_groups: u16,
+    /// Channels to other members.
+    pub exchange: Arc<dyn Exchange>,
     /// By index; the rules' index is the same.
     pub sources: Vec<SourceParts>,
     /// By index: name, sink, the guarantee that the job asks for.
@@ -72,24 +73,21 @@ impl SlotFactory for GraphSlots {
         start: &Start,
         state: &mut StateWorker,
         events: mpsc::UnboundedSender<SlotEvent>,
+        names: &SplitNames,
     ) -> Result<Vec<SlotHandle>> {
-        let notifies: Vec<Arc<Notify>> = (0..self.slots).map(|_| Arc::new(Notify::new())).collect();
-        let mut wires = self.wire(&notifies);
-        let names = SplitNames::default();
+        let seat = start.seat;
+        let notifies: Vec<Arc<Notify>> = (0..seat.slots).map(|_| Arc::new(Notify::new())).collect();
+        let mut wires = self.wire(start, &notifies)?;
         let mut handles = Vec::new();
-        for index in 0..self.slots {
-            let mut state = state.slot(self.groups(index))?;
+        for own in 0..seat.slots {
+            let index = seat.slot(own);
+            let mut state = state.slot(seat.groups(index, self.key_groups))?;
             let stateful = self.graph.nodes.iter().filter(|n| n.fingerprint.is_some());
             state.keep_only(stateful.map(|n| n.uid.0.as_str()));
             let (commands, inbox) = mpsc::unbounded_channel();
-            let mut slot = self.slot(
-                index,
-                start,
-                state,
-                std::mem::take(&mut wires[index]),
-                &names,
-            )?;
-            slot.notify = notifies[index].clone();
+            let wires = std::mem::take(&mut wires[own]);
+            let mut slot = self.slot(index, start, state, wires, names)?;
+            slot.notify = notifies[own].clone();
             slot.commands = inbox;
             slot.events = events.clone();
             handles.push(self.spawn(slot, commands)?);
@@ -99,16 +97,6 @@ impl SlotFactory for GraphSlots {
 }
 
 impl GraphSlots {
-    /// Key groups of a slot: those whose owner it is.
-    fn groups(&self, slot: usize) -> std::ops::Range<u16> {
-        let first = |slot: usize| {
-            (0..self.key_groups)
-                .find(|g| crate::keys::owner(*g, self.key_groups, self.slots) >= slot)
-                .unwrap_or(self.key_groups)
-        };
-        first(slot)..first(slot + 1)
-    }
-
     fn spawn(
         &self,
         slot: Slot,
@@ -143,10 +131,10 @@ impl GraphSlots {
         }
     }
 
-    fn wire(&self, notifies: &[Arc<Notify>]) -> Vec<Wires> {
-        let slots = self.slots;
-        let mut wires: Vec<Wires> = (0..slots).map(|_| Wires::default()).collect();
-        for edge in &self.graph.edges {
+    fn wire(&self, start: &Start, notifies: &[Arc<Notify>]) -> Result<Vec<Wires>> {
+        let seat = start.seat;
+        let mut wires: Vec<Wires> = notifies.iter().map(|_| Wires::default()).collect();
+        for (number, edge) in self.graph.edges.iter().enumerate() {
             match &edge.distribution {
                 Distribution::Forward => {
                     for (s, w) in wires.iter_mut().enumerate() {
@@ -167,24 +155,46 @@ impl GraphSlots {
                             .unwrap_or_else(|| columns.clone()),
                         key_groups: self.key_groups,
                     };
-                    for from in 0..slots {
-                        let mut outlets: Vec<Box<dyn Outlet>> = Vec::new();
-                        for to in 0..slots {
-                            let (outlet, inlet) =
-                                network::local(notifies[from].clone(), notifies[to].clone());
-                            outlets.push(Box::new(outlet));
-                            wires[to].listen(edge, Box::new(inlet));
+                    let mut outlets: Vec<Vec<Box<dyn Outlet>>> =
+                        notifies.iter().map(|_| Vec::new()).collect();
+                    for from in 0..seat.all_slots() {
+                        for to in 0..seat.all_slots() {
+                            let channel = Channel {
+                                generation: start.generation.get(),
+                                edge: number,
+                                from,
+                                to,
+                            };
+                            let own = |(member, own)| (member == seat.member).then_some(own);
+                            match (own(seat.of_slot(from)), own(seat.of_slot(to))) {
+                                (Some(from), Some(to)) => {
+                                    let (outlet, inlet) = network::local(
+                                        notifies[from].clone(),
+                                        notifies[to].clone(),
+                                    );
+                                    outlets[from].push(Box::new(outlet));
+                                    wires[to].listen(edge, Box::new(inlet));
+                                }
+                                (Some(from), None) => {
+                                    let slot = notifies[from].clone();
+                                    outlets[from].push(self.exchange.outlet(channel, slot)?);
+                                }
+                                (None, Some(to)) => {
+                                    let slot = notifies[to].clone();
+                                    wires[to].listen(edge, self.exchange.inlet(channel, slot)?);
+                                }
+                                (None, None) => {}
+                            }
                         }
-                        wires[from]
-                            .routes
-                            .entry(edge.from)
-                            .or_default()
-                            .push(Route::hash(by.clone(), outlets));
+                    }
+                    for (wires, outlets) in wires.iter_mut().zip(outlets) {
+                        let routes = wires.routes.entry(edge.from).or_default();
+                        routes.push(Route::hash(by.clone(), outlets));
                     }
                 }
             }
         }
-        wires
+        Ok(wires)
     }
 
     /// Key columns in the rows that a partial operator passes whole: those of its input.

@@ -17,31 +17,36 @@ use tracing::Instrument;
 
 use crate::error::{EngineError, ErrorKind, Result};
 use crate::fault;
+use crate::keys;
 use crate::message::Barrier;
 use crate::planted::{Bug, planted};
 use crate::process;
 use crate::sinks::{DirectSender, Guarantee, SinkRef, Turn};
 use crate::state::{Commit, FrozenLayer, StateWorker};
-use crate::task::{Assignment, SlotCommand, SlotEvent, SlotReport};
+use crate::task::{Assignment, SlotCommand, SlotEvent, SlotReport, SplitNames};
 
 mod bases;
 pub mod protocol;
 pub mod publish;
 mod restore;
+pub mod seat;
 mod snapshot;
+pub mod team;
 
 use protocol::{FromMember, Shard, Snapshot, Start, ToMember};
 use publish::{ShardNews, ShardTask, ShardWork};
+use seat::Seat;
 use snapshot::{cut, merge, settle, stage_late, upload};
 
 /// Makes the slots of a generation; `job` knows the graph and the connectors.
 pub trait SlotFactory: Send + Sync {
-    /// Starts the slots' threads (or tasks, in a simulation). Events of all slots go to `events`.
+    /// Starts the slots' threads (or tasks, in a simulation). Events of all slots go to `events`; `names` are those of all splits.
     fn start(
         &self,
         start: &Start,
         state: &mut StateWorker,
         events: mpsc::UnboundedSender<SlotEvent>,
+        names: &SplitNames,
     ) -> Result<Vec<SlotHandle>>;
 }
 
@@ -58,6 +63,8 @@ pub struct Member {
     pub log: LogId,
     pub store: CheckpointStore,
     pub key_groups: u16,
+    /// Its place in the generation that runs.
+    pub seat: Seat,
     pub state: StateWorker,
     pub slots: Arc<dyn SlotFactory>,
     /// By index; the guarantee is what the job asks of the sink.
@@ -72,14 +79,23 @@ pub struct Member {
 /// What an epoch staged for one shard.
 type Chunks = Vec<Bytes>;
 
+/// A part of an epoch whose pack is durable, and whose commit is awaited.
+struct Pending {
+    layers: Vec<Arc<FrozenLayer>>,
+    outputs: BTreeMap<Shard, Chunks>,
+    /// The pack's path.
+    path: String,
+}
+
 /// A generation at work.
 struct Running {
     generation: Generation,
     slots: Vec<SlotHandle>,
+    /// Of all splits, also those that others read: their rows may be judged here.
+    names: SplitNames,
     /// Reports of the epoch in the making.
     reports: Vec<SlotReport>,
-    /// Epochs whose pack is durable and whose commit is awaited: layers and own outputs.
-    pending: BTreeMap<Epoch, (Vec<Arc<FrozenLayer>>, BTreeMap<Shard, Chunks>)>,
+    pending: BTreeMap<Epoch, Pending>,
     shards: BTreeMap<Shard, mpsc::UnboundedSender<ShardWork>>,
     /// Shards that hold published rows back, and those of them that still have to let go, once they are asked to.
     rolling: BTreeSet<Shard>,
@@ -98,6 +114,7 @@ impl Running {
         Self {
             generation,
             slots: Vec::new(),
+            names: SplitNames::default(),
             reports: Vec::new(),
             pending: BTreeMap::new(),
             shards: BTreeMap::new(),
@@ -195,13 +212,17 @@ impl Member {
             generation = start.generation.get(),
             epoch = start.restore.state.epoch.get()
         );
+        self.seat = start.seat;
         self.restore(&start).instrument(span).await?;
         fault::point("restore.after");
         for (_, sink, _) in &self.sinks {
             sink.prepare().await?;
         }
-        let slots = self.slots.start(&start, &mut self.state, slot_tx.clone())?;
         let mut running = Running::new(start.generation, start.newest, news_tx);
+        let names = &running.names;
+        let slots = self
+            .slots
+            .start(&start, &mut self.state, slot_tx.clone(), names)?;
         running.slots = slots;
         self.know(&mut running, &start.born)?;
         for (turn, packs) in &start.backlog {
@@ -217,9 +238,15 @@ impl Member {
         Ok(running)
     }
 
+    /// Whether it publishes this shard.
+    fn has(&self, shard: Shard) -> bool {
+        let shards = self.sinks[shard.0].1.shards();
+        self.seat.of_shard(shard.1, shards) == self.seat.member
+    }
+
     /// Shards that the log knows.
     fn know(&self, r: &mut Running, born: &BTreeMap<Shard, protocol::BornMarker>) -> Result<()> {
-        for (shard, born) in born {
+        for (shard, born) in born.iter().filter(|(s, _)| self.has(**s)) {
             if !r.shards.contains_key(shard) {
                 self.shard(r, *shard, born.partition)?;
                 let _ = r.shards[shard].send(ShardWork::Born(*born));
@@ -245,9 +272,33 @@ impl Member {
         Ok(())
     }
 
+    /// Rows of the member's shards, in the order of packs; those of its own pack are in `own`.
+    async fn outputs(&self, packs: &[PackRef], own: Pending) -> Result<BTreeMap<Shard, Chunks>> {
+        let mut outputs: BTreeMap<Shard, Chunks> = BTreeMap::new();
+        let mut mine = Some(own.outputs);
+        for pack in packs {
+            let of = match mine.take_if(|_| pack.path == own.path) {
+                Some(mine) => mine,
+                None => self.read_outputs(std::slice::from_ref(pack)).await?,
+            };
+            for (shard, chunks) in of.into_iter().filter(|(s, _)| self.has(*s)) {
+                outputs.entry(shard).or_default().extend(chunks);
+            }
+        }
+        Ok(outputs)
+    }
+
     async fn read_outputs(&self, packs: &[PackRef]) -> Result<BTreeMap<Shard, Chunks>> {
         let mut outputs: BTreeMap<Shard, Chunks> = BTreeMap::new();
-        for pack in packs.iter().filter(|p| !p.outputs.is_empty()) {
+        let mine = |pack: &&PackRef| {
+            let sinks = self.sinks.iter().enumerate();
+            let mut shards = sinks.filter_map(|(i, (name, ..))| {
+                let of = pack.outputs.get(&SinkName::new(name.clone()))?;
+                Some(of.keys().any(|s| self.has((i, s.get()))))
+            });
+            shards.any(|some| some)
+        };
+        for pack in packs.iter().filter(mine) {
             let index = transfer::read_index(&self.store, self.log, pack)
                 .await
                 .map_err(storage)?;
@@ -256,7 +307,7 @@ impl Member {
                 let Some(shards) = pack.outputs.get(&sink) else {
                     continue;
                 };
-                for shard in shards.keys() {
+                for shard in shards.keys().filter(|s| self.has((i, s.get()))) {
                     for (_, section) in index.chunks(&sink, *shard) {
                         let bytes = transfer::read_section(&self.store, pack, section)
                             .await
@@ -274,7 +325,7 @@ impl Member {
             ToMember::Assign { source, splits } => {
                 r.sources_done.clear();
                 r.assigned += 1;
-                let mut shares = by_slot(splits, r.slots.len());
+                let mut shares = self.by_slot(r, source, splits);
                 // Slots without a split are told so: only then may they call themselves idle.
                 for (n, slot) in r.slots.iter().enumerate() {
                     send(
@@ -296,8 +347,7 @@ impl Member {
                 let mut plans = vec![BTreeMap::new(); r.slots.len()];
                 for (source, splits) in ranges {
                     let watermark = watermarks.get(&source).copied();
-                    let mut shares: BTreeMap<usize, Vec<Assignment>> =
-                        by_slot(splits, r.slots.len());
+                    let mut shares = self.by_slot(r, source, splits);
                     for (slot, plan) in plans.iter_mut().enumerate() {
                         let share = shares.remove(&slot).unwrap_or_default();
                         plan.insert(source, protocol::planned(share, watermark, barrier));
@@ -322,8 +372,9 @@ impl Member {
                 epoch,
                 publish,
                 now_ms,
+                packs,
             } => {
-                let Some((layers, outputs)) = r.pending.remove(&epoch) else {
+                let Some(mut pending) = r.pending.remove(&epoch) else {
                     return Ok(());
                 };
                 fault::point("apply.before");
@@ -334,7 +385,7 @@ impl Member {
                         epoch: epoch.get(),
                         checksum,
                         now_ms,
-                        layers,
+                        layers: std::mem::take(&mut pending.layers),
                     });
                 }
                 fault::point("apply.after");
@@ -344,6 +395,7 @@ impl Member {
                         generation: r.generation.get(),
                         now_ms,
                     };
+                    let outputs = self.outputs(&packs, pending).await?;
                     self.publish(r, turn, outputs)?;
                 }
             }
@@ -382,6 +434,27 @@ impl Member {
                 .map(Box::new);
             let _ = outbox.send(FromMember::Base { group, base });
         });
+    }
+
+    /// Its splits by slot: each the same after every restart with as many slots.
+    fn by_slot(
+        &self,
+        r: &Running,
+        source: usize,
+        mut splits: Vec<Assignment>,
+    ) -> BTreeMap<usize, Vec<Assignment>> {
+        let mut shares: BTreeMap<usize, Vec<Assignment>> = BTreeMap::new();
+        splits.sort_by(|a, b| a.range.split.cmp(&b.range.split));
+        for a in splits {
+            let split = &a.range.split;
+            let hash = keys::split_hash(&self.sources[source], &split.0);
+            r.names.learn(hash, source, split);
+            let (member, own) = self.seat.of_slot(self.seat.of_split(&split.0));
+            if member == self.seat.member {
+                shares.entry(own).or_default().push(a);
+            }
+        }
+        shares
     }
 
     /// The publisher of a shard, made at its first use.
@@ -547,7 +620,14 @@ impl Member {
         };
         let mut snapshot = Box::new(merge(barrier, reports));
         snapshot.rows_out = rows_out;
-        r.pending.insert(epoch, (layers.clone(), outputs.clone()));
+        r.pending.insert(
+            epoch,
+            Pending {
+                layers: layers.clone(),
+                outputs: outputs.clone(),
+                path: id.path(self.id),
+            },
+        );
         if planted(Bug::ApplyBeforeCommit) {
             self.state.commit(Commit {
                 epoch: epoch.get(),
@@ -578,7 +658,7 @@ impl Member {
             }
             .await;
             let _ = uploads.send(written.map(|(pack, bytes)| {
-                snapshot.pack = pack;
+                snapshot.packs = pack.into_iter().collect();
                 snapshot.bytes = bytes;
                 snapshot
             }));
@@ -590,30 +670,6 @@ impl Member {
 fn send(slot: &SlotHandle, command: SlotCommand) {
     // A slot that has ended has said why.
     let _ = slot.commands.send(command);
-}
-
-/// Splits to slots, by the stable hash of their name: the same slot after every restart with as many slots.
-fn by_slot(splits: Vec<Assignment>, slots: usize) -> BTreeMap<usize, Vec<Assignment>> {
-    let mut shares: BTreeMap<usize, Vec<Assignment>> = BTreeMap::new();
-    let mut sorted = splits;
-    sorted.sort_by(|a, b| a.range.split.cmp(&b.range.split));
-    for a in sorted {
-        shares
-            .entry(slot_of(&a.range.split.0, slots))
-            .or_default()
-            .push(a);
-    }
-    shares
-}
-
-/// Partitions `topic/0…` go round the slots; other names by hash.
-fn slot_of(split: &str, slots: usize) -> usize {
-    let number = split
-        .rsplit_once('/')
-        .and_then(|(_, n)| n.parse::<usize>().ok());
-    let n = number
-        .unwrap_or_else(|| usize::try_from(crate::keys::split_hash("", split) >> 1).unwrap_or(0));
-    n % slots
 }
 
 /// A failure of the checkpoint store, as the engine's error. What is damaged, gone or of a newer version stays so, however often

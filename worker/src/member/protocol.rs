@@ -7,6 +7,7 @@ use penstock_checkpoint::ids::{Epoch, Generation, KeyGroup, Nonce};
 use penstock_checkpoint::record::{BaseFile, BaseRef, PackRef};
 use penstock_checkpoint::recovery::RestorePlan;
 
+use super::seat::Seat;
 use crate::error::EngineError;
 use crate::message::{Barrier, EventTime};
 use crate::sinks::Turn;
@@ -24,7 +25,7 @@ pub struct BornMarker {
 }
 
 /// From the coordinator.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum ToMember {
     /// Begins a generation: restore, then run.
     Start(Box<Start>),
@@ -51,6 +52,8 @@ pub enum ToMember {
         epoch: Epoch,
         publish: bool,
         now_ms: i64,
+        /// Of all members: a shard's rows may lie in another one's.
+        packs: Arc<Vec<PackRef>>,
     },
     /// What was staged may be published, in this order, before anything that is committed from now on.
     Publish(Vec<(Turn, Vec<PackRef>)>),
@@ -67,8 +70,10 @@ pub enum ToMember {
     Halt,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Start {
+    /// Whom it is said to.
+    pub seat: Seat,
     pub generation: Generation,
     pub restore: Arc<RestorePlan>,
     /// Epochs that the restored one stands on, itself included, as ranges: a volume at one of them may be used.
@@ -126,7 +131,8 @@ pub enum FromMember {
 #[derive(Debug)]
 pub struct Snapshot {
     pub barrier: Barrier,
-    pub pack: Option<PackRef>,
+    /// In the order in which their rows go out.
+    pub packs: Vec<PackRef>,
     pub bytes: u64,
     pub splits: BTreeMap<usize, BTreeMap<SplitId, SplitProgress>>,
     pub watermarks: BTreeMap<String, EventTime>,

@@ -30,7 +30,7 @@ impl Member {
         let log = self.log;
         let state = &start.restore.state;
         let target = state.epoch.get();
-        let groups: Vec<u16> = (0..self.key_groups).collect();
+        let groups: Vec<u16> = self.seat.own_groups(self.key_groups).collect();
         let ancestors = start.ancestors.clone();
         if state.chains.is_empty() {
             self.state.nothing_to_restore();

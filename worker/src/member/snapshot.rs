@@ -120,7 +120,7 @@ pub(super) fn cut(data: Vec<u8>, ends: &[usize]) -> Vec<Bytes> {
 pub(super) fn merge(barrier: Barrier, reports: Vec<SlotReport>) -> Snapshot {
     let mut snapshot = Snapshot {
         barrier,
-        pack: None,
+        packs: Vec::new(),
         bytes: 0,
         splits: BTreeMap::new(),
         watermarks: BTreeMap::new(),

@@ -1,14 +1,16 @@
 //! The exchange's seam: a channel from one sending subtask to one receiving subtask. In a process it is a bounded queue;
 //! a network takes the same two traits later. Marks always fit, or alignment could deadlock; batches only while there is credit.
 
+pub mod hub;
 pub mod tls;
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::error::Result;
 use crate::message::Message;
 
 /// Credit of one channel in bytes of Arrow buffers.
@@ -24,6 +26,27 @@ pub trait Outlet: Send {
     fn has_room(&self) -> bool;
 }
 
+/// A channel between subtasks of two members.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Channel {
+    pub generation: u64,
+    /// Index of the graph's edge.
+    pub edge: usize,
+    /// Slots of the job.
+    pub from: usize,
+    pub to: usize,
+}
+
+/// Channels to and from other members, whichever way they go. `slot` is woken when there is something to do.
+pub trait Exchange: Send + Sync {
+    /// # Errors
+    /// When the other member cannot be reached.
+    fn outlet(&self, channel: Channel, slot: Arc<Notify>) -> Result<Box<dyn Outlet>>;
+    /// # Errors
+    /// When the other member cannot be reached.
+    fn inlet(&self, channel: Channel, slot: Arc<Notify>) -> Result<Box<dyn Inlet>>;
+}
+
 /// The receiving end.
 pub trait Inlet: Send {
     fn receive(&mut self) -> Option<Message>;
@@ -37,20 +60,26 @@ struct Queue {
     starved: bool,
 }
 
-/// Wakes the two slots that share a channel.
-#[derive(Debug)]
+/// Wakes the two slots that share a channel, once each is there: a slot looks at its channels when it begins.
+#[derive(Debug, Default)]
 struct Shared {
     queue: Mutex<Queue>,
-    sender: Arc<Notify>,
-    receiver: Arc<Notify>,
+    sender: OnceLock<Arc<Notify>>,
+    receiver: OnceLock<Arc<Notify>>,
+}
+
+fn wake(slot: &OnceLock<Arc<Notify>>) {
+    if let Some(slot) = slot.get() {
+        slot.notify_one();
+    }
 }
 
 /// A bounded queue within the process.
 pub fn local(sender: Arc<Notify>, receiver: Arc<Notify>) -> (LocalOutlet, LocalInlet) {
     let shared = Arc::new(Shared {
         queue: Mutex::default(),
-        sender,
-        receiver,
+        sender: OnceLock::from(sender),
+        receiver: OnceLock::from(receiver),
     });
     (LocalOutlet(shared.clone()), LocalInlet(shared))
 }
@@ -71,7 +100,7 @@ impl Outlet for LocalOutlet {
         queue.messages.push_back((message, bytes));
         queue.bytes += bytes;
         drop(queue);
-        self.0.receiver.notify_one();
+        wake(&self.0.receiver);
     }
 
     fn has_room(&self) -> bool {
@@ -87,15 +116,15 @@ impl Inlet for LocalInlet {
         let mut queue = self.0.queue.lock();
         let (message, bytes) = queue.messages.pop_front()?;
         queue.bytes -= bytes;
-        let wake = queue.starved
+        let starved = queue.starved
             && queue.bytes < CHANNEL_BYTES / 2
             && queue.messages.len() < CHANNEL_BATCHES / 2;
-        if wake {
+        if starved {
             queue.starved = false;
         }
         drop(queue);
-        if wake {
-            self.0.sender.notify_one();
+        if starved {
+            wake(&self.0.sender);
         }
         Some(message)
     }

@@ -322,13 +322,18 @@ impl World {
             log,
             graph: Arc::new(plan.graph.clone()),
             connected,
-            state,
+            states: vec![state],
             clock: Arc::new(self.clock),
             slots: self.slots,
             threads: SlotThreads::Shared,
             at_once: true,
             early_bytes: 16 << 20,
-            nonces: Box::new(move || Nonce::from_bytes(nonces.bytes16())),
+            nonces: Box::new(move || {
+                let mut own = SeededEntropy::new(u64::from_le_bytes(
+                    nonces.bytes16()[..8].try_into().unwrap(),
+                ));
+                Box::new(move || Nonce::from_bytes(own.bytes16()))
+            }),
             stop,
             progress,
         })

@@ -99,6 +99,17 @@ pub fn run(test: &TestFile, case: &Case, slots: usize, crash_after_row: Option<u
     run_on(job, test, case, crash_after_row)
 }
 
+/// As [`run`], with so many workers of one slot each.
+pub fn run_with_workers(
+    test: &TestFile,
+    case: &Case,
+    workers: usize,
+    crash_after_row: Option<u64>,
+) -> Verdict {
+    let job = MemoryJob::new(test.job.clone(), test.plan.clone(), 1, None);
+    run_on(job.members(workers), test, case, crash_after_row)
+}
+
 /// As [`run`], with sinks that publish at once, changes that leave as soon as the input has run dry, and sources that are
 /// read so many rows at a time. What remains of the changes is the same.
 pub fn run_at_once(test: &TestFile, case: &Case, slots: usize, poll_rows: usize) -> Verdict {

@@ -1,4 +1,4 @@
-//! The cases of `tests/sql` and of the examples. Each runs as it is written, and then with every number of slots and with a
+//! The cases of `tests/sql` and of the examples. Each runs as it is written, and then with every number of slots and workers and with a
 //! crash after its first, its middle and its last row, which must change nothing.
 
 use std::path::{Path, PathBuf};
@@ -34,14 +34,18 @@ fn run_all(files: &[PathBuf]) -> usize {
             slots.extend(&case.slots);
             slots.sort_unstable();
             slots.dedup();
-            for &slots in &slots {
+            let alone = slots.into_iter().map(|slots| (1, slots));
+            for (workers, slots) in alone.chain([(2, 1), (3, 1), (7, 1)]) {
                 for &crash in &crashes {
                     count += 1;
-                    let verdict = testing::run(&test, case, slots, crash);
+                    let verdict = match workers {
+                        1 => testing::run(&test, case, slots, crash),
+                        _ => testing::run_with_workers(&test, case, workers, crash),
+                    };
                     let crashed = verdict.crashes == u32::from(crash.is_some());
                     if !verdict.passed() || !crashed {
                         wrong.push(format!(
-                            "{}: {}, {slots} slots, crash after {crash:?}: {verdict:#?}",
+                            "{}: {}, {workers} workers with {slots} slots, crash after {crash:?}: {verdict:#?}",
                             file.display(),
                             case.name
                         ));
@@ -60,7 +64,7 @@ fn run_all(files: &[PathBuf]) -> usize {
 }
 
 #[test]
-fn sql_means_the_same_with_any_number_of_slots_and_any_crash() {
+fn sql_means_the_same_with_any_number_of_slots_and_workers_and_any_crash() {
     let mut files = Vec::new();
     test_files(&repository("worker/tests/sql"), &mut files);
     assert!(files.len() >= 7, "the files are found: {files:?}");
@@ -96,7 +100,7 @@ fn changes_that_leave_at_once_come_to_the_same() {
 }
 
 #[test]
-fn examples_pass_with_any_number_of_slots_and_any_crash() {
+fn examples_pass_with_any_number_of_slots_and_workers_and_any_crash() {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(repository("examples")).expect("the examples are there") {
         let folder = entry.expect("an entry").path();
