@@ -116,10 +116,10 @@ fn verdict(count: &Count, found: usize, took: Duration) -> bool {
     let faults: Vec<String> = by_fault.iter().map(|(f, n)| format!("{f:?} {n}")).collect();
     println!("faults: {}", faults.join(", "));
     for line in &count.left_out {
-        println!("left out (what was written once more in one life, and not in that one): {line}");
+        println!("left out (what was written once more in one life, and in none of three): {line}");
     }
     for line in &count.unmet {
-        println!("NOT MET (the write did not occur in that life): {line}");
+        println!("NOT MET (the write occurred in none of three lives): {line}");
     }
     for line in &count.failed {
         println!("FAILED {line}");
