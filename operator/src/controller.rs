@@ -372,6 +372,12 @@ fn owner<K: ResourceExt>(object: &K) -> Option<ObjectRef<Guarded>> {
 }
 
 async fn reconcile(job: Arc<Guarded>, shared: Arc<Shared>) -> Result<Action, ReconcileError> {
+    let done = bring_forward(&job, &shared).await;
+    shared.poll.looked(&*job);
+    done
+}
+
+async fn bring_forward(job: &Guarded, shared: &Shared) -> Result<Action, ReconcileError> {
     let job = match &job.0 {
         Ok(job) => job,
         Err(unread) => {
@@ -399,8 +405,7 @@ async fn reconcile(job: Arc<Guarded>, shared: Arc<Shared>) -> Result<Action, Rec
         namespace = job.namespace(),
         job = job.name_any()
     );
-    let done = look_at(job, &shared).instrument(span).await;
-    shared.poll.looked(job);
+    let done = look_at(job, shared).instrument(span).await;
     let failed = done.as_ref().err().map(|e| &e.0);
     shared.metrics.looked(failed, began.elapsed());
     let again = done?;

@@ -1,6 +1,6 @@
 //! What the controller knows of one job at one moment. Read by `observe`, judged by `decide`; nothing else reaches a decision.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -97,22 +97,13 @@ impl Facts {
 
     /// The version that the StatefulSet is to run.
     pub fn running_version(&self) -> Option<&str> {
-        let set = self.stateful_set.as_ref()?;
-        let template = set.spec.as_ref()?.template.metadata.as_ref()?;
-        template
-            .annotations
-            .as_ref()?
-            .get(VERSION)
-            .map(String::as_str)
+        version_that_runs(self.stateful_set.as_ref()?)
     }
 
     /// What the StatefulSet remembers.
     pub fn memory(&self) -> Memory {
         let set = self.stateful_set.as_ref();
-        let annotations = set.and_then(|s| s.metadata.annotations.as_ref());
-        annotations
-            .and_then(|a| serde_json::from_str(a.get(MEMORY)?).ok())
-            .unwrap_or_default()
+        set.and_then(memory).unwrap_or_default()
     }
 
     /// Whether the StatefulSet was written for a newer edit than the job at hand, which is out of a cache that lags behind: to
@@ -273,6 +264,24 @@ pub fn gave_up(pod: &Pod) -> Option<GaveUp> {
 /// A label of an object.
 pub fn job_of(labels: Option<&BTreeMap<String, String>>) -> Option<&str> {
     labels?.get(names::JOB).map(String::as_str)
+}
+
+fn version_that_runs(set: &StatefulSet) -> Option<&str> {
+    let template = set.spec.as_ref()?.template.metadata.as_ref()?;
+    let version = template.annotations.as_ref()?.get(VERSION);
+    version.map(String::as_str)
+}
+
+fn memory(set: &StatefulSet) -> Option<Memory> {
+    let memory = set.metadata.annotations.as_ref()?.get(MEMORY)?;
+    serde_json::from_str(memory).ok()
+}
+
+/// Versions that a StatefulSet cannot do without: the one that runs, and the one that may run again.
+pub fn versions_of(set: &StatefulSet) -> BTreeSet<String> {
+    let runs = version_that_runs(set).map(str::to_owned);
+    let accepted = memory(set).and_then(|m| m.accepted);
+    runs.into_iter().chain(accepted).collect()
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use futures::future::try_join_all;
+use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{
     ConfigMap, PersistentVolumeClaim, Pod, PodStatus, ServiceAccount,
 };
@@ -23,7 +24,7 @@ use crate::build::{CONTROL_PORT, is_worker};
 use crate::clock::in_time;
 use crate::coordinator::{self, Unanswered};
 use crate::decide::savepoint::{Ask, SavepointFacts};
-use crate::facts::{Facts, Said, job_of};
+use crate::facts::{Facts, Said, job_of, versions_of};
 use crate::kind::Kind;
 use crate::names;
 use crate::version::name_of;
@@ -327,8 +328,10 @@ impl Observer {
                 Api::namespaced_with(self.client.clone(), namespace, &kind.resource());
             if kind == Kind::ConfigMap {
                 let labels = format!("{}={name}", names::JOB);
-                let list = api.list(&ListParams::default().labels(&labels)).await?;
-                return Ok((kind, list.items));
+                // As the API server has them at hand: a list of what is there at this moment waits for up to 100 ms, until etcd has
+                // told it that nothing is newer. Those that matter are asked for below, if they are missing.
+                let at_hand = ListParams::default().labels(&labels).match_any();
+                return Ok((kind, api.list(&at_hand).await?.items));
             }
             let object = api.get_opt(&names::workers(name)).await?;
             Ok::<_, kube::Error>((kind, object.into_iter().collect::<Vec<_>>()))
@@ -338,6 +341,23 @@ impl Observer {
             for object in found {
                 let value = serde_json::to_value(&object).map_err(kube::Error::SerdeError)?;
                 objects.insert((kind, object.name_any()), value);
+            }
+        }
+        let set = objects.get(&(Kind::StatefulSet, names::workers(name)));
+        let set: Option<StatefulSet> = set.and_then(|s| serde_json::from_value(s.clone()).ok());
+        let mut versions = set.as_ref().map(versions_of).unwrap_or_default();
+        versions.insert(name_of(job));
+        let missing = versions
+            .iter()
+            .map(|version| names::version(name, version))
+            .filter(|at| !objects.contains_key(&(Kind::ConfigMap, at.clone())));
+        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), namespace);
+        let reads = missing.map(async |at| Ok((api.get_opt(&at).await?, at)));
+        let found = in_time(READ, try_join_all(reads)).await?;
+        for (map, at) in found {
+            if let Some(map) = map.filter(|map| job_of(Some(map.labels())) == Some(name)) {
+                let value = serde_json::to_value(&map).map_err(kube::Error::SerdeError)?;
+                objects.insert((Kind::ConfigMap, at), value);
             }
         }
         Ok(objects)

@@ -122,8 +122,8 @@ impl Poll {
         self.drop(&key(job));
     }
 
-    /// It was looked at as a whole.
-    pub fn looked(&self, job: &StreamingJob) {
+    /// It was looked at, whatever came of that.
+    pub fn looked(&self, job: &impl ResourceExt) {
         self.woken.lock().remove(&key(job));
     }
 

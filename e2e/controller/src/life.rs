@@ -288,13 +288,18 @@ impl<'a> Life<'a> {
     /// Waits until the step is where it is to end, by what everybody can see, and nothing more is written.
     pub async fn settled(&self, step: Step) -> Result<Picture> {
         let began = Instant::now();
-        while !self.is_there(step).await? || self.proxy.quiet() < QUIET {
+        loop {
+            if self.is_there(step).await? && self.proxy.quiet() >= QUIET {
+                let picture = self.picture().await?;
+                if !picture::has_garbage(&picture) {
+                    return Ok(picture);
+                }
+            }
             if began.elapsed() > PATIENCE {
                 bail!("{}: not there after {PATIENCE:?}", step.name());
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        self.picture().await
     }
 
     async fn is_there(&self, step: Step) -> Result<bool> {

@@ -1,7 +1,7 @@
 //! What a namespace holds, so that two lives of the same job can be compared: without what differs from life to life (identities,
 //! times, names of namespaces) and with the starts of workers, which must not differ.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 use k8s_openapi::api::events::v1::Event;
@@ -16,6 +16,14 @@ use crate::engine::Engine;
 
 /// By kind and name.
 pub type Picture = BTreeMap<String, Value>;
+
+/// What is said of an object whose owner is gone: the garbage collector comes for it.
+const GARBAGE: &str = ", without its owner";
+
+/// Whether the garbage collector has something to do.
+pub fn has_garbage(picture: &Picture) -> bool {
+    picture.keys().any(|at| at.ends_with(GARBAGE))
+}
 
 /// Everything that the controller makes, and what Kubernetes makes of it.
 const KINDS: [(&str, &str, &str, &str); 11] = [
@@ -52,6 +60,8 @@ pub async fn take(
     let mut picture = Picture::new();
     // Name, version, and what it is called here.
     let mut certificates: Vec<(String, String, String)> = Vec::new();
+    let mut uids = BTreeSet::new();
+    let mut owned: Vec<(String, String)> = Vec::new();
     for (group, version, kind, plural) in KINDS {
         let resource =
             ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural);
@@ -60,6 +70,9 @@ pub async fn take(
         // Those of one version are told apart by which came first.
         objects.sort_by_key(revision);
         for object in objects {
+            uids.extend(object.metadata.uid.clone());
+            let owners = object.metadata.owner_references.iter().flatten();
+            let owners: Vec<String> = owners.map(|o| o.uid.clone()).collect();
             let object = serde_json::to_value(&object)?;
             let name = object["metadata"]["name"].as_str().unwrap_or_default();
             if kind == "Secret" {
@@ -74,7 +87,14 @@ pub async fn take(
                 certificates.push((name.to_owned(), version, of));
             }
             let name = nameless(name, uid);
-            picture.insert(format!("{kind} {name}"), bare(kind, object.clone()));
+            let at = format!("{kind} {name}");
+            owned.extend(owners.into_iter().map(|owner| (at.clone(), owner)));
+            picture.insert(at, bare(kind, object.clone()));
+        }
+    }
+    for (at, _) in owned.iter().filter(|(_, owner)| !uids.contains(owner)) {
+        if let Some(object) = picture.remove(at) {
+            picture.insert(format!("{at}{GARBAGE}"), object);
         }
     }
     let starts = engine.starts(namespace, job);
