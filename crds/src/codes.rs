@@ -203,6 +203,7 @@ codes! {
     RUN_OPERATOR_STATE = "PR0314", "operator state cannot be read", "What an operator stored is not of the shape that it wrote: state of another version, or damaged.";
     RUN_AGGREGATE = "PR0315", "aggregate not supported", "The function, or its form over these types, is not there yet.";
     RUN_ROUTING = "PR0316", "row at the wrong slot", "A row reached a slot that does not own its key: a defect in the engine. Please report the message.";
+    RUN_WORKER_LOST = "PR0320", "worker lost", "Another worker of the job does not answer, or the connection to it broke. The generation ends and the next one begins without it, or with its replacement, from the last committed epoch. Nothing is lost; when it comes again, look whether workers are killed or cut off from each other.";
     RUN_FENCED = "PR0401", "fenced by a newer generation", "Another process has claimed the job. This one stops, and nothing that it did since counts.";
     RUN_STORAGE = "PR0402", "storage does not answer", "The checkpoint storage refuses or does not answer beyond all retries. Nothing was committed without being durable. `penstock run` ends with it when it is so at the start; a job that ran, and every job on a cluster, reads the Secret again and tries on. A full or read-only local disk ends it.";
     RUN_STORAGE_UNSAFE = "PR0403", "storage ignores create-if-absent", "The store accepted a second create of one key. Commits would not be safe there, so the job does not start.";

@@ -2,7 +2,7 @@
 //! explanations are registered in `penstock-crds`.
 
 /// What the caller may do about an error.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum ErrorKind {
     /// Passing: the same call may succeed later.
     Retry,

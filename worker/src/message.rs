@@ -7,7 +7,7 @@ use arrow::array::RecordBatch;
 
 /// Microseconds since the epoch, UTC. As a watermark: event time below which no further rows are expected, so that a window
 /// closes when the watermark is at or above its end, and a row is late when its last window has closed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct EventTime(i64);
 
 impl EventTime {
@@ -76,7 +76,7 @@ impl Batch {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum BarrierKind {
     Checkpoint,
     Savepoint,
@@ -90,7 +90,7 @@ pub enum BarrierKind {
 }
 
 /// The mark that ends an epoch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Barrier {
     pub epoch: u64,
     pub generation: u64,

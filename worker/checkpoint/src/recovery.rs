@@ -9,7 +9,7 @@ use crate::ids::{Epoch, Generation};
 use crate::record::Commit;
 
 /// What a generation begins with.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct RestorePlan {
     /// Offsets, watermarks, seen files; per key group its base and segments, in order.
     pub state: EpochState,

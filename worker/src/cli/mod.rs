@@ -15,6 +15,7 @@ mod log;
 mod run;
 mod step;
 mod supervise;
+mod team;
 mod tell;
 mod test;
 mod worker;

@@ -9,17 +9,20 @@ use std::time::Duration;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
+use penstock_checkpoint::ids::MemberId;
 use penstock_crds::units::Quantity;
 use penstock_crds::validate::cluster_only_fields;
 use serde_json::json;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
-use super::{Output, check, tell, until_ended};
+use super::{Output, check, team, tell, until_ended};
 use crate::clock::{Clock, SystemClock};
 use crate::coordinator::progress::Progress;
 use crate::coordinator::{AcceptLoss, Outcome};
 use crate::error::{EngineError, Result};
-use crate::job::{self, RunOptions, http};
+use crate::job::{self, Place, RunOptions, http};
+use crate::network::flight::Address;
 
 #[derive(Debug, Args)]
 pub struct RunArgs {
@@ -44,6 +47,49 @@ pub struct RunArgs {
     /// keeps what was given up.
     #[arg(long = "accept-loss", value_name = "SOURCE", value_parser = accept_loss)]
     accept_loss: Vec<AcceptLoss>,
+    /// Worker processes that share the job, each with the slots of the manifest and its part of the memory.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    workers: u32,
+    /// Which of them this is: one worker starts all others with it.
+    #[arg(long, hide = true, requires = "sockets")]
+    worker: Option<u32>,
+    /// Where workers meet.
+    #[arg(long, hide = true)]
+    sockets: Option<PathBuf>,
+}
+
+impl RunArgs {
+    fn options(&self, place: Option<Place>) -> RunOptions {
+        let memory_state = self
+            .state
+            .as_ref()
+            .is_some_and(|s| s.as_os_str() == "memory");
+        let memory = self.memory.as_bytes() / u64::from(self.workers);
+        RunOptions {
+            secrets: self.secrets.clone(),
+            memory: usize::try_from(memory).unwrap_or(usize::MAX),
+            state: self.state.clone().filter(|_| !memory_state),
+            memory_state,
+            drop_state: self.drop_state.clone(),
+            accept_loss: self.accept_loss.clone(),
+            place,
+            ..RunOptions::default()
+        }
+    }
+
+    /// Which of several workers this process is.
+    fn place(&self) -> Option<Place> {
+        let (me, folder) = (self.worker?, self.sockets.as_ref()?);
+        let of = |n: u32| {
+            let address = Address::Socket(folder.join(n.to_string()));
+            (MemberId::new(n), address)
+        };
+        Some(Place {
+            me: MemberId::new(me),
+            all: (0..self.workers).map(of).collect(),
+            leads: Arc::new(watch::channel(false).0),
+        })
+    }
 }
 
 fn accept_loss(text: &str) -> std::result::Result<AcceptLoss, String> {
@@ -55,43 +101,50 @@ pub fn run(args: RunArgs, output: Output) -> ExitCode {
         Ok(checked) => checked,
         Err(code) => return code,
     };
-    tell::diagnostics(&checked.warnings, &checked.text, Output::Text);
-    let ignored = cluster_only_fields(&checked.job);
-    if !ignored.is_empty() {
-        eprintln!("note: only a cluster acts on {}", ignored.join(", "));
+    if args.worker.is_some() {
+        team::end_with_parent();
+    } else {
+        tell::diagnostics(&checked.warnings, &checked.text, Output::Text);
+        let ignored = cluster_only_fields(&checked.job);
+        if !ignored.is_empty() {
+            eprintln!("note: only a cluster acts on {}", ignored.join(", "));
+        }
     }
-    match until_ended(serve(&args, checked, output)) {
-        Ok(outcome) => say_end(&outcome, output),
+    let place = args.place();
+    let options = args.options(place.clone());
+    if place.is_none()
+        && let Err(error) = until_ended(judge(&checked, &options, output))
+    {
+        tell::failure(&error, output);
+        return ExitCode::FAILURE;
+    }
+    if place.is_none() && args.workers > 1 {
+        return team::run(args.workers);
+    }
+    // One of several speaks for all: whoever coordinates.
+    let leads = place.map(|p| p.leads.subscribe());
+    let speaks = || leads.as_ref().is_none_or(|leads| *leads.borrow());
+    match until_ended(serve(&args, checked, options, leads.clone(), output)) {
+        Ok(outcome) if speaks() => say_end(&outcome, output),
+        Ok(_) => ExitCode::SUCCESS,
         Err(error) => {
-            tell::failure(&error, output);
+            if speaks() {
+                tell::failure(&error, output);
+            }
             ExitCode::FAILURE
         }
     }
 }
 
-async fn serve(args: &RunArgs, checked: check::Checked, output: Output) -> Result<Outcome> {
-    let memory_state = args
-        .state
-        .as_ref()
-        .is_some_and(|s| s.as_os_str() == "memory");
-    let options = RunOptions {
-        secrets: args.secrets.clone(),
-        memory: usize::try_from(args.memory.as_bytes()).unwrap_or(usize::MAX),
-        state: args.state.clone().filter(|_| !memory_state),
-        memory_state,
-        drop_state: args.drop_state.clone(),
-        accept_loss: args.accept_loss.clone(),
-        ..RunOptions::default()
-    };
-    let job = Arc::new(checked.job);
+/// Whether the job may begin, with what is asked for and with the state that the last run left.
+async fn judge(checked: &check::Checked, options: &RunOptions, output: Output) -> Result<()> {
     for AcceptLoss { source: name, .. } in &options.accept_loss {
-        if !job.spec.sources.iter().any(|s| s.name == *name) {
+        if !checked.job.spec.sources.iter().any(|s| s.name == *name) {
             let text = format!("--accept-loss {name}: the job has no source of this name");
             return Err(EngineError::invalid("PR0207", "command line", text));
         }
     }
-    let plan = Arc::new(checked.plan);
-    if let Some(verdict) = job::state_verdict(&job, &plan, &options).await? {
+    if let Some(verdict) = job::state_verdict(&checked.job, &checked.plan, options).await? {
         check::tell_verdict(&verdict, output);
         if let Some(why) = verdict.refusal() {
             let text = format!(
@@ -100,22 +153,38 @@ async fn serve(args: &RunArgs, checked: check::Checked, output: Output) -> Resul
             return Err(EngineError::fail("PR0410", "state", text));
         }
     }
+    Ok(())
+}
+
+/// Runs the job, or this worker's part of it. `leads`: of several, whether this one coordinates.
+async fn serve(
+    args: &RunArgs,
+    checked: check::Checked,
+    options: RunOptions,
+    leads: Option<watch::Receiver<bool>>,
+    output: Output,
+) -> Result<Outcome> {
+    let job = Arc::new(checked.job);
     let progress = Arc::new(Progress::default());
     let shown = http::Shown {
         job: job.clone(),
         progress: progress.clone(),
     };
-    let address = http::serve(args.listen, shown).await.map_err(|e| {
-        EngineError::fail(
-            "PR0304",
-            format!("address {}", args.listen),
-            format!("cannot listen: {e}; name another with --listen"),
-        )
-    })?;
-    eprintln!("status: http://{address}/status");
+    let alone = leads.is_none();
+    let telling = tell_of(args.listen, shown, leads, output);
+    let line = match alone {
+        true => telling.await?,
+        false => tokio::spawn(async move {
+            match telling.await {
+                // Until it is aborted.
+                Ok(line) => drop(line.await),
+                Err(error) => tell::failure(&error, output),
+            }
+        }),
+    };
     let (stop, stopping) = watch::channel(false);
-    tokio::spawn(interrupts(stop));
-    let line = tokio::spawn(progress_line(progress.clone(), output));
+    tokio::spawn(interrupts(stop, alone));
+    let plan = Arc::new(checked.plan);
     let outcome = job::run(&job, plan, &options, progress.clone(), stopping).await;
     line.abort();
     if let (Output::Text, Some((epochs, half, most))) = (output, progress.now().percentiles()) {
@@ -124,8 +193,31 @@ async fn serve(args: &RunArgs, checked: check::Checked, output: Output) -> Resul
     outcome
 }
 
-/// Ctrl-C (or SIGTERM) stops at a barrier; a second one ends the process at once, which loses nothing.
-pub(super) async fn interrupts(stop: watch::Sender<bool>) {
+/// Shows the job's status, and a line of it now and then; of several workers the one that coordinates does.
+async fn tell_of(
+    address: SocketAddr,
+    shown: http::Shown,
+    leads: Option<watch::Receiver<bool>>,
+    output: Output,
+) -> Result<JoinHandle<()>> {
+    if let Some(mut leads) = leads.clone() {
+        // The sender lives as long as the worker.
+        let _ = leads.wait_for(|leads| *leads).await;
+    }
+    let progress = shown.progress.clone();
+    let bound = http::serve(address, shown).await.map_err(|e| {
+        EngineError::fail(
+            "PR0304",
+            format!("address {address}"),
+            format!("cannot listen: {e}; name another with --listen"),
+        )
+    })?;
+    eprintln!("status: http://{bound}/status");
+    Ok(tokio::spawn(progress_line(progress, leads, output)))
+}
+
+/// Ctrl-C (or SIGTERM) stops at a barrier; a second one ends the process at once, which loses nothing. `aloud`: a person is told.
+pub(super) async fn interrupts(stop: watch::Sender<bool>, aloud: bool) {
     let mut term = match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
         Ok(term) => term,
         Err(error) => {
@@ -140,18 +232,26 @@ pub(super) async fn interrupts(stop: watch::Sender<bool>) {
             _ = term.recv() => {}
         }
         if asked {
-            eprintln!("ended at once; the next run goes on from the last committed epoch");
+            if aloud {
+                eprintln!("ended at once; the next run goes on from the last committed epoch");
+            }
             std::process::exit(130);
         }
         asked = true;
-        eprintln!("stopping at the next barrier (Ctrl-C again ends at once)");
+        if aloud {
+            eprintln!("stopping at the next barrier (Ctrl-C again ends at once)");
+        }
         if stop.send(true).is_err() {
             return;
         }
     }
 }
 
-async fn progress_line(progress: Arc<Progress>, output: Output) {
+async fn progress_line(
+    progress: Arc<Progress>,
+    leads: Option<watch::Receiver<bool>>,
+    output: Output,
+) {
     let terminal = std::io::stderr().is_terminal() && output == Output::Text;
     let bar =
         terminal.then(|| ProgressBar::new_spinner().with_style(ProgressStyle::default_spinner()));
@@ -162,6 +262,9 @@ async fn progress_line(progress: Arc<Progress>, output: Output) {
     };
     loop {
         tokio::time::sleep(every).await;
+        if leads.as_ref().is_some_and(|leads| !*leads.borrow()) {
+            continue;
+        }
         let line = http::line(&progress.now(), SystemClock.now().get());
         match &bar {
             Some(bar) => bar.set_message(line),

@@ -148,6 +148,7 @@ async fn serve(args: &WorkerArgs, checked: check::Checked) -> Result<Outcome> {
         savepoint: args.savepoint.clone(),
         go_back: args.go_back.clone(),
         asked: Some(asking.subscribe()),
+        place: None,
         release: args.version.clone().map(|version| Release {
             version,
             rollback: args.rollback,
@@ -176,7 +177,7 @@ async fn serve(args: &WorkerArgs, checked: check::Checked) -> Result<Outcome> {
             .map_err(cannot(address))?;
     }
     let (stop, mut stopping) = watch::channel(false);
-    tokio::spawn(super::run::interrupts(stop));
+    tokio::spawn(super::run::interrupts(stop, true));
     let plan = Arc::new(checked.plan);
     let judged = match args.rollback {
         true => None,

@@ -101,6 +101,10 @@ pub struct Settings {
     pub interval: Duration,
     pub retention: Retention,
     pub plan_hash: String,
+    /// Who takes part, by their places.
+    pub members: Vec<MemberId>,
+    /// Slots of each.
+    pub slots: usize,
     /// By index.
     pub sinks: Vec<(String, u16)>,
     pub key_groups: u16,
@@ -122,7 +126,7 @@ pub struct Settings {
 }
 
 /// How a job ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Outcome {
     /// Stopped at a barrier; a later run goes on from here. `pending`: not everything that is committed is visible in the
     /// sinks; up to this epoch it is, and the next run sees to the rest.
@@ -303,6 +307,7 @@ impl Coordinator {
         let start = Start {
             // The team says which.
             seat: Seat::alone(1),
+            members: self.settings.members.clone(),
             generation: self.generation,
             ancestors: Arc::new(ancestors(self.log.fold())),
             planned_mode: self.settings.trigger.planned(),
@@ -363,7 +368,7 @@ impl Coordinator {
                 restore_epoch: Epoch::ZERO,
                 handover_from: None,
                 plan_hash: settings.plan_hash.clone(),
-                members: vec![MemberId::ZERO],
+                members: settings.members.clone(),
                 assignment: assignment(settings),
                 by: settings.adopts.as_ref().map(|a| a.by.clone()),
                 version: settings.release.as_ref().map(|r| r.version.clone()),
@@ -505,6 +510,7 @@ impl Coordinator {
             FromMember::Started
             | FromMember::Snapshot(_)
             | FromMember::Born { .. }
+            | FromMember::Late { .. }
             | FromMember::Closed => {}
         }
         Ok(message)
@@ -592,8 +598,14 @@ fn log_position(p: &LogPosition) -> Position {
 }
 
 fn assignment(settings: &Settings) -> LogAssignment {
+    let seat = Seat {
+        member: 0,
+        members: settings.members.len(),
+        slots: settings.slots,
+    };
+    let group = |group| settings.members[seat.of_group(group, settings.key_groups)];
     LogAssignment {
-        key_groups: vec![MemberId::ZERO; usize::from(settings.key_groups)],
+        key_groups: (0..settings.key_groups).map(group).collect(),
         splits: BTreeMap::new(),
         shards: settings
             .sinks
@@ -601,7 +613,9 @@ fn assignment(settings: &Settings) -> LogAssignment {
             .map(|(name, shards)| {
                 (
                     SinkName::new(name.clone()),
-                    vec![MemberId::ZERO; usize::from(*shards)],
+                    (0..*shards)
+                        .map(|shard| settings.members[seat.of_shard(shard, *shards)])
+                        .collect(),
                 )
             })
             .collect(),

@@ -9,6 +9,7 @@ use arrow::datatypes::{FieldRef, Schema, SchemaRef};
 use datafusion_common::Column as ColumnName;
 use datafusion_expr::Expr;
 use penstock_checkpoint::Fold;
+use penstock_checkpoint::ids::LogId;
 use penstock_crds::job::StreamingJob;
 use penstock_crds::sink::{Delivery, Sink as SinkSpec, SinkKind};
 use penstock_crds::source::{OnError, OnLate, SecretRef, Source as SourceSpec, SourceKind};
@@ -48,18 +49,33 @@ pub struct Connected {
     pub sinks: Vec<(String, SinkRef, Guarantee)>,
 }
 
+/// What connectors must know of the job's log.
+#[derive(Debug, Clone, Copy)]
+pub struct LogFacts {
+    pub id: LogId,
+    /// Partitions of the marker topics.
+    pub markers: i32,
+}
+
+impl LogFacts {
+    pub fn of(job: &StreamingJob, fold: &Fold) -> Self {
+        let shards = job.spec.sinks.iter().map(|s| s.shards).sum::<u32>();
+        Self {
+            id: fold.log(),
+            markers: marker_partitions(fold, i32::try_from(shards).unwrap_or(i32::MAX)),
+        }
+    }
+}
+
 /// Makes every source that the plan reads and every sink of the manifest.
 pub fn connect(
     job: &StreamingJob,
     plan: &Plan,
     options: &RunOptions,
-    fold: &Fold,
+    log: LogFacts,
 ) -> Result<Connected> {
-    let log_id = &fold.log().to_string();
     let planned = job.spec.trigger.kind().is_planned();
-    let shards =
-        i32::try_from(job.spec.sinks.iter().map(|s| s.shards).sum::<u32>()).unwrap_or(i32::MAX);
-    let markers = marker_partitions(fold, shards);
+    let (log_id, markers) = (&log.id.to_string(), log.markers);
     connect_by(
         job,
         plan,

@@ -21,7 +21,7 @@ use tokio::sync::{Notify, watch};
 
 use super::connectors::{Connected, body_format, decode_plan, rules, scan_columns, source_info};
 use super::slots::{SlotThreads, SourceParts};
-use super::{Setup, full_name, serve, write_plan};
+use super::{Setup, Team, full_name, serve, write_plan};
 use crate::clock::{Clock, StandingClock};
 use crate::coordinator::progress::Progress;
 use crate::coordinator::{Asked, Outcome, Trigger};
@@ -235,6 +235,7 @@ impl MemoryJob {
             &self.job,
             &self.plan,
             setup,
+            Team::Here(self.members),
             stop,
             Arc::new(Progress::default()),
         )
@@ -270,7 +271,6 @@ impl MemoryJob {
             clock: self.clock.clone(),
             state: None,
             memory: MEMORY,
-            members: self.members,
             slots: self.slots,
             threads: SlotThreads::Shared,
             at_once: self.poll_rows.is_some(),
@@ -280,6 +280,7 @@ impl MemoryJob {
             adopts: None,
             go_back: None,
             asked: Asked::nothing(),
+            held: None,
         })
     }
 

@@ -1,7 +1,8 @@
 //! A job, put together: the manifest's plan, its connectors, its log and volume, one member with its slots, and the
 //! coordinator. The only module that names concrete connectors. Runs generations until the job ends.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -17,7 +18,8 @@ use penstock_crds::manifest::Positions;
 use penstock_crds::validate;
 use penstock_plan::graph::StreamGraph;
 use penstock_plan::{Plan, Terms, Verdict, plan_json, verdict};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedMutexGuard, mpsc, watch};
+use tokio::task::JoinHandle;
 
 use crate::clock::{Clock, SystemClock};
 use crate::coordinator::progress::{LastFailure, Phase, Progress, Restart};
@@ -28,11 +30,14 @@ use crate::coordinator::{
 use crate::error::{EngineError, ErrorKind, Result};
 use crate::fault;
 use crate::member::seat::Seat;
-use crate::member::team::{self, Line, Team};
+use crate::member::team::{self, Line};
 use crate::member::{Member, storage};
+use crate::network::Exchange;
 use crate::network::hub::Hub;
 use crate::process;
+use crate::sinks::{Guarantee, SinkRef};
 use crate::state::{Budget, Planted, StateOptions, StateWorker};
+use crate::task::Policy;
 
 pub(crate) mod connectors;
 pub mod given;
@@ -41,9 +46,12 @@ mod identity;
 pub mod memory;
 mod metrics;
 mod slots;
+mod workers;
 
 pub(crate) use connectors::Connected;
 pub use slots::SlotThreads;
+pub use workers::Place;
+use workers::Worker;
 
 /// What a person chooses on the command line.
 #[derive(Debug, Clone, Default)]
@@ -70,6 +78,8 @@ pub struct RunOptions {
     pub go_back: Option<GoBack>,
     /// What is asked for while the job runs; absent: nothing ever is.
     pub asked: Option<watch::Receiver<Asked>>,
+    /// Which of several workers this is; absent: the only one.
+    pub place: Option<Place>,
 }
 
 /// The plan of a job. What its own structure does not show to be wrong (what comes later, and its SQL), each at its place in
@@ -240,17 +250,26 @@ async fn generations(
             .join(&name)
     });
     let worked = AtomicBool::new(false);
-    let proven = AtomicBool::new(false);
     let looked = AtomicBool::new(false);
     let cluster = options.log_id.is_some();
+    let proven = Proven::new(cluster);
+    let worker = match options.place.clone() {
+        None => None,
+        Some(place) => {
+            let volume = volume.clone();
+            let worker =
+                Worker::new(job, &plan, options, &progress, &stop, volume, place, &proven)?;
+            Some(worker)
+        }
+    };
     let ended = one_after_another(&stop, &progress, || async {
         let ended = async {
+            if let Some(worker) = &worker {
+                return worker.run().await;
+            }
             // By the Secret as it is now.
             let store = open_store(job, options.secrets.as_ref())?;
-            if !proven.load(Ordering::Relaxed) {
-                prove(&store).await.map_err(|e| unproven(e, cluster))?;
-                proven.store(true, Ordering::Relaxed);
-            }
+            proven.prove(&store).await?;
             generation(job, &plan, options, &progress, &stop, &store, &volume).await
         };
         let ended = ended.await;
@@ -258,7 +277,36 @@ async fn generations(
         let ended = ended.map_err(|e| at_the_start(e, cluster, worked.load(Ordering::Relaxed)));
         ended.map_err(|e| looked_again(e, &looked))
     });
-    Ok(ended.await?.unwrap_or_else(|| cut_short(&progress)))
+    let ended = ended.await;
+    let ended = ended.map(|ended| ended.unwrap_or_else(|| cut_short(&progress)));
+    if let Some(worker) = &worker {
+        worker.tell_end(&ended).await;
+    }
+    ended
+}
+
+/// Whether the store has been found to keep what it must.
+pub(crate) struct Proven {
+    cluster: bool,
+    done: AtomicBool,
+}
+
+impl Proven {
+    fn new(cluster: bool) -> Self {
+        Self {
+            cluster,
+            done: AtomicBool::new(false),
+        }
+    }
+
+    /// Once.
+    async fn prove(&self, store: &CheckpointStore) -> Result<()> {
+        if !self.done.load(Ordering::Relaxed) {
+            prove(store).await.map_err(|e| unproven(e, self.cluster))?;
+            self.done.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
 }
 
 /// A login that never worked is told to the person who starts the job. One that did is tried on with, until the Secret has been
@@ -404,6 +452,20 @@ async fn generation(
     store: &CheckpointStore,
     volume: &std::path::Path,
 ) -> Result<Outcome> {
+    let (log, adopts) = open_log(job, plan, options, progress, store, volume).await?;
+    let setup = setup(job, plan, options, log, adopts, volume)?;
+    serve(job, plan, setup, Team::Here(1), stop.clone(), progress.clone()).await
+}
+
+/// The job's log, with the plan beside it.
+async fn open_log(
+    job: &StreamingJob,
+    plan: &Plan,
+    options: &RunOptions,
+    progress: &Progress,
+    store: &CheckpointStore,
+    volume: &std::path::Path,
+) -> Result<(JobLog, Option<Adopts>)> {
     let (namespace, name) = full_name(job);
     let key_groups = given::key_groups(job);
     let (log, adopts) = match options.log_id {
@@ -435,15 +497,26 @@ async fn generation(
     }
     progress.log(log.fold().log().to_string());
     write_plan(&log, plan).await?;
-    let connected = connectors::connect(job, plan, options, log.fold())?;
-    let setup = Setup {
+    Ok((log, adopts))
+}
+
+fn setup(
+    job: &StreamingJob,
+    plan: &Plan,
+    options: &RunOptions,
+    log: JobLog,
+    adopts: Option<Adopts>,
+    volume: &std::path::Path,
+) -> Result<Setup> {
+    let facts = connectors::LogFacts::of(job, log.fold());
+    let connected = connectors::connect(job, plan, options, facts)?;
+    Ok(Setup {
         log,
         connected,
         clock: Arc::new(SystemClock),
         state: (!options.memory_state).then(|| volume.join("state")),
         memory: options.memory,
-        members: 1,
-        slots: usize::try_from(job.spec.workers.slots).unwrap_or(1).max(1),
+        slots: slots(job),
         threads: SlotThreads::Own,
         at_once: !trigger(job).planned(),
         trigger: trigger(job),
@@ -452,8 +525,13 @@ async fn generation(
         adopts,
         go_back: options.go_back.clone(),
         asked: options.asked.clone().unwrap_or_else(Asked::nothing),
-    };
-    serve(job, plan, setup, stop.clone(), progress.clone()).await
+        held: None,
+    })
+}
+
+/// Of each worker.
+fn slots(job: &StreamingJob) -> usize {
+    usize::try_from(job.spec.workers.slots).unwrap_or(1).max(1)
 }
 
 /// Keeps the plan beside the log that names it.
@@ -473,9 +551,8 @@ struct Setup {
     clock: Arc<dyn Clock>,
     /// Folder of the state; `None`: in memory.
     state: Option<PathBuf>,
+    /// Of this process.
     memory: usize,
-    /// Members, all of them in this process.
-    members: usize,
     /// Of each member.
     slots: usize,
     threads: SlotThreads,
@@ -486,13 +563,54 @@ struct Setup {
     adopts: Option<Adopts>,
     go_back: Option<GoBack>,
     asked: watch::Receiver<Asked>,
+    held: Held,
 }
 
-/// One generation: a member with its slots, and the coordinator. May be dropped at any time, as a crash would.
+/// The right to have the volume open; each member that has it open keeps a part of it.
+pub(crate) type Held = Option<Arc<OwnedMutexGuard<()>>>;
+
+/// Who takes part in a generation.
+pub(crate) enum Team {
+    /// So many members, all in this process.
+    Here(usize),
+    /// One in each worker.
+    Workers {
+        me: MemberId,
+        /// To the others.
+        lines: BTreeMap<MemberId, Line>,
+        exchange: Arc<dyn Exchange>,
+    },
+}
+
+impl Team {
+    fn ids(&self) -> Vec<MemberId> {
+        let number = |n| MemberId::new(u32::try_from(n).unwrap_or(u32::MAX));
+        match self {
+            Self::Here(members) => (0..*members).map(number).collect(),
+            Self::Workers { me, lines, .. } => {
+                let mut ids: Vec<MemberId> = lines.keys().copied().collect();
+                ids.push(*me);
+                ids.sort_unstable();
+                ids
+            }
+        }
+    }
+
+    /// Those of this process.
+    fn own(&self) -> Vec<MemberId> {
+        match self {
+            Self::Here(_) => self.ids(),
+            Self::Workers { me, .. } => vec![*me],
+        }
+    }
+}
+
+/// One generation: members with their slots, and the coordinator. May be dropped at any time, as a crash would.
 async fn serve(
     job: &StreamingJob,
     plan: &Plan,
     setup: Setup,
+    team: Team,
     stop: watch::Receiver<bool>,
     progress: Arc<Progress>,
 ) -> Result<Outcome> {
@@ -502,7 +620,6 @@ async fn serve(
         clock,
         state,
         memory,
-        members,
         slots,
         threads,
         at_once,
@@ -512,6 +629,7 @@ async fn serve(
         adopts,
         go_back,
         asked,
+        held,
     } = setup;
     let key_groups = log.fold().key_groups();
     let sinks: Vec<(String, u16)> = connected
@@ -519,27 +637,19 @@ async fn serve(
         .iter()
         .map(|(name, sink, _)| (name.clone(), sink.shards()))
         .collect();
-    let states = (0..members).map(|number| {
-        StateWorker::open(StateOptions {
-            // That of the first is where that of the only one is.
-            dir: state.as_ref().map(|dir| match number {
-                0 => dir.clone(),
-                _ => dir.with_extension(number.to_string()),
-            }),
-            total_groups: key_groups,
-            log_id: log.fold().log().to_string(),
-            schema_fingerprint: state_fingerprint(plan),
-            nonce: u64::from_le_bytes(
-                SystemEntropy.bytes16()[..8]
-                    .try_into()
-                    .expect("eight of sixteen bytes"),
-            ),
-            budget: Budget::new(memory / members),
-            stateful: plan.graph.nodes.iter().any(|n| n.fingerprint.is_some()),
-            planted: Planted::default(),
-        })
-    });
-    let states = states.collect::<Result<Vec<_>>>()?;
+    let own = team.own();
+    let memory_of_each = memory / own.len();
+    let volume = |id: &MemberId| {
+        let options = Volume {
+            id: *id,
+            dir: state.as_deref(),
+            key_groups,
+            log: log.fold().log(),
+            memory: memory_of_each,
+        };
+        Ok((*id, options.open(plan)?))
+    };
+    let states = own.iter().map(volume).collect::<Result<Vec<_>>>()?;
     let spec = &job.spec.checkpoint;
     let settings = Settings {
         job: job.metadata.name.clone().unwrap_or_default(),
@@ -550,6 +660,8 @@ async fn serve(
             duration: spec.retention.duration.into(),
         },
         plan_hash: plan.plan_hash.clone(),
+        members: team.ids(),
+        slots,
         sinks,
         key_groups,
         base_epochs: fault::base_epochs().unwrap_or(bases::EPOCHS),
@@ -560,22 +672,69 @@ async fn serve(
         go_back,
         asked,
     };
+    let (exchange, lines): (Arc<dyn Exchange>, _) = match team {
+        Team::Here(_) => (Arc::new(Hub::default()), BTreeMap::new()),
+        Team::Workers {
+            exchange, lines, ..
+        } => (exchange, lines),
+    };
     assemble(Assembly {
         settings,
         log,
         graph: Arc::new(plan.graph.clone()),
         connected,
         states,
+        lines,
+        exchange,
         clock,
-        slots,
         threads,
         at_once,
-        early_bytes: memory / members / 8 / slots,
+        early_bytes: early_bytes(memory_of_each, slots),
+        held,
         nonces: Box::new(|| Box::new(|| Nonce::from_bytes(SystemEntropy.bytes16()))),
         stop,
         progress,
     })
     .await
+}
+
+/// Bytes of state and staged outputs at which one of a member's slots asks for an early barrier.
+const fn early_bytes(memory: usize, slots: usize) -> usize {
+    memory / 8 / slots
+}
+
+/// Where a member has its state.
+struct Volume<'a> {
+    id: MemberId,
+    /// `None`: in memory.
+    dir: Option<&'a Path>,
+    key_groups: u16,
+    log: LogId,
+    /// Bytes.
+    memory: usize,
+}
+
+impl Volume<'_> {
+    fn open(&self, plan: &Plan) -> Result<StateWorker> {
+        StateWorker::open(StateOptions {
+            // That of the first is where that of the only one is.
+            dir: self.dir.map(|dir| match self.id.get() {
+                0 => dir.to_owned(),
+                number => dir.with_extension(number.to_string()),
+            }),
+            total_groups: self.key_groups,
+            log_id: self.log.to_string(),
+            schema_fingerprint: state_fingerprint(plan),
+            nonce: u64::from_le_bytes(
+                SystemEntropy.bytes16()[..8]
+                    .try_into()
+                    .expect("eight of sixteen bytes"),
+            ),
+            budget: Budget::new(self.memory),
+            stateful: plan.graph.nodes.iter().any(|n| n.fingerprint.is_some()),
+            planted: Planted::default(),
+        })
+    }
 }
 
 /// Draws the nonces of a member.
@@ -587,24 +746,26 @@ pub(crate) struct Assembly {
     pub log: JobLog,
     pub graph: Arc<StreamGraph>,
     pub connected: Connected,
-    /// Of each member.
-    pub states: Vec<StateWorker>,
+    /// Of each member in this process.
+    pub states: Vec<(MemberId, StateWorker)>,
+    /// To the members elsewhere.
+    pub lines: BTreeMap<MemberId, Line>,
+    pub exchange: Arc<dyn Exchange>,
     pub clock: Arc<dyn Clock>,
-    /// Of each member.
-    pub slots: usize,
     pub threads: SlotThreads,
     /// Changes of sinks that publish at once may leave within an epoch. Not in planned ones: what leaves within an epoch depends
     /// on how its input arrived, and a planned epoch that runs again gives the same rows.
     pub at_once: bool,
-    /// Bytes of state and staged outputs at which a slot asks for an early barrier.
+    /// As [`early_bytes`] says.
     pub early_bytes: usize,
+    pub held: Held,
     /// Makes each member's.
     pub nonces: Box<dyn FnMut() -> Nonces + Send + Sync>,
     pub stop: watch::Receiver<bool>,
     pub progress: Arc<Progress>,
 }
 
-/// One generation of a member and its coordinator, to its end.
+/// One generation of its members and their coordinator, to its end.
 pub(crate) async fn assemble(assembly: Assembly) -> Result<Outcome> {
     let Assembly {
         settings,
@@ -612,56 +773,45 @@ pub(crate) async fn assemble(assembly: Assembly) -> Result<Outcome> {
         graph,
         connected,
         states,
+        mut lines,
+        exchange,
         clock,
-        slots,
         threads,
         at_once,
         early_bytes,
+        held,
         mut nonces,
         stop,
         progress,
     } = assembly;
-    let factory = Arc::new(slots::GraphSlots {
-        graph,
+    let works = Works::new(WorksParts {
+        log: log.fold().log(),
+        store: log.store().clone(),
         key_groups: settings.key_groups,
-        exchange: Arc::new(Hub::default()),
+        graph,
         sources: connected.sources,
-        sinks: connected.sinks.clone(),
+        sinks: connected.sinks,
+        exchange,
         clock: clock.clone(),
-        early_bytes,
-        at_once,
+        slots: settings.slots,
         threads,
+        at_once,
+        early_bytes,
+        held,
     });
+    let mut members = Vec::new();
+    for (id, state) in states {
+        let (line, member) = works.member(id, state, nonces());
+        lines.insert(id, line);
+        members.push(member);
+    }
     let (to_team, team_inbox) = mpsc::unbounded_channel();
     let (to_coordinator, inbox) = mpsc::unbounded_channel();
-    let mut lines = Vec::new();
-    let mut members = Vec::new();
-    for (number, state) in states.into_iter().enumerate() {
-        let (to_member, member_inbox) = mpsc::unbounded_channel();
-        let (outbox, said) = mpsc::unbounded_channel();
-        let member = Member {
-            id: MemberId::new(u32::try_from(number).unwrap_or(u32::MAX)),
-            log: log.fold().log(),
-            store: log.store().clone(),
-            key_groups: settings.key_groups,
-            seat: Seat::alone(slots),
-            state,
-            slots: factory.clone(),
-            sinks: connected.sinks.clone(),
-            sources: connected.infos.iter().map(|s| s.name.clone()).collect(),
-            nonces: nonces(),
-            inbox: member_inbox,
-            outbox,
-        };
-        lines.push(Line {
-            to: to_member,
-            from: said,
-        });
-        members.push(process::spawn(member.run()));
-    }
     let shards = settings.sinks.iter().map(|(_, shards)| *shards).collect();
-    let team = Team::new(members.len(), slots, settings.key_groups, shards);
-    process::spawn(team::carry(team, team_inbox, to_coordinator, lines));
+    let pure = team::Team::new(lines.len(), settings.slots, settings.key_groups, shards);
+    // In the order of their places.
+    let lines = lines.into_values().collect();
+    process::spawn(team::carry(pure, team_inbox, to_coordinator, lines));
     let mut coordinator = Coordinator::new(Parts {
         settings,
         log,
@@ -683,6 +833,95 @@ pub(crate) async fn assemble(assembly: Assembly) -> Result<Outcome> {
         tracing::warn!("a member did not end within 20 s");
     }
     outcome
+}
+
+/// What the members of a process are made of.
+pub(crate) struct Works {
+    log: LogId,
+    store: CheckpointStore,
+    key_groups: u16,
+    slots: usize,
+    shares_late: bool,
+    sinks: Vec<(String, SinkRef, Guarantee)>,
+    sources: Vec<String>,
+    factory: Arc<slots::GraphSlots>,
+    held: Held,
+}
+
+pub(crate) struct WorksParts {
+    pub log: LogId,
+    pub store: CheckpointStore,
+    pub key_groups: u16,
+    pub graph: Arc<StreamGraph>,
+    pub sources: Vec<slots::SourceParts>,
+    pub sinks: Vec<(String, SinkRef, Guarantee)>,
+    pub exchange: Arc<dyn Exchange>,
+    pub clock: Arc<dyn Clock>,
+    pub slots: usize,
+    pub threads: SlotThreads,
+    pub at_once: bool,
+    pub early_bytes: usize,
+    pub held: Held,
+}
+
+impl Works {
+    pub(crate) fn new(parts: WorksParts) -> Self {
+        let stateful = parts.graph.nodes.iter().filter(|n| n.fingerprint.is_some());
+        let lettered = |s: &slots::SourceParts| matches!(s.rules.on_late, Policy::DeadLetter(_));
+        Self {
+            log: parts.log,
+            store: parts.store,
+            key_groups: parts.key_groups,
+            slots: parts.slots,
+            shares_late: stateful.count() > 1 && parts.sources.iter().any(lettered),
+            sinks: parts.sinks.clone(),
+            sources: parts.sources.iter().map(|s| s.rules.name.clone()).collect(),
+            held: parts.held,
+            factory: Arc::new(slots::GraphSlots {
+                graph: parts.graph,
+                key_groups: parts.key_groups,
+                exchange: parts.exchange,
+                sources: parts.sources,
+                sinks: parts.sinks,
+                clock: parts.clock,
+                early_bytes: parts.early_bytes,
+                at_once: parts.at_once,
+                threads: parts.threads,
+            }),
+        }
+    }
+
+    /// Begins a member; it ends when its line is dropped.
+    pub(crate) fn member(
+        &self,
+        id: MemberId,
+        state: StateWorker,
+        nonces: Nonces,
+    ) -> (Line, JoinHandle<()>) {
+        let (to, inbox) = mpsc::unbounded_channel();
+        let (outbox, from) = mpsc::unbounded_channel();
+        let member = Member {
+            id,
+            log: self.log,
+            store: self.store.clone(),
+            key_groups: self.key_groups,
+            seat: Seat::alone(self.slots),
+            state,
+            slots: self.factory.clone(),
+            shares_late: self.shares_late,
+            sinks: self.sinks.clone(),
+            sources: self.sources.clone(),
+            nonces,
+            inbox,
+            outbox,
+        };
+        let held = self.held.clone();
+        let running = process::spawn(async move {
+            member.run().await;
+            drop(held);
+        });
+        (Line { to, from }, running)
+    }
 }
 
 fn trigger(job: &StreamingJob) -> Trigger {

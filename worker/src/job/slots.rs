@@ -76,6 +76,15 @@ impl SlotFactory for GraphSlots {
         names: &SplitNames,
     ) -> Result<Vec<SlotHandle>> {
         let seat = start.seat;
+        let failed = events.clone();
+        let slot = seat.slot(0);
+        self.exchange.begin(
+            start.generation.get(),
+            Box::new(move |error| {
+                // Nobody listens when the generation is over already.
+                let _ = failed.send(SlotEvent::Failed { slot, error });
+            }),
+        );
         let notifies: Vec<Arc<Notify>> = (0..seat.slots).map(|_| Arc::new(Notify::new())).collect();
         let mut wires = self.wire(start, &notifies)?;
         let mut handles = Vec::new();
@@ -165,8 +174,10 @@ impl GraphSlots {
                                 from,
                                 to,
                             };
+                            let (sender, receiver) = (seat.of_slot(from), seat.of_slot(to));
                             let own = |(member, own)| (member == seat.member).then_some(own);
-                            match (own(seat.of_slot(from)), own(seat.of_slot(to))) {
+                            let id = |(member, _): (usize, usize)| start.members[member];
+                            match (own(sender), own(receiver)) {
                                 (Some(from), Some(to)) => {
                                     let (outlet, inlet) = network::local(
                                         notifies[from].clone(),
@@ -177,11 +188,13 @@ impl GraphSlots {
                                 }
                                 (Some(from), None) => {
                                     let slot = notifies[from].clone();
-                                    outlets[from].push(self.exchange.outlet(channel, slot)?);
+                                    let outlet = self.exchange.outlet(channel, id(receiver), slot)?;
+                                    outlets[from].push(outlet);
                                 }
                                 (None, Some(to)) => {
                                     let slot = notifies[to].clone();
-                                    wires[to].listen(edge, self.exchange.inlet(channel, slot)?);
+                                    let inlet = self.exchange.inlet(channel, id(sender), slot)?;
+                                    wires[to].listen(edge, inlet);
                                 }
                                 (None, None) => {}
                             }

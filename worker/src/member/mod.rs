@@ -23,11 +23,12 @@ use crate::planted::{Bug, planted};
 use crate::process;
 use crate::sinks::{DirectSender, Guarantee, SinkRef, Turn};
 use crate::state::{Commit, FrozenLayer, StateWorker};
-use crate::task::{Assignment, SlotCommand, SlotEvent, SlotReport, SplitNames};
+use crate::task::{Assignment, DeadLetter, SlotCommand, SlotEvent, SlotReport, SplitNames};
 
 mod bases;
 pub mod protocol;
 pub mod publish;
+pub mod remote;
 mod restore;
 pub mod seat;
 mod snapshot;
@@ -67,6 +68,8 @@ pub struct Member {
     pub seat: Seat,
     pub state: StateWorker,
     pub slots: Arc<dyn SlotFactory>,
+    /// Several operators judge late rows that go to dead letters: members tell each other of them.
+    pub shares_late: bool,
     /// By index; the guarantee is what the job asks of the sink.
     pub sinks: Vec<(String, SinkRef, Guarantee)>,
     /// Names of the sources, by index.
@@ -95,6 +98,8 @@ struct Running {
     names: SplitNames,
     /// Reports of the epoch in the making.
     reports: Vec<SlotReport>,
+    /// Those of an ended epoch whose late rows are being told.
+    telling: Vec<SlotReport>,
     pending: BTreeMap<Epoch, Pending>,
     shards: BTreeMap<Shard, mpsc::UnboundedSender<ShardWork>>,
     /// Shards that hold published rows back, and those of them that still have to let go, once they are asked to.
@@ -116,6 +121,7 @@ impl Running {
             slots: Vec::new(),
             names: SplitNames::default(),
             reports: Vec::new(),
+            telling: Vec::new(),
             pending: BTreeMap::new(),
             shards: BTreeMap::new(),
             rolling: BTreeSet::new(),
@@ -156,6 +162,10 @@ impl Member {
                         let r = running.get_or_insert_with(|| Running::new(Generation::ZERO, newest, &news_tx));
                         self.close(r, &born)
                     }
+                    Some(ToMember::Late { letters, .. }) => match running.as_mut() {
+                        Some(r) => self.late(r, letters, &upload_tx),
+                        None => Ok(()),
+                    },
                     Some(message) => match running.as_mut() {
                         Some(r) => self.told(r, message).await,
                         None => Ok(()),
@@ -406,7 +416,10 @@ impl Member {
                 }
             }
             ToMember::MakeBase { group, reuse } => self.make_base(r, group, reuse),
-            ToMember::Start(_) | ToMember::Close { .. } | ToMember::Halt => {}
+            ToMember::Start(_)
+            | ToMember::Late { .. }
+            | ToMember::Close { .. }
+            | ToMember::Halt => {}
         }
         Ok(())
     }
@@ -567,9 +580,31 @@ impl Member {
                 let mut reports = std::mem::take(&mut r.reports);
                 reports.sort_by_key(|report| report.slot);
                 fault::point("slot.frozen");
-                self.snapshot(r, reports, uploads)
+                if !self.shares_late || self.seat.members == 1 {
+                    return self.snapshot(r, reports, uploads);
+                }
+                let epoch = reports[0].barrier.epoch;
+                let letters = reports.iter_mut().flat_map(|r| r.late.drain(..));
+                let letters = letters.collect();
+                r.telling = reports;
+                self.say(FromMember::Late { epoch, letters })
             }
         }
+    }
+
+    /// Every member has told its late rows; these are of the splits that this one reads.
+    fn late(
+        &mut self,
+        r: &mut Running,
+        letters: Vec<DeadLetter>,
+        uploads: &mpsc::UnboundedSender<Result<Box<Snapshot>>>,
+    ) -> Result<()> {
+        let mut reports = std::mem::take(&mut r.telling);
+        match reports.first_mut() {
+            Some(first) => first.late = letters,
+            None => return Ok(()),
+        }
+        self.snapshot(r, reports, uploads)
     }
 
     /// Packs what the slots froze and staged, and uploads it off the member's loop.

@@ -1,9 +1,9 @@
-//! What coordinator and members say to each other. In a process the messages go through channels; a network takes them later.
+//! What coordinator and members say to each other: within a process through channels, between processes as CBOR (`remote`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use penstock_checkpoint::ids::{Epoch, Generation, KeyGroup, Nonce};
+use penstock_checkpoint::ids::{Epoch, Generation, KeyGroup, MemberId, Nonce};
 use penstock_checkpoint::record::{BaseFile, BaseRef, PackRef};
 use penstock_checkpoint::recovery::RestorePlan;
 
@@ -12,20 +12,20 @@ use crate::error::EngineError;
 use crate::message::{Barrier, EventTime};
 use crate::sinks::Turn;
 use crate::sources::SplitId;
-use crate::task::{Assignment, PlannedEpoch, SlotCounts, SplitProgress};
+use crate::task::{Assignment, DeadLetter, PlannedEpoch, SlotCounts, SplitProgress};
 
 /// A shard of a sink: index of the sink, number of the shard.
 pub type Shard = (usize, u16);
 
 /// What the log knows of a shard.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct BornMarker {
     pub partition: i32,
     pub nonce: Nonce,
 }
 
 /// From the coordinator.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub enum ToMember {
     /// Begins a generation: restore, then run.
     Start(Box<Start>),
@@ -57,6 +57,11 @@ pub enum ToMember {
     },
     /// What was staged may be published, in this order, before anything that is committed from now on.
     Publish(Vec<(Turn, Vec<PackRef>)>),
+    /// Late rows of the splits that this member reads, whoever judged them: the answer to `FromMember::Late`.
+    Late {
+        epoch: u64,
+        letters: Vec<DeadLetter>,
+    },
     /// Make a base of a key group, in the background; these files of an older one may be named again.
     MakeBase {
         group: KeyGroup,
@@ -70,10 +75,12 @@ pub enum ToMember {
     Halt,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub struct Start {
     /// Whom it is said to.
     pub seat: Seat,
+    /// Who sits where.
+    pub members: Vec<MemberId>,
     pub generation: Generation,
     pub restore: Arc<RestorePlan>,
     /// Epochs that the restored one stands on, itself included, as ranges: a volume at one of them may be used.
@@ -90,9 +97,15 @@ pub struct Start {
 }
 
 /// From a member.
-#[derive(Debug)]
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
 pub enum FromMember {
     Started,
+    /// Late rows that operators of this member judged, in jobs where several operators do: their part of the epoch waits until all
+    /// members have said so. The coordinator does not hear of it.
+    Late {
+        epoch: u64,
+        letters: Vec<DeadLetter>,
+    },
     /// The member's part of an epoch is durable.
     Snapshot(Box<Snapshot>),
     /// The shard's marker stands, with this nonce.
@@ -125,10 +138,10 @@ pub enum FromMember {
         source: String,
         text: String,
     },
-    Failed(EngineError),
+    Failed(#[serde(with = "super::remote::error")] EngineError),
 }
 
-#[derive(Debug)]
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
 pub struct Snapshot {
     pub barrier: Barrier,
     /// In the order in which their rows go out.

@@ -3,7 +3,7 @@
 use crate::keys;
 
 /// A member's place among those of a generation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Seat {
     pub member: usize,
     pub members: usize,

@@ -11,6 +11,7 @@ use super::seat::Seat;
 use crate::error::EngineError;
 use crate::planted::{Bug, planted};
 use crate::process;
+use crate::task::DeadLetter;
 
 /// What the members of a generation have answered so far.
 #[derive(Debug)]
@@ -24,6 +25,7 @@ pub struct Team {
     closed: usize,
     /// Of epochs that not all have passed, by member.
     snapshots: BTreeMap<u64, BTreeMap<usize, Box<Snapshot>>>,
+    late: BTreeMap<u64, BTreeMap<usize, Vec<DeadLetter>>>,
     /// How far each has published, and how far the coordinator knows.
     done: Vec<Epoch>,
     told: Epoch,
@@ -45,6 +47,7 @@ impl Team {
             started: 0,
             closed: 0,
             snapshots: BTreeMap::new(),
+            late: BTreeMap::new(),
             done: vec![Epoch::ZERO; members],
             told: Epoch::ZERO,
             sources_done: BTreeMap::new(),
@@ -68,6 +71,7 @@ impl Team {
             | ToMember::Drain
             | ToMember::Committed { .. }
             | ToMember::Publish(_)
+            | ToMember::Late { .. }
             | ToMember::Close { .. }
             | ToMember::Halt => None,
         };
@@ -90,6 +94,24 @@ impl Team {
             }
             other => other,
         }
+    }
+
+    /// Late rows that a member judged. Once all have told theirs: those of each one's splits, each row where its split is read, so
+    /// that whoever reads the split can tell it from itself.
+    pub fn late(&mut self, member: usize, epoch: u64, letters: Vec<DeadLetter>) -> Vec<(usize, ToMember)> {
+        let told = self.late.entry(epoch).or_default();
+        told.insert(member, letters);
+        if told.len() < self.seat.members {
+            return Vec::new();
+        }
+        let told = self.late.remove(&epoch).unwrap_or_default();
+        let mut shares = vec![Vec::new(); self.seat.members];
+        for letter in told.into_values().flatten() {
+            let (reader, _) = self.seat.of_slot(self.seat.of_split(&letter.split.0));
+            shares[reader].push(letter);
+        }
+        let share = |(member, letters)| (member, ToMember::Late { epoch, letters });
+        shares.into_iter().enumerate().map(share).collect()
     }
 
     /// What the coordinator hears, now that this member has said this.
@@ -136,6 +158,7 @@ impl Team {
             | FromMember::Held { .. }
             | FromMember::Base { .. }
             | FromMember::WantsBarrier
+            | FromMember::Late { .. }
             | FromMember::Failing { .. }
             | FromMember::Failed(_) => Some(message),
         }
@@ -181,7 +204,11 @@ pub async fn carry(
                 }
             }
             Some((member, message)) = heard.recv() => {
-                if let Some(message) = team.hear(member, message) {
+                if let FromMember::Late { epoch, letters } = message {
+                    for (member, message) in team.late(member, epoch, letters) {
+                        let _ = members[member].send(message);
+                    }
+                } else if let Some(message) = team.hear(member, message) {
                     let _ = coordinator.send(message);
                 }
             }

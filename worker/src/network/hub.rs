@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use penstock_checkpoint::ids::MemberId;
 use tokio::sync::Notify;
 
-use super::{Channel, Exchange, Inlet, LocalInlet, LocalOutlet, Outlet, Shared};
+use super::{Channel, Exchange, Failing, Inlet, LocalInlet, LocalOutlet, Outlet, Shared};
 use crate::error::Result;
 
 /// Channels whose other end has not been asked for yet.
@@ -23,14 +24,17 @@ impl Hub {
 }
 
 impl Exchange for Hub {
-    fn outlet(&self, channel: Channel, slot: Arc<Notify>) -> Result<Box<dyn Outlet>> {
+    /// A queue within the process does not break.
+    fn begin(&self, _: u64, _: Failing) {}
+
+    fn outlet(&self, channel: Channel, _: MemberId, slot: Arc<Notify>) -> Result<Box<dyn Outlet>> {
         let shared = self.end(channel);
         // Nobody asks twice for the same end.
         let _ = shared.sender.set(slot);
         Ok(Box::new(LocalOutlet(shared)))
     }
 
-    fn inlet(&self, channel: Channel, slot: Arc<Notify>) -> Result<Box<dyn Inlet>> {
+    fn inlet(&self, channel: Channel, _: MemberId, slot: Arc<Notify>) -> Result<Box<dyn Inlet>> {
         let shared = self.end(channel);
         let _ = shared.receiver.set(slot);
         Ok(Box::new(LocalInlet(shared)))

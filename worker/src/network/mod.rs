@@ -1,16 +1,21 @@
-//! The exchange's seam: a channel from one sending subtask to one receiving subtask. In a process it is a bounded queue;
-//! a network takes the same two traits later. Marks always fit, or alignment could deadlock; batches only while there is credit.
+//! The exchange's seam: a channel from one sending subtask to one receiving subtask. In a process it is a bounded queue, between
+//! processes a stream of Arrow Flight (`flight`). Marks always fit, or alignment could deadlock; batches only while there is credit.
 
+pub mod flight;
 pub mod hub;
+#[cfg(test)]
+mod tests;
 pub mod tls;
+mod wire;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
+use penstock_checkpoint::ids::MemberId;
 use tokio::sync::Notify;
 
-use crate::error::Result;
+use crate::error::{EngineError, Result};
 use crate::message::Message;
 
 /// Credit of one channel in bytes of Arrow buffers.
@@ -37,14 +42,19 @@ pub struct Channel {
     pub to: usize,
 }
 
+/// Tells whoever runs a generation that it cannot go on.
+pub type Failing = Box<dyn Fn(EngineError) + Send + Sync>;
+
 /// Channels to and from other members, whichever way they go. `slot` is woken when there is something to do.
 pub trait Exchange: Send + Sync {
+    /// A generation begins here; `failing` is called when one of its channels breaks.
+    fn begin(&self, generation: u64, failing: Failing);
     /// # Errors
     /// When the other member cannot be reached.
-    fn outlet(&self, channel: Channel, slot: Arc<Notify>) -> Result<Box<dyn Outlet>>;
+    fn outlet(&self, channel: Channel, to: MemberId, slot: Arc<Notify>) -> Result<Box<dyn Outlet>>;
     /// # Errors
     /// When the other member cannot be reached.
-    fn inlet(&self, channel: Channel, slot: Arc<Notify>) -> Result<Box<dyn Inlet>>;
+    fn inlet(&self, channel: Channel, from: MemberId, slot: Arc<Notify>) -> Result<Box<dyn Inlet>>;
 }
 
 /// The receiving end.
@@ -58,6 +68,8 @@ struct Queue {
     bytes: usize,
     /// The sender saw no room: it is woken when there is.
     starved: bool,
+    /// Bytes and batches that were taken out since a sender elsewhere was told.
+    taken: (usize, usize),
 }
 
 /// Wakes the two slots that share a channel, once each is there: a slot looks at its channels when it begins.

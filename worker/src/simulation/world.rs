@@ -1,13 +1,14 @@
 //! A world: one job, its store, broker and input, and the processes that run it. Owns how a process is put together, from the
 //! same parts as `penstock run`, and nothing of what befalls it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use penstock_checkpoint::Switches;
 use penstock_checkpoint::gc::Retention;
-use penstock_checkpoint::ids::{Entropy, LogId, Micros, Nonce, SeededEntropy};
+use penstock_checkpoint::ids::{Entropy, LogId, MemberId, Micros, Nonce, SeededEntropy};
 use penstock_checkpoint::log::{JobLog, Options};
 use penstock_checkpoint::record::Created;
 use penstock_checkpoint::store::{self, CheckpointStore, Faulty, Objects};
@@ -33,6 +34,7 @@ use crate::job::{
     Assembly, SlotThreads, assemble, connectors, cut_short, one_after_another, state_fingerprint,
 };
 use crate::member::storage;
+use crate::network::hub::Hub;
 use crate::planted::Bug;
 use crate::process::simulated::Process;
 use crate::sinks::SinkRef;
@@ -307,6 +309,8 @@ impl World {
                 duration: Duration::from_secs(1),
             },
             plan_hash: plan.plan_hash.clone(),
+            members: vec![MemberId::ZERO],
+            slots: self.slots,
             sinks,
             key_groups: GROUPS,
             base_epochs: self.base_epochs,
@@ -322,12 +326,14 @@ impl World {
             log,
             graph: Arc::new(plan.graph.clone()),
             connected,
-            states: vec![state],
+            states: vec![(MemberId::ZERO, state)],
+            lines: BTreeMap::new(),
+            exchange: Arc::new(Hub::default()),
             clock: Arc::new(self.clock),
-            slots: self.slots,
             threads: SlotThreads::Shared,
             at_once: true,
             early_bytes: 16 << 20,
+            held: None,
             nonces: Box::new(move || {
                 let mut own = SeededEntropy::new(u64::from_le_bytes(
                     nonces.bytes16()[..8].try_into().unwrap(),

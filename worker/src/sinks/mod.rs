@@ -87,7 +87,7 @@ pub trait ShardPublisher: Send {
 
 /// An epoch of the log, as those need it that hold rows back: when they let go must follow from the log alone, or a
 /// superseded publisher would let go of other rows than its successor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Turn {
     pub epoch: u64,
     /// That committed the epoch.

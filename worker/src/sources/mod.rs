@@ -38,7 +38,7 @@ impl Position {
 }
 
 /// A range to read: `from` inclusive, `until` exclusive; `None`: without end.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct SplitRange {
     pub split: SplitId,
     pub from: Position,

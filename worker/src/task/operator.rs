@@ -33,7 +33,7 @@ enum Mark {
 }
 
 /// What an operator has done since its slot's start, and what its state takes now.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct OperatorCounts {
     pub rows_in: u64,
     pub rows_out: u64,

@@ -86,7 +86,7 @@ pub struct SlotReport {
 }
 
 /// Counters since the slot's start.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
 pub struct SlotCounts {
     pub sources: Vec<SourceCounts>,
     /// Late rows by source index; rows without an origin count for source 0.
@@ -429,7 +429,7 @@ impl Slot {
                     source,
                     split,
                     offset: origin.offset,
-                    code: "PR0205",
+                    code: "PR0205".into(),
                     text: "late: every window of the row has closed".to_owned(),
                     key: origin.key,
                     value: origin.value,

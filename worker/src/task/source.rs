@@ -1,6 +1,7 @@
 //! One source in one slot: polls its reader, computes columns, keeps the watermark, applies the policy for bad rows, and
 //! sends batches. Owns where a split stands; which splits it owns is the coordinator's word.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
@@ -56,7 +57,7 @@ pub struct SourceRules {
 }
 
 /// A split as the coordinator hands it over.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub struct Assignment {
     pub range: SplitRange,
     pub greatest: Option<EventTime>,
@@ -64,7 +65,7 @@ pub struct Assignment {
 }
 
 /// Where a split stands at a barrier.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct SplitProgress {
     pub position: Position,
     pub greatest: Option<EventTime>,
@@ -81,13 +82,13 @@ pub struct PlannedEpoch {
 }
 
 /// A row on its way to the dead letters.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub struct DeadLetter {
     pub sink: usize,
     pub source: usize,
     pub split: SplitId,
     pub offset: i64,
-    pub code: &'static str,
+    pub code: Cow<'static, str>,
     pub text: String,
     pub key: Option<Bytes>,
     pub value: Option<Bytes>,
@@ -104,7 +105,7 @@ impl DeadLetter {
             ("penstock.partition".to_owned(), text(partition)),
             ("penstock.offset".to_owned(), text(&self.offset.to_string())),
             ("penstock.epoch".to_owned(), text(&epoch.to_string())),
-            ("penstock.code".to_owned(), text(self.code)),
+            ("penstock.code".to_owned(), text(&self.code)),
             ("penstock.error".to_owned(), text(&self.text)),
         ];
         Record {
@@ -117,7 +118,7 @@ impl DeadLetter {
 }
 
 /// Counters of one source in one slot, since its start.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, serde::Serialize, serde::Deserialize)]
 pub struct SourceCounts {
     pub rows: u64,
     pub bytes: u64,
@@ -600,7 +601,7 @@ impl SourceTask {
                     source: self.rules.index,
                     split,
                     offset: record.offset,
-                    code: record.code,
+                    code: record.code.into(),
                     text: record.text,
                     key: record.key,
                     value: record.value,

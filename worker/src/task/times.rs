@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::operator::Turn;
 
 /// Time since the slot began, by what a task did with it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct TaskTimes {
     /// It ran.
     pub busy: Duration,

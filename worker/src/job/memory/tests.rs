@@ -136,7 +136,7 @@ fn stopped(job: &MemoryJob, never: Never) -> (Outcome, u64) {
                 never,
             });
         }
-        let ended = serve(&job.job, &job.plan, setup, stop, Arc::default()).await;
+        let ended = serve(&job.job, &job.plan, setup, Team::Here(1), stop, Arc::default()).await;
         (ended.unwrap(), began.elapsed().as_secs())
     });
     drop(runtime);
@@ -191,7 +191,7 @@ fn while_a_sink_holds_every_commit_back_the_lag_is_measured_by_the_clock() {
             minutes(5).await;
         };
         tokio::select! {
-            ended = serve(&job.job, &job.plan, setup, stop, progress.clone()) => panic!("{ended:?}"),
+            ended = serve(&job.job, &job.plan, setup, Team::Here(1), stop, progress.clone()) => panic!("{ended:?}"),
             () = more => {}
         }
     });
@@ -225,7 +225,7 @@ fn a_job_that_another_process_drained_meanwhile_is_finished() {
     let late = runtime().block_on(job.setup(true)).unwrap();
     let drained = job.run(true).unwrap();
     let (_never, stop) = watch::channel(false);
-    let ended = runtime().block_on(serve(&job.job, &job.plan, late, stop, Arc::default()));
+    let ended = runtime().block_on(serve(&job.job, &job.plan, late, Team::Here(1), stop, Arc::default()));
     assert_eq!(ended.unwrap(), drained);
     assert!(matches!(drained, Outcome::Drained { .. }));
 }

@@ -1,0 +1,551 @@
+//! A job of several workers, each a process with its own volume. One of them coordinates, the others are its members: who does is
+//! decided here, by what workers see of each other; who owns the job, by the log alone.
+//!
+//! ```text
+//! look ─▶ may_lead ─▶ claim ─▶ generation ─▶ the end, told to all
+//!   ▲                              │ a worker is lost, or comes
+//!   └──────────────────────────────┘
+//! ```
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::join_all;
+use parking_lot::Mutex;
+use penstock_checkpoint::ids::{Entropy, Generation, LogId, MemberId, Nonce, SystemEntropy};
+use penstock_crds::job::StreamingJob;
+use penstock_plan::Plan;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Mutex as AsyncMutex, mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+use super::connectors::{self, LogFacts};
+use super::{
+    Proven, RunOptions, SlotThreads, Team, Volume, Works, WorksParts, early_bytes, given, open_log,
+    open_store, serve, setup, slots, trigger,
+};
+use crate::clock::SystemClock;
+use crate::coordinator::Outcome;
+use crate::coordinator::progress::Progress;
+use crate::error::{EngineError, ErrorKind, Result};
+use crate::member::protocol::FromMember;
+use crate::member::remote::{self, Answer, LEASE, LOST, decode, encode};
+use crate::member::team::Line;
+use crate::network::flight::{Address, Flight, Manner, Talk};
+
+/// How long a first coordinator waits for the others to come up.
+const GATHER: Duration = Duration::from_secs(5);
+/// How often a coordinator looks for workers that it goes without.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long another worker may take to say what it sees.
+const ASK: Duration = Duration::from_millis(300);
+
+/// Which worker this is, among which.
+#[derive(Debug, Clone)]
+pub struct Place {
+    pub me: MemberId,
+    pub all: BTreeMap<MemberId, Address>,
+    /// True once this worker coordinates.
+    pub leads: Arc<watch::Sender<bool>>,
+}
+
+/// What a conversation between workers is about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+enum About {
+    /// Whether there is a coordinator.
+    Look,
+    /// Who begins it coordinates, and the other is to be a member.
+    Membership(Membership),
+    /// The job has come to its end.
+    End(Ended),
+}
+
+/// What a member must know before its first message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Membership {
+    generation: Generation,
+    log: LogId,
+    /// Of the coordinator; a worker that has another one does not take part.
+    plan_hash: String,
+    /// Partitions of the sinks' marker topics.
+    markers: i32,
+}
+
+/// How the job came to its end: its outcome, or code, object and words of what nobody here mends.
+type Ended = std::result::Result<Outcome, (String, String, String)>;
+
+/// Whom a worker has heard of as the coordinator within three leases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Seen {
+    coordinator: Option<MemberId>,
+}
+
+/// Whether a worker may claim the job: no worker hears of a coordinator but of this one, and of the members of the last claim a
+/// majority says so, itself counted, or none of them answers and it is silent for three leases.
+fn may_lead(
+    me: MemberId,
+    last: &[MemberId],
+    seen: &BTreeMap<MemberId, Seen>,
+    silent: Duration,
+) -> bool {
+    let free = |s: &Seen| s.coordinator.is_none_or(|c| c == me);
+    if !seen.values().all(free) {
+        return false;
+    }
+    let answer = last.iter().filter(|m| **m == me || seen.contains_key(m));
+    let others = last.iter().any(|m| *m != me && seen.contains_key(m));
+    2 * answer.count() > last.len() || last.is_empty() || !others && silent >= LEASE * LOST
+}
+
+/// A worker, until the job ends, it is told to stop, or it cannot go on.
+pub(super) struct Worker<'a> {
+    job: Arc<StreamingJob>,
+    plan: &'a Arc<Plan>,
+    options: &'a RunOptions,
+    progress: &'a Arc<Progress>,
+    stop: &'a watch::Receiver<bool>,
+    volume: PathBuf,
+    place: Place,
+    flight: Arc<Flight>,
+    shared: Arc<Shared>,
+    proven: &'a Proven,
+    began: Instant,
+}
+
+/// What a worker's two halves tell each other.
+struct Shared {
+    heard: Mutex<Option<(MemberId, Instant)>>,
+    leads: Arc<watch::Sender<bool>>,
+    /// The highest generation that was coordinated here or elsewhere, as far as this worker knows.
+    newest: Mutex<Generation>,
+    /// Another worker coordinates a newer generation than this one does.
+    superseded: watch::Sender<Generation>,
+    ended: watch::Sender<Option<Ended>>,
+    /// Held by whoever has the volume open.
+    volume: Arc<AsyncMutex<()>>,
+}
+
+impl Shared {
+    fn seen(&self, me: MemberId) -> Seen {
+        let heard = *self.heard.lock();
+        let recent = heard.filter(|(_, at)| at.elapsed() < LEASE * LOST);
+        let leading = self.leads.borrow().then_some(me);
+        Seen {
+            coordinator: leading.or(recent.map(|(who, _)| who)),
+        }
+    }
+}
+
+/// What became of an attempt to coordinate.
+enum Led {
+    Ended(Outcome),
+    /// Another one does, or it is not time.
+    Not,
+    /// A worker came that the generation went without.
+    Joined,
+}
+
+impl<'a> Worker<'a> {
+    /// Listens, and serves whoever coordinates.
+    ///
+    /// # Errors
+    /// `PR0320`, when its address cannot be bound.
+    pub(super) fn new(
+        job: &StreamingJob,
+        plan: &'a Arc<Plan>,
+        options: &'a RunOptions,
+        progress: &'a Arc<Progress>,
+        stop: &'a watch::Receiver<bool>,
+        volume: PathBuf,
+        place: Place,
+        proven: &'a Proven,
+    ) -> Result<Self> {
+        let job = Arc::new(job.clone());
+        let here = &place.all[&place.me];
+        let cannot = |e: std::io::Error| {
+            EngineError::fail("PR0320", format!("worker {}", place.me), format!("cannot listen: {e}"))
+        };
+        let (flight, talks) =
+            Flight::listen(place.me, here, Manner::default()).map_err(cannot)?;
+        flight.know(place.all.clone());
+        let shared = Arc::new(Shared {
+            heard: Mutex::default(),
+            leads: place.leads.clone(),
+            newest: Mutex::new(Generation::ZERO),
+            superseded: watch::channel(Generation::ZERO).0,
+            ended: watch::channel(None).0,
+            volume: Arc::default(),
+        });
+        let host = Arc::new(Host {
+            me: place.me,
+            job: job.clone(),
+            plan: plan.clone(),
+            options: options.clone(),
+            volume: volume.clone(),
+            flight: flight.clone(),
+            shared: shared.clone(),
+        });
+        tokio::spawn(host.run(talks));
+        Ok(Self {
+            job,
+            plan,
+            options,
+            progress,
+            stop,
+            volume,
+            place,
+            flight,
+            shared,
+            proven,
+            began: Instant::now(),
+        })
+    }
+
+    /// Until the job has ended, here or elsewhere; an error that passes is for the caller to come again after.
+    pub(super) async fn run(&self) -> Result<Outcome> {
+        let mut ended = self.shared.ended.subscribe();
+        let mut stop = self.stop.clone();
+        loop {
+            // It did, and that is over.
+            self.shared.leads.send_if_modified(std::mem::take);
+            let seen = self.shared.seen(self.place.me);
+            if seen.coordinator.is_none_or(|c| c == self.place.me) {
+                let led = tokio::select! {
+                    led = self.lead() => led,
+                    over = over(&mut ended) => return over,
+                };
+                match led? {
+                    Led::Ended(outcome) => return Ok(outcome),
+                    Led::Joined => continue,
+                    Led::Not => {}
+                }
+            }
+            tokio::select! {
+                over = over(&mut ended) => return over,
+                () = tokio::time::sleep(LEASE / 4) => {}
+            }
+            let coordinated = self.shared.seen(self.place.me).coordinator.is_some();
+            if *stop.borrow_and_update() && !coordinated {
+                return Ok(super::cut_short(self.progress));
+            }
+        }
+    }
+
+    /// Tells every worker how the job ended, unless one of them has said so. Who does not hear of it coordinates next, and comes to
+    /// the same end.
+    pub(super) async fn tell_end(&self, ended: &Result<Outcome>) {
+        if self.shared.ended.borrow().is_some() {
+            return;
+        }
+        let ended: Ended = match ended {
+            Ok(outcome) => Ok(outcome.clone()),
+            Err(e) => Err((e.code.to_owned(), e.object.clone(), e.message.clone())),
+        };
+        let tell = self.others().map(|other| {
+            let about = encode(&About::End(ended.clone()));
+            async move {
+                if let Ok(mut talk) = self.flight.talk(other, about?).await {
+                    // It closes when it has heard.
+                    let _ = tokio::time::timeout(ASK, talk.from.recv()).await;
+                }
+                Ok::<(), EngineError>(())
+            }
+        });
+        join_all(tell).await;
+    }
+
+    fn others(&self) -> impl Iterator<Item = MemberId> {
+        let all = self.place.all.keys().copied();
+        all.filter(|other| *other != self.place.me)
+    }
+
+    /// What the others see, those that answer.
+    async fn look(&self) -> BTreeMap<MemberId, Seen> {
+        let asked = self.others().map(|other| async move {
+            let seen = tokio::time::timeout(ASK, ask(&self.flight, other)).await;
+            Some((other, seen.ok()?.ok()?))
+        });
+        join_all(asked).await.into_iter().flatten().collect()
+    }
+
+    /// One generation with this worker as its coordinator, where it may be.
+    async fn lead(&self) -> Result<Led> {
+        let me = self.place.me;
+        let mut seen = self.look().await;
+        // The first of those that are there goes first; a claim more costs nothing but time.
+        let silent = match *self.shared.heard.lock() {
+            Some((_, at)) => at.elapsed(),
+            None => self.began.elapsed(),
+        };
+        let rank = seen.keys().filter(|other| **other < me).count();
+        let turn = LEASE * u32::try_from(rank).unwrap_or(u32::MAX);
+        if rank > 0 && silent < LEASE * LOST + turn {
+            return Ok(Led::Not);
+        }
+        while seen.len() + 1 < self.place.all.len() && self.began.elapsed() < GATHER {
+            tokio::time::sleep(LEASE / 8).await;
+            seen = self.look().await;
+        }
+        let (job, plan, progress) = (&*self.job, self.plan, self.progress);
+        let store = open_store(job, self.options.secrets.as_ref())?;
+        self.proven.prove(&store).await?;
+        let opened = open_log(job, plan, self.options, progress, &store, &self.volume);
+        let (log, adopts) = opened.await?;
+        let last = log.fold().claim().map(|c| c.members.clone());
+        if !may_lead(me, &last.unwrap_or_default(), &seen, silent) {
+            return Ok(Led::Not);
+        }
+        self.shared.leads.send_replace(true);
+        let held = Arc::new(self.shared.volume.clone().lock_owned().await);
+        let facts = LogFacts::of(job, log.fold());
+        let lines = seen.keys().map(|member| (*member, self.line(*member, facts)));
+        let lines: BTreeMap<MemberId, Line> = lines.collect();
+        let absent: Vec<MemberId> = self.others().filter(|o| !seen.contains_key(o)).collect();
+        let mut setup = setup(job, plan, self.options, log, adopts, &self.volume)?;
+        setup.held = Some(held);
+        let team = Team::Workers {
+            me,
+            lines,
+            exchange: Arc::new(self.flight.clone()),
+        };
+        tracing::info!(workers = seen.len() + 1, "coordinating");
+        let mut superseded = self.shared.superseded.subscribe();
+        superseded.mark_unchanged();
+        let serving = serve(job, plan, setup, team, self.stop.clone(), progress.clone());
+        tokio::select! {
+            ended = serving => ended.map(Led::Ended),
+            () = self.come(&absent) => Ok(Led::Joined),
+            _ = superseded.changed() => {
+                let text = "another worker coordinates a newer generation";
+                Err(EngineError::new(ErrorKind::Fenced, "PR0401", format!("worker {me}"), text))
+            }
+        }
+    }
+
+    /// Until one of these answers.
+    async fn come(&self, absent: &[MemberId]) {
+        if absent.is_empty() {
+            return std::future::pending().await;
+        }
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let asked = absent.iter().map(|other| ask(&self.flight, *other));
+            if join_all(asked).await.iter().any(Result::is_ok) {
+                tracing::info!("a worker has come");
+                return;
+            }
+        }
+    }
+
+    fn line(&self, member: MemberId, facts: LogFacts) -> Line {
+        let (flight, shared) = (self.flight.clone(), self.shared.clone());
+        let plan_hash = self.plan.plan_hash.clone();
+        remote::line(member, move |generation| async move {
+            {
+                let mut newest = shared.newest.lock();
+                *newest = (*newest).max(generation);
+            }
+            let about = About::Membership(Membership {
+                generation,
+                log: facts.id,
+                plan_hash,
+                markers: facts.markers,
+            });
+            flight.talk(member, encode(&about)?).await
+        })
+    }
+}
+
+async fn ask(flight: &Arc<Flight>, other: MemberId) -> Result<Seen> {
+    let mut talk = flight.talk(other, encode(&About::Look)?).await?;
+    let answer = talk.from.recv().await;
+    let silent = || EngineError::retry("PR0320", format!("worker {other}"), "it does not answer");
+    decode(&answer.ok_or_else(silent)?)
+}
+
+/// The job's end, told by another worker.
+async fn over(ended: &mut watch::Receiver<Option<Ended>>) -> Result<Outcome> {
+    let told = ended.wait_for(Option::is_some).await;
+    match told.ok().and_then(|told| told.clone()) {
+        Some(Ok(outcome)) => Ok(outcome),
+        Some(Err((code, object, message))) => {
+            let known = penstock_crds::codes::explain(&code).map(|entry| entry.code.as_str());
+            Err(EngineError::fail(known.unwrap_or("PR0304"), object, message))
+        }
+        // The host lives as long as the process.
+        None => std::future::pending().await,
+    }
+}
+
+/// The half of a worker that answers the others.
+struct Host {
+    me: MemberId,
+    job: Arc<StreamingJob>,
+    plan: Arc<Plan>,
+    options: RunOptions,
+    volume: PathBuf,
+    flight: Arc<Flight>,
+    shared: Arc<Shared>,
+}
+
+impl Host {
+    async fn run(self: Arc<Self>, mut talks: mpsc::UnboundedReceiver<Talk>) {
+        // Ends the membership that runs.
+        let mut running: Option<oneshot::Sender<()>> = None;
+        while let Some(talk) = talks.recv().await {
+            match decode::<About>(&talk.about) {
+                Ok(About::Look) => {
+                    let seen = encode(&self.shared.seen(self.me)).unwrap_or_default();
+                    let _ = talk.to.send(seen);
+                }
+                Ok(About::End(ended)) => {
+                    self.shared.ended.send_replace(Some(ended));
+                    let _ = talk.to.send(Bytes::new());
+                }
+                Ok(About::Membership(membership)) => {
+                    if !self.accepts(membership.generation) {
+                        continue;
+                    }
+                    *self.shared.heard.lock() = Some((talk.with, Instant::now()));
+                    let (end, ending) = oneshot::channel();
+                    // The one before, if it still runs, is over.
+                    drop(running.replace(end));
+                    tokio::spawn(self.clone().attend(talk, membership, ending));
+                }
+                Err(error) => tracing::warn!(%error, with = %talk.with, "not understood"),
+            }
+        }
+    }
+
+    /// A lower generation is refused; a higher one ends what runs here.
+    fn accepts(&self, generation: Generation) -> bool {
+        let mut newest = self.shared.newest.lock();
+        if generation < *newest {
+            return false;
+        }
+        *newest = generation;
+        self.shared.superseded.send_replace(generation);
+        true
+    }
+
+    async fn attend(
+        self: Arc<Self>,
+        mut talk: Talk,
+        membership: Membership,
+        ending: oneshot::Receiver<()>,
+    ) {
+        let generation = membership.generation;
+        let attended = tokio::select! {
+            attended = self.member(&mut talk, membership) => attended,
+            _ = ending => return,
+        };
+        if let Err(error) = attended {
+            tracing::warn!(%error, %generation, "this worker's part of the generation has ended");
+            if let Ok(words) = encode(&Answer::Say(FromMember::Failed(error))) {
+                let _ = talk.to.send(words);
+            }
+        }
+    }
+
+    async fn member(&self, talk: &mut Talk, membership: Membership) -> Result<()> {
+        if membership.plan_hash != self.plan.plan_hash {
+            let text = "it has another plan than the coordinator: the workers were started with different manifests";
+            return Err(EngineError::retry("PR0320", format!("worker {}", self.me), text));
+        }
+        let secrets = self.options.secrets.as_ref();
+        let store = open_store(&self.job, secrets)?.below(&membership.log.to_string());
+        let facts = LogFacts {
+            id: membership.log,
+            markers: membership.markers,
+        };
+        let connected = connectors::connect(&self.job, &self.plan, &self.options, facts)?;
+        // Of the generation before, if that still ends.
+        let held = Arc::new(self.shared.volume.clone().lock_owned().await);
+        let key_groups = given::key_groups(&self.job);
+        let dir = self.volume.join("state");
+        let state = Volume {
+            id: self.me,
+            dir: (!self.options.memory_state).then_some(&*dir),
+            key_groups,
+            log: membership.log,
+            memory: self.options.memory,
+        };
+        let state = state.open(&self.plan)?;
+        let slots = slots(&self.job);
+        let works = Works::new(WorksParts {
+            log: membership.log,
+            store,
+            key_groups,
+            graph: Arc::new(self.plan.graph.clone()),
+            sources: connected.sources,
+            sinks: connected.sinks,
+            exchange: Arc::new(self.flight.clone()),
+            clock: Arc::new(SystemClock),
+            slots,
+            threads: SlotThreads::Own,
+            at_once: !trigger(&self.job).planned(),
+            early_bytes: early_bytes(self.options.memory, slots),
+            held: Some(held),
+        });
+        let nonces = Box::new(|| Nonce::from_bytes(SystemEntropy.bytes16()));
+        // It ends with its line, and lets go of the volume then.
+        let (Line { to, mut from }, _) = works.member(self.me, state, nonces);
+        let with = talk.with;
+        let beat = || *self.shared.heard.lock() = Some((with, Instant::now()));
+        remote::attend(talk, &to, &mut from, beat).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(n: u32) -> MemberId {
+        MemberId::new(n)
+    }
+
+    fn seen(answers: &[(u32, Option<u32>)]) -> BTreeMap<MemberId, Seen> {
+        let one = |(n, coordinator): &(u32, Option<u32>)| {
+            let coordinator = coordinator.map(id);
+            (id(*n), Seen { coordinator })
+        };
+        answers.iter().map(one).collect()
+    }
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn with_no_claim_yet_any_worker_may_lead() {
+        assert!(may_lead(id(2), &[], &seen(&[]), Duration::ZERO));
+        assert!(may_lead(id(2), &[], &seen(&[(0, None)]), Duration::ZERO));
+    }
+
+    #[test]
+    fn nobody_leads_while_another_hears_of_a_coordinator() {
+        let last = [0, 1, 2].map(id);
+        assert!(!may_lead(id(1), &last, &seen(&[(2, Some(0))]), LONG));
+        assert!(!may_lead(id(1), &[], &seen(&[(2, Some(0))]), LONG));
+        let of_me = seen(&[(2, Some(1)), (0, None)]);
+        assert!(may_lead(id(1), &last, &of_me, Duration::ZERO), "it coordinated itself");
+    }
+
+    #[test]
+    fn a_majority_of_the_last_claims_members_must_miss_the_coordinator() {
+        let last = [0, 1, 2].map(id);
+        assert!(may_lead(id(1), &last, &seen(&[(2, None)]), Duration::ZERO));
+        assert!(!may_lead(id(1), &last, &seen(&[]), Duration::ZERO));
+        assert!(!may_lead(id(7), &last, &seen(&[(2, None)]), LONG), "one of three");
+        assert!(may_lead(id(7), &last, &seen(&[(1, None), (2, None)]), Duration::ZERO));
+    }
+
+    #[test]
+    fn where_no_member_answers_three_leases_are_enough() {
+        let last = [0, 1, 2].map(id);
+        assert!(may_lead(id(1), &last, &seen(&[]), LEASE * LOST));
+        assert!(may_lead(id(7), &last, &seen(&[]), LEASE * LOST));
+        assert!(!may_lead(id(7), &last, &seen(&[]), LEASE));
+    }
+}
