@@ -1,6 +1,7 @@
 //! Owns one run of the `penstock` program as a child process: how it is called, where it says its status is, and every way
 //! in which a suite ends it. Dropping it kills it, so that a failed suite leaves nothing behind.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -30,6 +31,8 @@ pub struct Launch {
     pub fault: Option<String>,
     /// A base after so few epochs, for runs that are short and shall meet bases.
     pub base_epochs: Option<u64>,
+    /// `--workers`.
+    pub workers: u32,
 }
 
 /// A running, or ended, engine.
@@ -38,6 +41,7 @@ pub struct Engine {
     log: PathBuf,
     log_from: u64,
     status: Option<String>,
+    workers: u32,
 }
 
 /// What `/status` says, as far as suites need it.
@@ -163,6 +167,9 @@ impl Engine {
         if let Some(memory) = &launch.memory {
             command.args(["--memory", memory]);
         }
+        if launch.workers > 1 {
+            command.args(["--workers", &launch.workers.to_string()]);
+        }
         if let Some(epochs) = launch.base_epochs {
             command.env("PENSTOCK_BASE_EPOCHS", epochs.to_string());
         }
@@ -177,6 +184,7 @@ impl Engine {
             log: launch.log.clone(),
             log_from,
             status: None,
+            workers: launch.workers,
         })
     }
 
@@ -247,6 +255,35 @@ impl Engine {
         self.signal(Signal::CONT)
     }
 
+    /// Its workers that are alive, by their numbers.
+    pub fn workers(&self) -> Result<BTreeMap<u32, Pid>> {
+        let parent = self.child.id();
+        let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"))?;
+        let mut workers = BTreeMap::new();
+        for child in children.split_whitespace() {
+            // It may end while it is looked at.
+            let given = fs::read(format!("/proc/{child}/cmdline")).unwrap_or_default();
+            let given: Vec<&[u8]> = given.split(|b| *b == 0).collect();
+            let number = given.iter().position(|a| *a == b"--worker");
+            let number = number.and_then(|at| std::str::from_utf8(given.get(at + 1)?).ok());
+            let number = number.and_then(|n| n.parse().ok());
+            if let (Some(number), Some(pid)) = (number, Pid::from_raw(child.parse()?)) {
+                workers.insert(number, pid);
+            }
+        }
+        Ok(workers)
+    }
+
+    /// The worker that said last that it coordinates.
+    pub fn coordinator(&self) -> Result<Option<u32>> {
+        let text = self.said()?;
+        let said = text.lines().filter_map(|line| {
+            let (number, rest) = line.strip_prefix("worker ")?.split_once(' ')?;
+            rest.starts_with("coordinates").then(|| number.parse().ok())?
+        });
+        Ok(said.last())
+    }
+
     /// Where it serves `/status` and `/metrics`, once a status has been read.
     pub fn address(&self) -> Option<String> {
         self.status.clone()
@@ -265,7 +302,8 @@ impl Watched for Engine {
         if let Some(status) = self.ended()? {
             bail!("the engine ended with {status}{}", self.tail());
         }
-        if self.status.is_none() {
+        // Of several workers whoever coordinates says so.
+        if self.status.is_none() || self.workers > 1 {
             let text = self.said()?;
             self.status = text
                 .lines()
@@ -297,7 +335,10 @@ impl Watched for Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        // It may be frozen: SIGKILL works on a stopped process too.
+        // They may be frozen: SIGKILL works on a stopped process too.
+        for pid in self.workers().unwrap_or_default().into_values() {
+            let _ = kill_process(pid, Signal::KILL);
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -385,6 +385,7 @@ fn measure(options: &Options, case: &Case, brokers: &str, folder: &Path) -> Resu
         log: folder.join(format!("{name}.log")),
         fault: None,
         base_epochs: None,
+        workers: 1,
     })?;
     engine.until("the engine answers", Duration::from_secs(30), |_| true)?;
     std::thread::sleep(Duration::from_secs(2));

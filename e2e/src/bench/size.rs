@@ -78,6 +78,7 @@ pub fn run(options: &Options) -> Result<String> {
         log: work.path("engine.log"),
         fault: None,
         base_epochs: None,
+        workers: 1,
     };
     let mut engine = Engine::start(&launch)?;
     let began = Instant::now();

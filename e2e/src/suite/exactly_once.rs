@@ -12,8 +12,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
+use clap::builder::ArgPredicate;
 use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
+use rustix::process::{Signal, kill_process};
 
 use super::{Flights, Options, Work, await_caught_up, await_markers, make_topics};
 use crate::bed::{Server, root};
@@ -37,9 +40,14 @@ pub struct Blows {
     #[arg(
         long,
         value_delimiter = ',',
-        default_value = "kills,points,zombies,broker,store,volume"
+        default_value = "kills,points,zombies,broker,store,volume",
+        default_value_if("workers", ArgPredicate::IsPresent, "kills,frozen,broker,store")
     )]
     only: Vec<String>,
+    /// Worker processes. With several, each kill falls on one of them, on the one that coordinates, on two at once or on all; the
+    /// kinds of blows are then kills, frozen, points, broker, store, volume
+    #[arg(long, default_value_t = 1)]
+    workers: u32,
     /// How long the object store stays away, in seconds
     #[arg(long, default_value_t = 30)]
     away: u64,
@@ -47,6 +55,10 @@ pub struct Blows {
 
 enum Blow {
     Kill,
+    /// Of several workers.
+    Workers(Whom),
+    /// A worker looks dead for a while, and wakes.
+    Frozen,
     Point(String),
     Zombie,
     Broker,
@@ -89,6 +101,7 @@ pub fn run(options: &Options, blows: &Blows) -> Result<String> {
         log: work.path("engine.log"),
         fault: None,
         base_epochs: Some(10),
+        workers: blows.workers,
     };
     let slices = plan.iter().map(Blow::slices).sum::<usize>() + 1_000;
     let mut ring = Ring {
@@ -134,6 +147,11 @@ pub fn run(options: &Options, blows: &Blows) -> Result<String> {
                     ring.progress()?;
                 }
             }
+            Blow::Workers(whom) => {
+                ring.kill_workers(*whom)?;
+                kills += 1;
+            }
+            Blow::Frozen => ring.freeze_worker()?,
             Blow::Zombie => ring.zombie()?,
             Blow::Broker => ring.broker_crash()?,
             Blow::Store => ring.store_crash(Duration::from_millis(500))?,
@@ -206,12 +224,30 @@ pub fn run(options: &Options, blows: &Blows) -> Result<String> {
     ))
 }
 
+/// Which of several workers are killed.
+#[derive(Debug, Clone, Copy)]
+enum Whom {
+    One,
+    Coordinator,
+    Two,
+    All,
+}
+
 /// The blows in their order: kinds are not mixed, so that a failure names its kind.
 fn plan(blows: &Blows, program: &Path) -> Result<Vec<Blow>> {
     let mut plan = Vec::new();
     for kind in &blows.only {
         match kind.as_str() {
+            "kills" if blows.workers > 1 => plan.extend((0..blows.kills).map(|n| {
+                Blow::Workers(match n % 8 {
+                    2 | 6 => Whom::Coordinator,
+                    4 => Whom::Two,
+                    7 => Whom::All,
+                    _ => Whom::One,
+                })
+            })),
             "kills" => plan.extend((0..blows.kills).map(|_| Blow::Kill)),
+            "frozen" => plan.extend((0..blows.kills.div_ceil(6)).map(|_| Blow::Frozen)),
             "points" => plan.extend(fault_points(program)?.into_iter().map(Blow::Point)),
             "zombies" => plan.extend((0..3).map(|_| Blow::Zombie)),
             "broker" => plan.extend((0..2).map(|_| Blow::Broker)),
@@ -233,6 +269,8 @@ impl Blow {
     fn slices(&self) -> usize {
         match self {
             Self::Kill => 150,
+            Self::Workers(_) => 400,
+            Self::Frozen => 1_000,
             Self::StoreAway => 1_000,
             Self::Point(_)
             | Self::Zombie
@@ -246,6 +284,8 @@ impl Blow {
     fn name(&self) -> String {
         match self {
             Self::Kill => "kill -9".to_owned(),
+            Self::Workers(whom) => format!("kill -9 of {whom:?}").to_lowercase(),
+            Self::Frozen => "worker frozen".to_owned(),
             Self::Point(name) => format!("death at {name}"),
             Self::Zombie => "zombie".to_owned(),
             Self::Broker => "broker kill -9".to_owned(),
@@ -374,6 +414,51 @@ impl Ring<'_> {
             self.launch.log.display()
         );
         self.restart()
+    }
+
+    /// Kills some of several workers, and waits until the job goes on.
+    fn kill_workers(&mut self, whom: Whom) -> Result<()> {
+        self.feed_a_while(500, 2500)?;
+        let workers = self.engine.workers()?;
+        let mut numbers: Vec<u32> = workers.keys().copied().collect();
+        numbers.shuffle(&mut self.rng);
+        let victims: Vec<u32> = match whom {
+            Whom::One => numbers.into_iter().take(1).collect(),
+            Whom::Two => numbers.into_iter().take(2).collect(),
+            Whom::All => numbers,
+            Whom::Coordinator => self.engine.coordinator()?.into_iter().collect(),
+        };
+        ensure!(!victims.is_empty(), "no worker is there to be killed");
+        for victim in &victims {
+            if let Some(pid) = workers.get(victim) {
+                kill_process(*pid, Signal::KILL).context("cannot kill a worker")?;
+            }
+        }
+        self.recover(&format!("{whom:?} {victims:?}"))
+    }
+
+    /// One of several workers looks dead, is gone without, and wakes when the others go on.
+    fn freeze_worker(&mut self) -> Result<()> {
+        self.feed_a_while(500, 2500)?;
+        let workers = self.engine.workers()?;
+        let numbers: Vec<u32> = workers.keys().copied().collect();
+        let victim = numbers[self.rng.random_range(0..numbers.len())];
+        kill_process(workers[&victim], Signal::STOP).context("cannot stop a worker")?;
+        self.recover(&format!("frozen {victim}"))?;
+        kill_process(workers[&victim], Signal::CONT).context("cannot wake a worker")?;
+        self.feed_a_while(1000, 3000)?;
+        self.recover(&format!("woken {victim}"))
+    }
+
+    /// Waits for a commit, and says how long it took.
+    fn recover(&mut self, what: &str) -> Result<()> {
+        let began = Instant::now();
+        self.progress()?;
+        println!(
+            "exactly-once: {what}: a commit {:.2} s later",
+            began.elapsed().as_secs_f64()
+        );
+        Ok(())
     }
 
     /// Runs until the engine kills itself at a named step. Answers whether it did; the engine runs on without it afterwards.

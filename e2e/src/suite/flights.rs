@@ -84,6 +84,7 @@ impl Case<'_> {
             log: self.work.path(&format!("{}engine.log", self.prefix)),
             fault: None,
             base_epochs: None,
+            workers: 1,
         })
     }
 

@@ -134,6 +134,7 @@ impl Case<'_> {
             log: folder.join("engine.log"),
             fault: None,
             base_epochs: None,
+            workers: 1,
         })
     }
 

@@ -122,8 +122,11 @@ pub fn run(args: RunArgs, output: Output) -> ExitCode {
         return team::run(args.workers);
     }
     // One of several speaks for all: whoever coordinates.
-    let leads = place.map(|p| p.leads.subscribe());
-    let speaks = || leads.as_ref().is_none_or(|leads| *leads.borrow());
+    let leads = place.map(|p| Leads {
+        worker: p.me,
+        now: p.leads.subscribe(),
+    });
+    let speaks = || leads.as_ref().is_none_or(|leads| *leads.now.borrow());
     match until_ended(serve(&args, checked, options, leads.clone(), output)) {
         Ok(outcome) if speaks() => say_end(&outcome, output),
         Ok(_) => ExitCode::SUCCESS,
@@ -161,7 +164,7 @@ async fn serve(
     args: &RunArgs,
     checked: check::Checked,
     options: RunOptions,
-    leads: Option<watch::Receiver<bool>>,
+    leads: Option<Leads>,
     output: Output,
 ) -> Result<Outcome> {
     let job = Arc::new(checked.job);
@@ -197,23 +200,43 @@ async fn serve(
 async fn tell_of(
     address: SocketAddr,
     shown: http::Shown,
-    leads: Option<watch::Receiver<bool>>,
+    leads: Option<Leads>,
     output: Output,
 ) -> Result<JoinHandle<()>> {
-    if let Some(mut leads) = leads.clone() {
-        // The sender lives as long as the worker.
-        let _ = leads.wait_for(|leads| *leads).await;
-    }
     let progress = shown.progress.clone();
-    let bound = http::serve(address, shown).await.map_err(|e| {
-        EngineError::fail(
-            "PR0304",
-            format!("address {address}"),
-            format!("cannot listen: {e}; name another with --listen"),
-        )
-    })?;
-    eprintln!("status: http://{bound}/status");
-    Ok(tokio::spawn(progress_line(progress, leads, output)))
+    let serve = async |shown| {
+        http::serve(address, shown).await.map_err(|e| {
+            EngineError::fail(
+                "PR0304",
+                format!("address {address}"),
+                format!("cannot listen: {e}; name another with --listen"),
+            )
+        })
+    };
+    let Some(Leads { worker, mut now }) = leads else {
+        let bound = serve(shown).await?;
+        eprintln!("status: http://{bound}/status");
+        return Ok(tokio::spawn(progress_line(progress, None, output)));
+    };
+    let line = tokio::spawn(progress_line(progress, Some(now.clone()), output));
+    let mut bound = None;
+    // The sender lives as long as the worker.
+    while now.wait_for(|leads| *leads).await.is_ok() {
+        let at = match bound {
+            Some(at) => at,
+            None => *bound.insert(serve(shown.clone()).await?),
+        };
+        eprintln!("worker {worker} coordinates, status: http://{at}/status");
+        let _ = now.wait_for(|leads| !*leads).await;
+    }
+    Ok(line)
+}
+
+/// Of several workers: which this one is, and whether it coordinates now.
+#[derive(Clone)]
+struct Leads {
+    worker: MemberId,
+    now: watch::Receiver<bool>,
 }
 
 /// Ctrl-C (or SIGTERM) stops at a barrier; a second one ends the process at once, which loses nothing. `aloud`: a person is told.

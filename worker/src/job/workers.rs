@@ -275,6 +275,10 @@ impl<'a> Worker<'a> {
     async fn lead(&self) -> Result<Led> {
         let me = self.place.me;
         let mut seen = self.look().await;
+        while seen.len() + 1 < self.place.all.len() && self.began.elapsed() < GATHER {
+            tokio::time::sleep(LEASE / 8).await;
+            seen = self.look().await;
+        }
         // The first of those that are there goes first; a claim more costs nothing but time.
         let silent = match *self.shared.heard.lock() {
             Some((_, at)) => at.elapsed(),
@@ -284,10 +288,6 @@ impl<'a> Worker<'a> {
         let turn = LEASE * u32::try_from(rank).unwrap_or(u32::MAX);
         if rank > 0 && silent < LEASE * LOST + turn {
             return Ok(Led::Not);
-        }
-        while seen.len() + 1 < self.place.all.len() && self.began.elapsed() < GATHER {
-            tokio::time::sleep(LEASE / 8).await;
-            seen = self.look().await;
         }
         let (job, plan, progress) = (&*self.job, self.plan, self.progress);
         let store = open_store(job, self.options.secrets.as_ref())?;

@@ -115,18 +115,23 @@ async fn speak(
     }
 }
 
-/// The member's side: hands messages to and fro until the coordinator ends the conversation. `beat` is called for each word of the
-/// coordinator.
+/// The member's side: hands messages to and fro until the coordinator ends the conversation, or is silent: it may be stopped and
+/// still hold it. `beat` is called for each word of the coordinator.
 pub async fn attend(
     talk: &mut Talk,
     to: &mpsc::UnboundedSender<ToMember>,
     from: &mut mpsc::UnboundedReceiver<FromMember>,
     beat: impl Fn(),
 ) -> Result<()> {
+    let mut heard = Instant::now();
     loop {
         tokio::select! {
+            () = tokio::time::sleep_until(heard + LEASE * LOST) => {
+                return Err(lost("the coordinator is silent"));
+            }
             word = talk.from.recv() => {
                 let Some(word) = word else { return Ok(()) };
+                heard = Instant::now();
                 beat();
                 match decode(&word)? {
                     Word::Tell(message) => {
