@@ -279,7 +279,8 @@ impl Engine {
         let text = self.said()?;
         let said = text.lines().filter_map(|line| {
             let (number, rest) = line.strip_prefix("worker ")?.split_once(' ')?;
-            rest.starts_with("coordinates").then(|| number.parse().ok())?
+            rest.starts_with("coordinates")
+                .then(|| number.parse().ok())?
         });
         Ok(said.last())
     }

@@ -7,7 +7,9 @@ use arrow::array::RecordBatch;
 
 /// Microseconds since the epoch, UTC. As a watermark: event time below which no further rows are expected, so that a window
 /// closes when the watermark is at or above its end, and a row is late when its last window has closed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub struct EventTime(i64);
 
 impl EventTime {

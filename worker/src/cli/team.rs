@@ -15,9 +15,9 @@ use tokio::time::Instant;
 
 use super::run::interrupts;
 
-/// More restarts within a minute end the job: what kills its workers then is not chance.
-const RESTARTS: usize = 20;
-const MINUTE: Duration = Duration::from_secs(60);
+/// A worker that ended so soon was not killed by chance; after so many of these in a row the job ends.
+const SOON: Duration = Duration::from_secs(1);
+const RESTARTS: u32 = 5;
 /// Pause before a worker that was killed is started again.
 const PAUSE: Duration = Duration::from_millis(100);
 /// How long workers may take to end once one of them has said that the job has.
@@ -41,10 +41,13 @@ async fn watch_over(workers: u32) -> std::io::Result<ExitCode> {
     let folder = tempfile::Builder::new().prefix("penstock-").tempdir()?;
     let (exits, mut exited) = mpsc::unbounded_channel();
     let start = |number| start(number, folder.path(), exits.clone());
-    let mut pids = (0..workers).map(start).collect::<std::io::Result<Vec<_>>>()?;
+    let mut pids = (0..workers)
+        .map(start)
+        .collect::<std::io::Result<Vec<_>>>()?;
     let (stop, mut stopping) = watch::channel(false);
     tokio::spawn(interrupts(stop, true));
-    let mut restarts: Vec<Instant> = Vec::new();
+    let mut began = vec![Instant::now(); pids.len()];
+    let mut soon = 0;
     let mut running = workers;
     let mut code = None;
     let mut by = None;
@@ -64,15 +67,16 @@ async fn watch_over(workers: u32) -> std::io::Result<ExitCode> {
                 pids[number as usize] = None;
                 if code.is_none() && status.code().is_none() && !asked {
                     eprintln!("worker {number} was ended by signal {}, starting it again", status.signal().unwrap_or(0));
-                    restarts.retain(|at| at.elapsed() < MINUTE);
-                    restarts.push(Instant::now());
-                    if restarts.len() <= RESTARTS {
+                    let ran = began[number as usize].elapsed();
+                    soon = if ran < SOON { soon + 1 } else { 0 };
+                    if soon <= RESTARTS {
                         tokio::time::sleep(PAUSE).await;
                         pids[number as usize] = start(number)?;
+                        began[number as usize] = Instant::now();
                         running += 1;
                         continue;
                     }
-                    eprintln!("error: workers were killed {RESTARTS} times within a minute");
+                    eprintln!("error: workers are killed as soon as they are started, {soon} times in a row");
                 }
                 let ended = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
                 // What the first says: the others are told the same, and one that fails is told of.

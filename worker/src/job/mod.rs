@@ -257,8 +257,9 @@ async fn generations(
         None => None,
         Some(place) => {
             let volume = volume.clone();
-            let worker =
-                Worker::new(job, &plan, options, &progress, &stop, volume, place, &proven)?;
+            let worker = Worker::new(
+                job, &plan, options, &progress, &stop, volume, place, &proven,
+            )?;
             Some(worker)
         }
     };
@@ -370,6 +371,9 @@ pub async fn state_verdict_in_time(
     Ok(verdict.await?.flatten())
 }
 
+/// Before a generation that follows one that got somewhere.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+
 /// Generations until one ends the job: after a fence or a passing failure the process joins again. `None`: a stop was asked for
 /// between two.
 pub(crate) async fn one_after_another<T, F: Future<Output = Result<T>>>(
@@ -378,9 +382,9 @@ pub(crate) async fn one_after_another<T, F: Future<Output = Result<T>>>(
     mut generation: impl FnMut() -> F,
 ) -> Result<Option<T>> {
     let mut stop = stop.clone();
-    let mut pause = Duration::from_millis(200);
+    let mut pause = FIRST_PAUSE;
     loop {
-        let began = tokio::time::Instant::now();
+        let before = progress.now().epoch.number;
         let ended = generation().await;
         if let Err(e) = &ended {
             progress.failed(LastFailure {
@@ -409,8 +413,9 @@ pub(crate) async fn one_after_another<T, F: Future<Output = Result<T>>>(
                     | ErrorKind::Fail
                     | ErrorKind::Invalid => Restart::Retry,
                 });
-                if began.elapsed() > Duration::from_secs(60) {
-                    pause = Duration::from_millis(200);
+                // The delay grows with each generation that no commit followed.
+                if progress.now().epoch.number > before {
+                    pause = FIRST_PAUSE;
                 }
                 if asked_within(&mut stop, pause).await {
                     return Ok(None);
@@ -454,7 +459,15 @@ async fn generation(
 ) -> Result<Outcome> {
     let (log, adopts) = open_log(job, plan, options, progress, store, volume).await?;
     let setup = setup(job, plan, options, log, adopts, volume)?;
-    serve(job, plan, setup, Team::Here(1), stop.clone(), progress.clone()).await
+    serve(
+        job,
+        plan,
+        setup,
+        Team::Here(1),
+        stop.clone(),
+        progress.clone(),
+    )
+    .await
 }
 
 /// The job's log, with the plan beside it.

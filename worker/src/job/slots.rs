@@ -188,7 +188,8 @@ impl GraphSlots {
                                 }
                                 (Some(from), None) => {
                                     let slot = notifies[from].clone();
-                                    let outlet = self.exchange.outlet(channel, id(receiver), slot)?;
+                                    let outlet =
+                                        self.exchange.outlet(channel, id(receiver), slot)?;
                                     outlets[from].push(outlet);
                                 }
                                 (None, Some(to)) => {

@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -36,8 +37,9 @@ use crate::member::remote::{self, Answer, LEASE, LOST, decode, encode};
 use crate::member::team::Line;
 use crate::network::flight::{Address, Flight, Manner, Talk};
 
-/// How long a first coordinator waits for the others to come up.
+/// How long a first coordinator waits for the others to come up, and a later one for a worker that is started again.
 const GATHER: Duration = Duration::from_secs(5);
+const GATHER_AGAIN: Duration = LEASE;
 /// How often a coordinator looks for workers that it goes without.
 const LOOK: Duration = Duration::from_secs(1);
 /// How long another worker may take to say what it sees.
@@ -166,10 +168,13 @@ impl<'a> Worker<'a> {
         let job = Arc::new(job.clone());
         let here = &place.all[&place.me];
         let cannot = |e: std::io::Error| {
-            EngineError::fail("PR0320", format!("worker {}", place.me), format!("cannot listen: {e}"))
+            EngineError::fail(
+                "PR0320",
+                format!("worker {}", place.me),
+                format!("cannot listen: {e}"),
+            )
         };
-        let (flight, talks) =
-            Flight::listen(place.me, here, Manner::default()).map_err(cannot)?;
+        let (flight, talks) = Flight::listen(place.me, here, Manner::default()).map_err(cannot)?;
         flight.know(place.all.clone());
         let shared = Arc::new(Shared {
             heard: Mutex::default(),
@@ -273,35 +278,72 @@ impl<'a> Worker<'a> {
 
     /// One generation with this worker as its coordinator, where it may be.
     async fn lead(&self) -> Result<Led> {
+        let mut superseded = self.shared.superseded.subscribe();
+        let Some(seen) = self.is_its_turn().await else {
+            return Ok(Led::Not);
+        };
+        let coordinated = AtomicBool::new(false);
+        tokio::select! {
+            led = self.coordinate(&seen, &coordinated) => led,
+            _ = superseded.changed() => {
+                if !coordinated.load(Ordering::Relaxed) {
+                    return Ok(Led::Not);
+                }
+                let object = format!("worker {}", self.place.me);
+                let text = "another worker coordinates a newer generation";
+                Err(EngineError::new(ErrorKind::Fenced, "PR0401", object, text))
+            }
+        }
+    }
+
+    /// How long no coordinator has been heard of.
+    fn silent(&self) -> Duration {
+        match *self.shared.heard.lock() {
+            Some((_, at)) => at.elapsed(),
+            None => self.began.elapsed(),
+        }
+    }
+
+    /// What the others see, unless one of them goes first: the first of those that are there. That two go is harmless, and costs a
+    /// claim.
+    async fn is_its_turn(&self) -> Option<BTreeMap<MemberId, Seen>> {
         let me = self.place.me;
+        let late = |seen: &BTreeMap<MemberId, Seen>| {
+            let rank = seen.keys().filter(|other| **other < me).count();
+            let turn = LEASE * u32::try_from(rank).unwrap_or(u32::MAX);
+            rank == 0 || self.silent() >= LEASE * LOST + turn
+        };
+        let first = Instant::now();
         let mut seen = self.look().await;
-        while seen.len() + 1 < self.place.all.len() && self.began.elapsed() < GATHER {
+        let until = (self.began + GATHER).max(first + GATHER_AGAIN);
+        while seen.len() + 1 < self.place.all.len() && Instant::now() < until && late(&seen) {
             tokio::time::sleep(LEASE / 8).await;
             seen = self.look().await;
         }
-        // The first of those that are there goes first; a claim more costs nothing but time.
-        let silent = match *self.shared.heard.lock() {
-            Some((_, at)) => at.elapsed(),
-            None => self.began.elapsed(),
-        };
-        let rank = seen.keys().filter(|other| **other < me).count();
-        let turn = LEASE * u32::try_from(rank).unwrap_or(u32::MAX);
-        if rank > 0 && silent < LEASE * LOST + turn {
-            return Ok(Led::Not);
-        }
+        late(&seen).then_some(seen)
+    }
+
+    async fn coordinate(
+        &self,
+        seen: &BTreeMap<MemberId, Seen>,
+        coordinated: &AtomicBool,
+    ) -> Result<Led> {
+        let me = self.place.me;
         let (job, plan, progress) = (&*self.job, self.plan, self.progress);
         let store = open_store(job, self.options.secrets.as_ref())?;
         self.proven.prove(&store).await?;
         let opened = open_log(job, plan, self.options, progress, &store, &self.volume);
         let (log, adopts) = opened.await?;
         let last = log.fold().claim().map(|c| c.members.clone());
-        if !may_lead(me, &last.unwrap_or_default(), &seen, silent) {
+        if !may_lead(me, &last.unwrap_or_default(), seen, self.silent()) {
             return Ok(Led::Not);
         }
         self.shared.leads.send_replace(true);
         let held = Arc::new(self.shared.volume.clone().lock_owned().await);
         let facts = LogFacts::of(job, log.fold());
-        let lines = seen.keys().map(|member| (*member, self.line(*member, facts)));
+        let lines = seen
+            .keys()
+            .map(|member| (*member, self.line(*member, facts)));
         let lines: BTreeMap<MemberId, Line> = lines.collect();
         let absent: Vec<MemberId> = self.others().filter(|o| !seen.contains_key(o)).collect();
         let mut setup = setup(job, plan, self.options, log, adopts, &self.volume)?;
@@ -312,16 +354,11 @@ impl<'a> Worker<'a> {
             exchange: Arc::new(self.flight.clone()),
         };
         tracing::info!(workers = seen.len() + 1, "coordinating");
-        let mut superseded = self.shared.superseded.subscribe();
-        superseded.mark_unchanged();
+        coordinated.store(true, Ordering::Relaxed);
         let serving = serve(job, plan, setup, team, self.stop.clone(), progress.clone());
         tokio::select! {
             ended = serving => ended.map(Led::Ended),
             () = self.come(&absent) => Ok(Led::Joined),
-            _ = superseded.changed() => {
-                let text = "another worker coordinates a newer generation";
-                Err(EngineError::new(ErrorKind::Fenced, "PR0401", format!("worker {me}"), text))
-            }
         }
     }
 
@@ -373,7 +410,11 @@ async fn over(ended: &mut watch::Receiver<Option<Ended>>) -> Result<Outcome> {
         Some(Ok(outcome)) => Ok(outcome),
         Some(Err((code, object, message))) => {
             let known = penstock_crds::codes::explain(&code).map(|entry| entry.code.as_str());
-            Err(EngineError::fail(known.unwrap_or("PR0304"), object, message))
+            Err(EngineError::fail(
+                known.unwrap_or("PR0304"),
+                object,
+                message,
+            ))
         }
         // The host lives as long as the process.
         None => std::future::pending().await,
@@ -453,7 +494,11 @@ impl Host {
     async fn member(&self, talk: &mut Talk, membership: Membership) -> Result<()> {
         if membership.plan_hash != self.plan.plan_hash {
             let text = "it has another plan than the coordinator: the workers were started with different manifests";
-            return Err(EngineError::retry("PR0320", format!("worker {}", self.me), text));
+            return Err(EngineError::retry(
+                "PR0320",
+                format!("worker {}", self.me),
+                text,
+            ));
         }
         let secrets = self.options.secrets.as_ref();
         let store = open_store(&self.job, secrets)?.below(&membership.log.to_string());
@@ -529,7 +574,10 @@ mod tests {
         assert!(!may_lead(id(1), &last, &seen(&[(2, Some(0))]), LONG));
         assert!(!may_lead(id(1), &[], &seen(&[(2, Some(0))]), LONG));
         let of_me = seen(&[(2, Some(1)), (0, None)]);
-        assert!(may_lead(id(1), &last, &of_me, Duration::ZERO), "it coordinated itself");
+        assert!(
+            may_lead(id(1), &last, &of_me, Duration::ZERO),
+            "it coordinated itself"
+        );
     }
 
     #[test]
@@ -537,8 +585,16 @@ mod tests {
         let last = [0, 1, 2].map(id);
         assert!(may_lead(id(1), &last, &seen(&[(2, None)]), Duration::ZERO));
         assert!(!may_lead(id(1), &last, &seen(&[]), Duration::ZERO));
-        assert!(!may_lead(id(7), &last, &seen(&[(2, None)]), LONG), "one of three");
-        assert!(may_lead(id(7), &last, &seen(&[(1, None), (2, None)]), Duration::ZERO));
+        assert!(
+            !may_lead(id(7), &last, &seen(&[(2, None)]), LONG),
+            "one of three"
+        );
+        assert!(may_lead(
+            id(7),
+            &last,
+            &seen(&[(1, None), (2, None)]),
+            Duration::ZERO
+        ));
     }
 
     #[test]

@@ -62,7 +62,9 @@ where
     let (to, mut inbox) = mpsc::unbounded_channel::<ToMember>();
     let (outbox, from) = mpsc::unbounded_channel();
     tokio::spawn(async move {
-        let Some(first) = inbox.recv().await else { return };
+        let Some(first) = inbox.recv().await else {
+            return;
+        };
         let generation = match &first {
             ToMember::Start(start) => start.generation,
             _ => Generation::ZERO,
@@ -190,6 +192,11 @@ pub mod error {
         } = Plain::deserialize(from)?;
         // One that this version does not know is told in words.
         let known = codes::explain(&code).map(|entry| entry.code.as_str());
-        Ok(EngineError::new(kind, known.unwrap_or("PR0304"), object, message))
+        Ok(EngineError::new(
+            kind,
+            known.unwrap_or("PR0304"),
+            object,
+            message,
+        ))
     }
 }

@@ -98,7 +98,12 @@ impl Team {
 
     /// Late rows that a member judged. Once all have told theirs: those of each one's splits, each row where its split is read, so
     /// that whoever reads the split can tell it from itself.
-    pub fn late(&mut self, member: usize, epoch: u64, letters: Vec<DeadLetter>) -> Vec<(usize, ToMember)> {
+    pub fn late(
+        &mut self,
+        member: usize,
+        epoch: u64,
+        letters: Vec<DeadLetter>,
+    ) -> Vec<(usize, ToMember)> {
         let told = self.late.entry(epoch).or_default();
         told.insert(member, letters);
         if told.len() < self.seat.members {

@@ -254,7 +254,7 @@ async fn carry(
     let first = opening_frame(opening);
     let frames = stream::once(async { first }).chain(unfolded(outgoing));
     let begun = client.do_exchange(frames).await;
-    let mut credits = begun.map_err(|e| e.to_string())?.into_inner();
+    let mut credits = begun.map_err(words)?.into_inner();
     loop {
         match credits.message().await {
             Ok(Some(credit)) => {
@@ -265,7 +265,7 @@ async fn carry(
                     .ok_or("a credit is cut short")?;
             }
             Ok(None) => return Err("it ended the stream".to_owned()),
-            Err(e) => return Err(e.to_string()),
+            Err(e) => return Err(words(e)),
         }
     }
 }
@@ -304,7 +304,8 @@ impl Exchange for Arc<Flight> {
 }
 
 fn pair(channel: Channel) -> Pair {
-    let number = |slot: usize| u16::try_from(slot).expect("a job has at most as many slots as key groups");
+    let number =
+        |slot: usize| u16::try_from(slot).expect("a job has at most as many slots as key groups");
     (number(channel.from), number(channel.to))
 }
 
@@ -452,7 +453,7 @@ async fn drain(
 ) -> std::result::Result<(), String> {
     let mut decoder = Decoder::default();
     let mut channels: BTreeMap<Pair, Arc<Buffered>> = BTreeMap::new();
-    while let Some(frame) = incoming.message().await.map_err(|e| e.to_string())? {
+    while let Some(frame) = incoming.message().await.map_err(words)? {
         let bytes = wire::credit(&frame);
         let (pair, message) = decoder.message(&frame).map_err(|e| e.to_string())?;
         let Some(message) = message else { continue };
@@ -481,8 +482,7 @@ impl FlightService for Door {
     type ListFlightsStream = BoxStream<'static, std::result::Result<FlightInfo, Status>>;
     type DoGetStream = Frames;
     type DoPutStream = BoxStream<'static, std::result::Result<PutResult, Status>>;
-    type DoActionStream =
-        BoxStream<'static, std::result::Result<arrow_flight::Result, Status>>;
+    type DoActionStream = BoxStream<'static, std::result::Result<arrow_flight::Result, Status>>;
     type ListActionsStream = BoxStream<'static, std::result::Result<ActionType, Status>>;
     type DoExchangeStream = Frames;
 
@@ -524,7 +524,10 @@ impl FlightService for Door {
         }
     }
 
-    async fn handshake(&self, _: Request<Streaming<HandshakeRequest>>) -> Answer<Self::HandshakeStream> {
+    async fn handshake(
+        &self,
+        _: Request<Streaming<HandshakeRequest>>,
+    ) -> Answer<Self::HandshakeStream> {
         Err(not_here())
     }
     async fn list_flights(&self, _: Request<Criteria>) -> Answer<Self::ListFlightsStream> {
@@ -557,6 +560,11 @@ fn not_here() -> Status {
     Status::unimplemented("workers speak to each other by DoExchange alone")
 }
 
+/// What a person is told of a stream that broke.
+fn words(status: Status) -> String {
+    status.message().to_owned()
+}
+
 fn away(with: MemberId, text: &str) -> EngineError {
     EngineError::retry("PR0320", format!("worker {with}"), text)
 }
@@ -576,11 +584,17 @@ fn opening_frame(opening: &Opening) -> FlightData {
     frame(words.into())
 }
 
-fn unfolded<T: Send + 'static>(from: mpsc::UnboundedReceiver<T>) -> impl futures::Stream<Item = T> + Send {
-    stream::unfold(from, |mut from| async move { from.recv().await.map(|item| (item, from)) })
+fn unfolded<T: Send + 'static>(
+    from: mpsc::UnboundedReceiver<T>,
+) -> impl futures::Stream<Item = T> + Send {
+    stream::unfold(from, |mut from| async move {
+        from.recv().await.map(|item| (item, from))
+    })
 }
 
-fn frames_of(words: mpsc::UnboundedReceiver<Bytes>) -> impl futures::Stream<Item = FlightData> + Send {
+fn frames_of(
+    words: mpsc::UnboundedReceiver<Bytes>,
+) -> impl futures::Stream<Item = FlightData> + Send {
     unfolded(words).map(frame)
 }
 

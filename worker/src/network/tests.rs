@@ -63,8 +63,14 @@ impl Way {
         };
         let (sender, receiver) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         Ends {
-            outlet: self.from.outlet(channel, TO, sender.clone()).expect("an outlet"),
-            inlet: self.to.inlet(channel, FROM, receiver.clone()).expect("an inlet"),
+            outlet: self
+                .from
+                .outlet(channel, TO, sender.clone())
+                .expect("an outlet"),
+            inlet: self
+                .to
+                .inlet(channel, FROM, receiver.clone())
+                .expect("an inlet"),
             sender,
             receiver,
         }
@@ -254,8 +260,12 @@ async fn a_member_that_is_gone_breaks_the_generation_that_runs() {
         to: 1,
     };
     // Nobody listens at the other end; of a generation that is over nobody wants to know.
-    let _old = from.outlet(channel(2), TO, Arc::default()).expect("an outlet");
-    let _new = from.outlet(channel(3), TO, Arc::default()).expect("an outlet");
+    let _old = from
+        .outlet(channel(2), TO, Arc::default())
+        .expect("an outlet");
+    let _new = from
+        .outlet(channel(3), TO, Arc::default())
+        .expect("an outlet");
     let told = tokio::time::timeout(Duration::from_secs(20), failures.recv()).await;
     let error = told.expect("it is told").expect("of an error");
     assert_eq!(error.code, "PR0320");

@@ -67,7 +67,12 @@ impl Encoder {
                 let mut tracker = DictionaryTracker::new(false);
                 let encoded = self
                     .ipc
-                    .encode(&batch.rows, &mut tracker, &self.options, &mut Default::default())
+                    .encode(
+                        &batch.rows,
+                        &mut tracker,
+                        &self.options,
+                        &mut Default::default(),
+                    )
                     .map_err(|e| defect("a batch for another worker", e))?;
                 if !encoded.0.is_empty() {
                     let text = "a batch with dictionaries cannot go to another worker";
@@ -105,7 +110,10 @@ impl Encoder {
 
     fn schema(&mut self, lane: u8, schema: SchemaRef, frames: &mut Vec<FlightData>) {
         let known = &mut self.schemas[usize::from(lane)];
-        if known.as_ref().is_some_and(|k| Arc::ptr_eq(k, &schema) || *k == schema) {
+        if known
+            .as_ref()
+            .is_some_and(|k| Arc::ptr_eq(k, &schema) || *k == schema)
+        {
             return;
         }
         let mut tracker = DictionaryTracker::new(false);

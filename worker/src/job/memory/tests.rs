@@ -136,7 +136,15 @@ fn stopped(job: &MemoryJob, never: Never) -> (Outcome, u64) {
                 never,
             });
         }
-        let ended = serve(&job.job, &job.plan, setup, Team::Here(1), stop, Arc::default()).await;
+        let ended = serve(
+            &job.job,
+            &job.plan,
+            setup,
+            Team::Here(1),
+            stop,
+            Arc::default(),
+        )
+        .await;
         (ended.unwrap(), began.elapsed().as_secs())
     });
     drop(runtime);
@@ -225,7 +233,14 @@ fn a_job_that_another_process_drained_meanwhile_is_finished() {
     let late = runtime().block_on(job.setup(true)).unwrap();
     let drained = job.run(true).unwrap();
     let (_never, stop) = watch::channel(false);
-    let ended = runtime().block_on(serve(&job.job, &job.plan, late, Team::Here(1), stop, Arc::default()));
+    let ended = runtime().block_on(serve(
+        &job.job,
+        &job.plan,
+        late,
+        Team::Here(1),
+        stop,
+        Arc::default(),
+    ));
     assert_eq!(ended.unwrap(), drained);
     assert!(matches!(drained, Outcome::Drained { .. }));
 }
