@@ -93,6 +93,7 @@ impl Fate {
         };
         let goes_back = rng.random_ratio(1, 5);
         let slots = rng.random_range(1..=2);
+        let most_members = rng.random_range(1..=3);
         let splits = rng.random_range(1..=3);
         let input = job::rows(&mut rng, splits);
         let job = job::job(query, mode != Mode::Continuous);
@@ -121,6 +122,7 @@ impl Fate {
             job,
             mode,
             slots,
+            most_members,
             interval: Duration::from_millis(rng.random_range(30..400)),
             bugs,
             trace: Trace::new(told),
@@ -152,10 +154,11 @@ impl Fate {
 
     fn about(&self) -> String {
         format!(
-            "seed {}: {:?}, {:?}, {} slots, interval {:?}, {} rows{}",
+            "seed {}: {:?}, {:?}, up to {} members with {} slots, interval {:?}, {} rows{}",
             self.seed,
             self.query,
             self.world.mode,
+            self.world.most_members,
             self.world.slots,
             self.world.interval,
             self.input.len(),

@@ -100,6 +100,8 @@ pub(super) struct World {
     pub job: Job,
     pub mode: Mode,
     pub slots: usize,
+    /// A generation has one to so many, all in its process.
+    pub most_members: usize,
     pub interval: Duration,
     pub bugs: Bugs,
     pub trace: Trace,
@@ -286,19 +288,25 @@ impl World {
         for source in &mut connected.infos {
             source.discover_every = self.interval * 2;
         }
-        let mut lag = StdRng::seed_from_u64(seed ^ 4);
-        let options = StateOptions {
-            dir: None,
-            total_groups: GROUPS,
-            log_id: self.log_id.to_string(),
-            schema_fingerprint: state_fingerprint(plan),
-            nonce: seed,
-            budget: Budget::new(64 << 20),
-            stateful: true,
-            planted: self.bugs.state,
+        // As many as this generation has: what one had may be another's now.
+        let members = StdRng::seed_from_u64(seed ^ 6).random_range(1..=self.most_members);
+        let state = |number: usize| {
+            let mut lag = StdRng::seed_from_u64(seed ^ 4 ^ (number as u64) << 8);
+            let options = StateOptions {
+                dir: None,
+                total_groups: GROUPS,
+                log_id: self.log_id.to_string(),
+                schema_fingerprint: state_fingerprint(plan),
+                nonce: seed ^ number as u64,
+                budget: Budget::new(64 << 20),
+                stateful: true,
+                planted: self.bugs.state,
+            };
+            let lag = Box::new(move || lag.random_ratio(1, 3));
+            let state = StateWorker::simulated(options, volume.of(number), lag)?;
+            Ok((MemberId::new(number as u32), state))
         };
-        let state =
-            StateWorker::simulated(options, volume, Box::new(move || lag.random_ratio(1, 3)))?;
+        let states = (0..members).map(state).collect::<Result<Vec<_>>>()?;
         let mut nonces = SeededEntropy::new(seed ^ 5);
         let settings = Settings {
             job: "simulated".to_owned(),
@@ -309,7 +317,7 @@ impl World {
                 duration: Duration::from_secs(1),
             },
             plan_hash: plan.plan_hash.clone(),
-            members: vec![MemberId::ZERO],
+            members: states.iter().map(|(id, _)| *id).collect(),
             slots: self.slots,
             sinks,
             key_groups: GROUPS,
@@ -326,7 +334,7 @@ impl World {
             log,
             graph: Arc::new(plan.graph.clone()),
             connected,
-            states: vec![(MemberId::ZERO, state)],
+            states,
             lines: BTreeMap::new(),
             exchange: Arc::new(Hub::default()),
             clock: Arc::new(self.clock),

@@ -18,9 +18,13 @@ use super::layer::{Changes, Cursor};
 /// What an instance came to, oldest first: the first would survive any kill, the later ones perhaps.
 type History = Vec<Memory>;
 
-/// A volume. Clones share it.
+/// The volumes of a machine's members. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct MemoryVolume(Arc<Mutex<BTreeMap<u16, History>>>);
+pub(crate) struct MemoryVolume {
+    /// By member and key group.
+    instances: Arc<Mutex<BTreeMap<(usize, u16), History>>>,
+    member: usize,
+}
 
 /// How many unflushed states of an instance are told apart.
 const UNFLUSHED: usize = 4;
@@ -28,12 +32,23 @@ const UNFLUSHED: usize = 4;
 impl MemoryVolume {
     /// A volume with the same content, of its own.
     pub(crate) fn copy(&self) -> Self {
-        Self(Arc::new(Mutex::new(self.0.lock().clone())))
+        Self {
+            instances: Arc::new(Mutex::new(self.instances.lock().clone())),
+            member: self.member,
+        }
+    }
+
+    /// That of one member.
+    pub(crate) fn of(&self, member: usize) -> Self {
+        Self {
+            instances: self.instances.clone(),
+            member,
+        }
     }
 
     /// After a kill: each instance stands where `survives(n)` says, of `n` states.
     pub(crate) fn lose(&self, mut survives: impl FnMut(usize) -> usize) {
-        for history in self.0.lock().values_mut() {
+        for history in self.instances.lock().values_mut() {
             let kept = survives(history.len()).clamp(1, history.len());
             history.truncate(kept);
             *history = history.split_off(kept - 1);
@@ -43,21 +58,28 @@ impl MemoryVolume {
     /// Epochs that the instances stand at, for people.
     pub(crate) fn epochs(&self) -> Vec<u64> {
         let of = |h: &History| h.last().and_then(Memory::epoch).unwrap_or(0);
-        self.0.lock().values().map(of).collect()
+        self.instances.lock().values().map(of).collect()
     }
 
     pub(super) fn identity(&self, group: u16) -> Option<Identity> {
-        self.0.lock().get(&group)?.last()?.identity()
+        self.instances
+            .lock()
+            .get(&(self.member, group))?
+            .last()?
+            .identity()
     }
 
     pub(super) fn remove(&self, group: u16) {
         if !is_dead() {
-            self.0.lock().remove(&group);
+            self.instances.lock().remove(&(self.member, group));
         }
     }
 
     pub(super) fn open(&self, group: u16) -> VolumeBackend {
-        let kept = self.0.lock().get(&group).and_then(|h| h.last().cloned());
+        let instances = self.instances.lock();
+        let kept = instances.get(&(self.member, group));
+        let kept = kept.and_then(|h| h.last().cloned());
+        drop(instances);
         VolumeBackend {
             group,
             inner: MemoryBackend::of(kept.unwrap_or_default()),
@@ -91,8 +113,9 @@ impl Backend for VolumeBackend {
     fn apply(&self, changes: &dyn Changes, identity: &Identity) -> Result<()> {
         self.inner.apply(changes, identity)?;
         if !is_dead() {
-            let mut groups = self.volume.0.lock();
-            let history = groups.entry(self.group).or_default();
+            let mut instances = self.volume.instances.lock();
+            let place = (self.volume.member, self.group);
+            let history = instances.entry(place).or_default();
             history.push(self.inner.snapshot());
             if history.len() > UNFLUSHED {
                 history.remove(0);
@@ -134,8 +157,9 @@ impl Backend for VolumeBackend {
     }
 
     fn flush(&self) -> Result<()> {
+        let place = (self.volume.member, self.group);
         if !is_dead()
-            && let Some(history) = self.volume.0.lock().get_mut(&self.group)
+            && let Some(history) = self.volume.instances.lock().get_mut(&place)
         {
             *history = history.split_off(history.len().saturating_sub(1));
         }
