@@ -1,5 +1,5 @@
-//! Whole jobs on the real engine, on lists in memory: every SQL feature, every policy, every example, with 1, 2 and 4 slots
-//! and with crashes; and what a planned epoch does when it is run again.
+//! Whole jobs on the real engine, on lists in memory: every SQL feature, every policy, every example, with 1, 2 and 4 slots, with
+//! 2, 3 and 7 workers, and with crashes; what a planned epoch does when it is run again; and workers as processes.
 
 mod cases;
 mod files;
@@ -9,6 +9,7 @@ mod policies;
 mod replay;
 mod restore;
 mod savepoint;
+mod workers;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
