@@ -277,12 +277,12 @@ impl Engine {
     /// The worker that said last that it coordinates.
     pub fn coordinator(&self) -> Result<Option<u32>> {
         let text = self.said()?;
-        let said = text.lines().filter_map(|line| {
+        let mut said = text.lines().filter_map(|line| {
             let (number, rest) = line.strip_prefix("worker ")?.split_once(' ')?;
             rest.starts_with("coordinates")
                 .then(|| number.parse().ok())?
         });
-        Ok(said.last())
+        Ok(said.next_back())
     }
 
     /// Where it serves `/status` and `/metrics`, once a status has been read.
