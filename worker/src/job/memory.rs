@@ -280,7 +280,6 @@ impl MemoryJob {
             adopts: None,
             go_back: None,
             asked: Asked::nothing(),
-            held: None,
         })
     }
 

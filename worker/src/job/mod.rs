@@ -43,14 +43,16 @@ pub(crate) mod connectors;
 pub mod given;
 pub mod http;
 mod identity;
+mod machine;
 pub mod memory;
 mod metrics;
 mod slots;
-mod workers;
+pub(crate) mod workers;
 
 pub(crate) use connectors::Connected;
+use machine::Machine;
+pub use machine::Place;
 pub use slots::SlotThreads;
-pub use workers::Place;
 use workers::Worker;
 
 /// What a person chooses on the command line.
@@ -252,15 +254,22 @@ async fn generations(
     let worked = AtomicBool::new(false);
     let looked = AtomicBool::new(false);
     let cluster = options.log_id.is_some();
-    let proven = Proven::new(cluster);
+    let proven = Arc::new(Proven::new(cluster));
     let worker = match options.place.clone() {
         None => None,
         Some(place) => {
-            let volume = volume.clone();
-            let worker = Worker::new(
-                job, &plan, options, &progress, &stop, volume, place, &proven,
-            )?;
-            Some(worker)
+            let machine = Machine {
+                job: job.clone(),
+                plan: plan.clone(),
+                options: options.clone(),
+                volume: volume.clone(),
+                proven: proven.clone(),
+                progress: progress.clone(),
+                stop: stop.clone(),
+            };
+            let (progress, stop) = (progress.clone(), stop.clone());
+            let post = place.listen()?;
+            Some(Worker::new(post, Arc::new(machine), progress, stop))
         }
     };
     let ended = one_after_another(&stop, &progress, || async {
@@ -538,7 +547,6 @@ fn setup(
         adopts,
         go_back: options.go_back.clone(),
         asked: options.asked.clone().unwrap_or_else(Asked::nothing),
-        held: None,
     })
 }
 
@@ -576,7 +584,6 @@ struct Setup {
     adopts: Option<Adopts>,
     go_back: Option<GoBack>,
     asked: watch::Receiver<Asked>,
-    held: Held,
 }
 
 /// The right to have the volume open; each member that has it open keeps a part of it.
@@ -592,6 +599,7 @@ pub(crate) enum Team {
         /// To the others.
         lines: BTreeMap<MemberId, Line>,
         exchange: Arc<dyn Exchange>,
+        held: Held,
     },
 }
 
@@ -642,7 +650,6 @@ async fn serve(
         adopts,
         go_back,
         asked,
-        held,
     } = setup;
     let key_groups = log.fold().key_groups();
     let sinks: Vec<(String, u16)> = connected
@@ -685,11 +692,14 @@ async fn serve(
         go_back,
         asked,
     };
-    let (exchange, lines): (Arc<dyn Exchange>, _) = match team {
-        Team::Here(_) => (Arc::new(Hub::default()), BTreeMap::new()),
+    let (exchange, lines, held): (Arc<dyn Exchange>, _, _) = match team {
+        Team::Here(_) => (Arc::new(Hub::default()), BTreeMap::new(), None),
         Team::Workers {
-            exchange, lines, ..
-        } => (exchange, lines),
+            exchange,
+            lines,
+            held,
+            ..
+        } => (exchange, lines, held),
     };
     assemble(Assembly {
         settings,

@@ -8,34 +8,30 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future::join_all;
 use parking_lot::Mutex;
-use penstock_checkpoint::ids::{Entropy, Generation, LogId, MemberId, Nonce, SystemEntropy};
-use penstock_crds::job::StreamingJob;
-use penstock_plan::Plan;
+use penstock_checkpoint::ids::{Generation, LogId, MemberId};
+use penstock_checkpoint::log::JobLog;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex as AsyncMutex, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-use super::connectors::{self, LogFacts};
-use super::{
-    Proven, RunOptions, SlotThreads, Team, Volume, Works, WorksParts, early_bytes, given, open_log,
-    open_store, serve, setup, slots, trigger,
-};
-use crate::clock::SystemClock;
-use crate::coordinator::Outcome;
+use super::connectors::LogFacts;
+use super::{Held, Team};
 use crate::coordinator::progress::Progress;
+use crate::coordinator::{Adopts, Outcome};
 use crate::error::{EngineError, ErrorKind, Result};
 use crate::member::protocol::FromMember;
 use crate::member::remote::{self, Answer, LEASE, LOST, decode, encode};
 use crate::member::team::Line;
-use crate::network::flight::{Address, Flight, Manner, Talk};
+use crate::network::{Exchange, Net, Talk};
+use crate::process;
 
 /// How long a first coordinator waits for the others to come up, and a later one for a worker that is started again.
 const GATHER: Duration = Duration::from_secs(5);
@@ -45,12 +41,35 @@ const LOOK: Duration = Duration::from_secs(1);
 /// How long another worker may take to say what it sees.
 const ASK: Duration = Duration::from_millis(300);
 
-/// Which worker this is, among which.
-#[derive(Debug, Clone)]
-pub struct Place {
+/// What a worker stands on: the job with its log and its volume, on a machine or in a simulation.
+#[async_trait]
+pub(crate) trait Ground: Send + Sync {
+    /// Of the plan that it runs.
+    fn plan_hash(&self) -> &str;
+    /// What members must know of a log.
+    fn facts(&self, log: &JobLog) -> LogFacts;
+    /// The job's log, as it is now.
+    async fn log(&self) -> Result<(JobLog, Option<Adopts>)>;
+    /// Runs a generation as its coordinator, and as one of its members.
+    async fn lead(&self, log: JobLog, adopts: Option<Adopts>, team: Team) -> Result<Outcome>;
+    /// Begins a member; it ends with its line.
+    fn member(
+        &self,
+        me: MemberId,
+        log: LogFacts,
+        exchange: Arc<dyn Exchange>,
+        held: Held,
+    ) -> Result<Line>;
+}
+
+/// Which worker this is, among which, and how it reaches them.
+pub(crate) struct Post {
     pub me: MemberId,
-    pub all: BTreeMap<MemberId, Address>,
-    /// True once this worker coordinates.
+    pub all: Vec<MemberId>,
+    pub net: Arc<dyn Net>,
+    /// Conversations that others begin.
+    pub talks: mpsc::UnboundedReceiver<Talk>,
+    /// True while this worker coordinates.
     pub leads: Arc<watch::Sender<bool>>,
 }
 
@@ -103,17 +122,14 @@ fn may_lead(
 }
 
 /// A worker, until the job ends, it is told to stop, or it cannot go on.
-pub(super) struct Worker<'a> {
-    job: Arc<StreamingJob>,
-    plan: &'a Arc<Plan>,
-    options: &'a RunOptions,
-    progress: &'a Arc<Progress>,
-    stop: &'a watch::Receiver<bool>,
-    volume: PathBuf,
-    place: Place,
-    flight: Arc<Flight>,
+pub(crate) struct Worker {
+    me: MemberId,
+    all: Vec<MemberId>,
+    net: Arc<dyn Net>,
+    ground: Arc<dyn Ground>,
     shared: Arc<Shared>,
-    proven: &'a Proven,
+    progress: Arc<Progress>,
+    stop: watch::Receiver<bool>,
     began: Instant,
 }
 
@@ -150,74 +166,57 @@ enum Led {
     Joined,
 }
 
-impl<'a> Worker<'a> {
-    /// Listens, and serves whoever coordinates.
-    ///
-    /// # Errors
-    /// `PR0320`, when its address cannot be bound.
-    pub(super) fn new(
-        job: &StreamingJob,
-        plan: &'a Arc<Plan>,
-        options: &'a RunOptions,
-        progress: &'a Arc<Progress>,
-        stop: &'a watch::Receiver<bool>,
-        volume: PathBuf,
-        place: Place,
-        proven: &'a Proven,
-    ) -> Result<Self> {
-        let job = Arc::new(job.clone());
-        let here = &place.all[&place.me];
-        let cannot = |e: std::io::Error| {
-            EngineError::fail(
-                "PR0320",
-                format!("worker {}", place.me),
-                format!("cannot listen: {e}"),
-            )
-        };
-        let (flight, talks) = Flight::listen(place.me, here, Manner::default()).map_err(cannot)?;
-        flight.know(place.all.clone());
+impl Worker {
+    /// Serves whoever coordinates from now on.
+    pub(crate) fn new(
+        post: Post,
+        ground: Arc<dyn Ground>,
+        progress: Arc<Progress>,
+        stop: watch::Receiver<bool>,
+    ) -> Self {
+        let Post {
+            me,
+            all,
+            net,
+            talks,
+            leads,
+        } = post;
         let shared = Arc::new(Shared {
             heard: Mutex::default(),
-            leads: place.leads.clone(),
+            leads,
             newest: Mutex::new(Generation::ZERO),
             superseded: watch::channel(Generation::ZERO).0,
             ended: watch::channel(None).0,
             volume: Arc::default(),
         });
         let host = Arc::new(Host {
-            me: place.me,
-            job: job.clone(),
-            plan: plan.clone(),
-            options: options.clone(),
-            volume: volume.clone(),
-            flight: flight.clone(),
+            me,
+            net: net.clone(),
+            ground: ground.clone(),
             shared: shared.clone(),
         });
-        tokio::spawn(host.run(talks));
-        Ok(Self {
-            job,
-            plan,
-            options,
+        process::spawn(host.run(talks));
+        Self {
+            me,
+            all,
+            net,
+            ground,
+            shared,
             progress,
             stop,
-            volume,
-            place,
-            flight,
-            shared,
-            proven,
             began: Instant::now(),
-        })
+        }
     }
 
     /// Until the job has ended, here or elsewhere; an error that passes is for the caller to come again after.
-    pub(super) async fn run(&self) -> Result<Outcome> {
+    pub(crate) async fn run(&self) -> Result<Outcome> {
         let mut ended = self.shared.ended.subscribe();
         let mut stop = self.stop.clone();
         loop {
             // It did, and that is over.
             self.shared.leads.send_if_modified(std::mem::take);
-            let seen = self.shared.seen(self.place.me);
-            if seen.coordinator.is_none_or(|c| c == self.place.me) {
+            let seen = self.shared.seen(self.me);
+            if seen.coordinator.is_none_or(|c| c == self.me) {
                 let led = tokio::select! {
                     led = self.lead() => led,
                     over = over(&mut ended) => return over,
@@ -232,16 +231,16 @@ impl<'a> Worker<'a> {
                 over = over(&mut ended) => return over,
                 () = tokio::time::sleep(LEASE / 4) => {}
             }
-            let coordinated = self.shared.seen(self.place.me).coordinator.is_some();
+            let coordinated = self.shared.seen(self.me).coordinator.is_some();
             if *stop.borrow_and_update() && !coordinated {
-                return Ok(super::cut_short(self.progress));
+                return Ok(super::cut_short(&self.progress));
             }
         }
     }
 
     /// Tells every worker how the job ended, unless one of them has said so. Who does not hear of it coordinates next, and comes to
     /// the same end.
-    pub(super) async fn tell_end(&self, ended: &Result<Outcome>) {
+    pub(crate) async fn tell_end(&self, ended: &Result<Outcome>) {
         if self.shared.ended.borrow().is_some() {
             return;
         }
@@ -252,7 +251,7 @@ impl<'a> Worker<'a> {
         let tell = self.others().map(|other| {
             let about = encode(&About::End(ended.clone()));
             async move {
-                if let Ok(mut talk) = self.flight.talk(other, about?).await {
+                if let Ok(mut talk) = self.net.talk(other, about?).await {
                     // It closes when it has heard.
                     let _ = tokio::time::timeout(ASK, talk.from.recv()).await;
                 }
@@ -263,14 +262,14 @@ impl<'a> Worker<'a> {
     }
 
     fn others(&self) -> impl Iterator<Item = MemberId> {
-        let all = self.place.all.keys().copied();
-        all.filter(|other| *other != self.place.me)
+        let me = self.me;
+        self.all.iter().copied().filter(move |other| *other != me)
     }
 
     /// What the others see, those that answer.
     async fn look(&self) -> BTreeMap<MemberId, Seen> {
         let asked = self.others().map(|other| async move {
-            let seen = tokio::time::timeout(ASK, ask(&self.flight, other)).await;
+            let seen = tokio::time::timeout(ASK, ask(&*self.net, other)).await;
             Some((other, seen.ok()?.ok()?))
         });
         join_all(asked).await.into_iter().flatten().collect()
@@ -289,7 +288,7 @@ impl<'a> Worker<'a> {
                 if !coordinated.load(Ordering::Relaxed) {
                     return Ok(Led::Not);
                 }
-                let object = format!("worker {}", self.place.me);
+                let object = format!("worker {}", self.me);
                 let text = "another worker coordinates a newer generation";
                 Err(EngineError::new(ErrorKind::Fenced, "PR0401", object, text))
             }
@@ -307,7 +306,7 @@ impl<'a> Worker<'a> {
     /// What the others see, unless one of them goes first: the first of those that are there. That two go is harmless, and costs a
     /// claim.
     async fn is_its_turn(&self) -> Option<BTreeMap<MemberId, Seen>> {
-        let me = self.place.me;
+        let me = self.me;
         let late = |seen: &BTreeMap<MemberId, Seen>| {
             let rank = seen.keys().filter(|other| **other < me).count();
             let turn = LEASE * u32::try_from(rank).unwrap_or(u32::MAX);
@@ -316,7 +315,7 @@ impl<'a> Worker<'a> {
         let first = Instant::now();
         let mut seen = self.look().await;
         let until = (self.began + GATHER).max(first + GATHER_AGAIN);
-        while seen.len() + 1 < self.place.all.len() && Instant::now() < until && late(&seen) {
+        while seen.len() + 1 < self.all.len() && Instant::now() < until && late(&seen) {
             tokio::time::sleep(LEASE / 8).await;
             seen = self.look().await;
         }
@@ -328,36 +327,30 @@ impl<'a> Worker<'a> {
         seen: &BTreeMap<MemberId, Seen>,
         coordinated: &AtomicBool,
     ) -> Result<Led> {
-        let me = self.place.me;
-        let (job, plan, progress) = (&*self.job, self.plan, self.progress);
-        let store = open_store(job, self.options.secrets.as_ref())?;
-        self.proven.prove(&store).await?;
-        let opened = open_log(job, plan, self.options, progress, &store, &self.volume);
-        let (log, adopts) = opened.await?;
+        let me = self.me;
+        let (log, adopts) = self.ground.log().await?;
         let last = log.fold().claim().map(|c| c.members.clone());
         if !may_lead(me, &last.unwrap_or_default(), seen, self.silent()) {
             return Ok(Led::Not);
         }
         self.shared.leads.send_replace(true);
         let held = Arc::new(self.shared.volume.clone().lock_owned().await);
-        let facts = LogFacts::of(job, log.fold());
+        let facts = self.ground.facts(&log);
         let lines = seen
             .keys()
             .map(|member| (*member, self.line(*member, facts)));
         let lines: BTreeMap<MemberId, Line> = lines.collect();
         let absent: Vec<MemberId> = self.others().filter(|o| !seen.contains_key(o)).collect();
-        let mut setup = setup(job, plan, self.options, log, adopts, &self.volume)?;
-        setup.held = Some(held);
         let team = Team::Workers {
             me,
             lines,
-            exchange: Arc::new(self.flight.clone()),
+            exchange: self.net.clone(),
+            held: Some(held),
         };
         tracing::info!(workers = seen.len() + 1, "coordinating");
         coordinated.store(true, Ordering::Relaxed);
-        let serving = serve(job, plan, setup, team, self.stop.clone(), progress.clone());
         tokio::select! {
-            ended = serving => ended.map(Led::Ended),
+            ended = self.ground.lead(log, adopts, team) => ended.map(Led::Ended),
             () = self.come(&absent) => Ok(Led::Joined),
         }
     }
@@ -369,7 +362,7 @@ impl<'a> Worker<'a> {
         }
         loop {
             tokio::time::sleep(LOOK).await;
-            let asked = absent.iter().map(|other| ask(&self.flight, *other));
+            let asked = absent.iter().map(|other| ask(&*self.net, *other));
             if join_all(asked).await.iter().any(Result::is_ok) {
                 tracing::info!("a worker has come");
                 return;
@@ -378,8 +371,8 @@ impl<'a> Worker<'a> {
     }
 
     fn line(&self, member: MemberId, facts: LogFacts) -> Line {
-        let (flight, shared) = (self.flight.clone(), self.shared.clone());
-        let plan_hash = self.plan.plan_hash.clone();
+        let (net, shared) = (self.net.clone(), self.shared.clone());
+        let plan_hash = self.ground.plan_hash().to_owned();
         remote::line(member, move |generation| async move {
             {
                 let mut newest = shared.newest.lock();
@@ -391,13 +384,13 @@ impl<'a> Worker<'a> {
                 plan_hash,
                 markers: facts.markers,
             });
-            flight.talk(member, encode(&about)?).await
+            net.talk(member, encode(&about)?).await
         })
     }
 }
 
-async fn ask(flight: &Arc<Flight>, other: MemberId) -> Result<Seen> {
-    let mut talk = flight.talk(other, encode(&About::Look)?).await?;
+async fn ask(net: &dyn Net, other: MemberId) -> Result<Seen> {
+    let mut talk = net.talk(other, encode(&About::Look)?).await?;
     let answer = talk.from.recv().await;
     let silent = || EngineError::retry("PR0320", format!("worker {other}"), "it does not answer");
     decode(&answer.ok_or_else(silent)?)
@@ -424,11 +417,8 @@ async fn over(ended: &mut watch::Receiver<Option<Ended>>) -> Result<Outcome> {
 /// The half of a worker that answers the others.
 struct Host {
     me: MemberId,
-    job: Arc<StreamingJob>,
-    plan: Arc<Plan>,
-    options: RunOptions,
-    volume: PathBuf,
-    flight: Arc<Flight>,
+    net: Arc<dyn Net>,
+    ground: Arc<dyn Ground>,
     shared: Arc<Shared>,
 }
 
@@ -454,7 +444,7 @@ impl Host {
                     let (end, ending) = oneshot::channel();
                     // The one before, if it still runs, is over.
                     drop(running.replace(end));
-                    tokio::spawn(self.clone().attend(talk, membership, ending));
+                    process::spawn(self.clone().attend(talk, membership, ending));
                 }
                 Err(error) => tracing::warn!(%error, with = %talk.with, "not understood"),
             }
@@ -492,52 +482,20 @@ impl Host {
     }
 
     async fn member(&self, talk: &mut Talk, membership: Membership) -> Result<()> {
-        if membership.plan_hash != self.plan.plan_hash {
+        if membership.plan_hash != self.ground.plan_hash() {
+            let object = format!("worker {}", self.me);
             let text = "it has another plan than the coordinator: the workers were started with different manifests";
-            return Err(EngineError::retry(
-                "PR0320",
-                format!("worker {}", self.me),
-                text,
-            ));
+            return Err(EngineError::retry("PR0320", object, text));
         }
-        let secrets = self.options.secrets.as_ref();
-        let store = open_store(&self.job, secrets)?.below(&membership.log.to_string());
+        // Of the generation before, if that still ends.
+        let held = Arc::new(self.shared.volume.clone().lock_owned().await);
         let facts = LogFacts {
             id: membership.log,
             markers: membership.markers,
         };
-        let connected = connectors::connect(&self.job, &self.plan, &self.options, facts)?;
-        // Of the generation before, if that still ends.
-        let held = Arc::new(self.shared.volume.clone().lock_owned().await);
-        let key_groups = given::key_groups(&self.job);
-        let dir = self.volume.join("state");
-        let state = Volume {
-            id: self.me,
-            dir: (!self.options.memory_state).then_some(&*dir),
-            key_groups,
-            log: membership.log,
-            memory: self.options.memory,
-        };
-        let state = state.open(&self.plan)?;
-        let slots = slots(&self.job);
-        let works = Works::new(WorksParts {
-            log: membership.log,
-            store,
-            key_groups,
-            graph: Arc::new(self.plan.graph.clone()),
-            sources: connected.sources,
-            sinks: connected.sinks,
-            exchange: Arc::new(self.flight.clone()),
-            clock: Arc::new(SystemClock),
-            slots,
-            threads: SlotThreads::Own,
-            at_once: !trigger(&self.job).planned(),
-            early_bytes: early_bytes(self.options.memory, slots),
-            held: Some(held),
-        });
-        let nonces = Box::new(|| Nonce::from_bytes(SystemEntropy.bytes16()));
-        // It ends with its line, and lets go of the volume then.
-        let (Line { to, mut from }, _) = works.member(self.me, state, nonces);
+        let exchange: Arc<dyn Exchange> = self.net.clone();
+        let line = self.ground.member(self.me, facts, exchange, Some(held))?;
+        let Line { to, mut from } = line;
         let with = talk.with;
         let beat = || *self.shared.heard.lock() = Some((with, Instant::now()));
         remote::attend(talk, &to, &mut from, beat).await

@@ -13,7 +13,8 @@ use tokio::time::Instant;
 use super::protocol::{FromMember, ToMember};
 use super::team::Line;
 use crate::error::{EngineError, Result};
-use crate::network::flight::Talk;
+use crate::network::Talk;
+use crate::process;
 
 /// How long a coordinator that is not heard of may still be there.
 pub const LEASE: Duration = Duration::from_millis(500);
@@ -61,7 +62,7 @@ where
 {
     let (to, mut inbox) = mpsc::unbounded_channel::<ToMember>();
     let (outbox, from) = mpsc::unbounded_channel();
-    tokio::spawn(async move {
+    process::spawn(async move {
         let Some(first) = inbox.recv().await else {
             return;
         };

@@ -135,7 +135,10 @@ impl Team {
                     return None;
                 }
                 let parts = self.snapshots.remove(&epoch)?;
-                parts.into_values().reduce(merged).map(FromMember::Snapshot)
+                parts
+                    .into_values()
+                    .reduce(|all, part| merged(all, *part))
+                    .map(FromMember::Snapshot)
             }
             FromMember::Done { through } => {
                 self.done[member] = self.done[member].max(through);
@@ -222,7 +225,7 @@ pub async fn carry(
 }
 
 /// Two members' parts of an epoch as one. Rows go out in the order of members.
-fn merged(mut all: Box<Snapshot>, part: Box<Snapshot>) -> Box<Snapshot> {
+fn merged(mut all: Box<Snapshot>, part: Snapshot) -> Box<Snapshot> {
     let Snapshot {
         barrier: _,
         packs,
@@ -231,7 +234,7 @@ fn merged(mut all: Box<Snapshot>, part: Box<Snapshot>) -> Box<Snapshot> {
         watermarks,
         counts,
         rows_out,
-    } = *part;
+    } = part;
     all.packs.extend(packs);
     all.bytes += bytes;
     for (source, splits) in splits {

@@ -16,6 +16,7 @@ use arrow_flight::{
     Action, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightInfo,
     HandshakeRequest, HandshakeResponse, PollInfo, PutResult, SchemaResult, Ticket,
 };
+use async_trait::async_trait;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
@@ -29,7 +30,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::wire::{self, Decoder, Encoder, Pair};
 use super::{
-    CHANNEL_BATCHES, CHANNEL_BYTES, Channel, Exchange, Failing, Inlet, Outlet, Shared, wake,
+    CHANNEL_BATCHES, CHANNEL_BYTES, Channel, Exchange, Failing, Inlet, Net, Outlet, Shared, Talk,
+    wake,
 };
 use crate::error::{EngineError, Result};
 use crate::message::Message;
@@ -58,15 +60,6 @@ enum Opening {
         from: MemberId,
         about: Bytes,
     },
-}
-
-/// A conversation: frames in both directions, until one side drops its end.
-pub struct Talk {
-    pub with: MemberId,
-    /// What the one who began it says it is about.
-    pub about: Bytes,
-    pub to: mpsc::UnboundedSender<Bytes>,
-    pub from: mpsc::UnboundedReceiver<Bytes>,
 }
 
 /// How a worker's connections are made.
@@ -142,31 +135,6 @@ impl Flight {
     /// Where the others are.
     pub fn know(&self, peers: BTreeMap<MemberId, Address>) {
         *self.peers.lock() = peers;
-    }
-
-    /// Begins a conversation.
-    ///
-    /// # Errors
-    /// Of kind `Retry`, when the worker cannot be reached.
-    pub async fn talk(&self, with: MemberId, about: Bytes) -> Result<Talk> {
-        let away = |e: Status| away(with, e.message());
-        let mut client = self.client(with)?;
-        let (to, outgoing) = mpsc::unbounded_channel();
-        let opening = Opening::Talk {
-            from: self.me,
-            about: about.clone(),
-        };
-        let first = opening_frame(&opening);
-        let frames = stream::once(async { first }).chain(frames_of(outgoing));
-        let begun = tokio::time::timeout(PATIENCE, client.do_exchange(frames)).await;
-        let begun = begun.map_err(|_| away(Status::deadline_exceeded("no answer in time")))?;
-        let from = pump(begun.map_err(away)?.into_inner());
-        Ok(Talk {
-            with,
-            about,
-            to,
-            from,
-        })
     }
 
     /// Connects at the first call.
@@ -267,6 +235,30 @@ async fn carry(
             Ok(None) => return Err("it ended the stream".to_owned()),
             Err(e) => return Err(words(e)),
         }
+    }
+}
+
+#[async_trait]
+impl Net for Arc<Flight> {
+    async fn talk(&self, with: MemberId, about: Bytes) -> Result<Talk> {
+        let away = |e: Status| away(with, e.message());
+        let mut client = self.client(with)?;
+        let (to, outgoing) = mpsc::unbounded_channel();
+        let opening = Opening::Talk {
+            from: self.me,
+            about: about.clone(),
+        };
+        let first = opening_frame(&opening);
+        let frames = stream::once(async { first }).chain(frames_of(outgoing));
+        let begun = tokio::time::timeout(PATIENCE, client.do_exchange(frames)).await;
+        let begun = begun.map_err(|_| away(Status::deadline_exceeded("no answer in time")))?;
+        let from = pump(begun.map_err(away)?.into_inner());
+        Ok(Talk {
+            with,
+            about,
+            to,
+            from,
+        })
     }
 }
 

@@ -11,9 +11,11 @@ mod wire;
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
 
+use async_trait::async_trait;
+use bytes::Bytes;
 use parking_lot::Mutex;
 use penstock_checkpoint::ids::MemberId;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
 use crate::error::{EngineError, Result};
 use crate::message::Message;
@@ -55,6 +57,25 @@ pub trait Exchange: Send + Sync {
     /// # Errors
     /// When the other member cannot be reached.
     fn inlet(&self, channel: Channel, from: MemberId, slot: Arc<Notify>) -> Result<Box<dyn Inlet>>;
+}
+
+/// A conversation of two workers: words in both directions, until one side drops its end.
+pub struct Talk {
+    pub with: MemberId,
+    /// What the one who began it says it is about.
+    pub about: Bytes,
+    pub to: mpsc::UnboundedSender<Bytes>,
+    pub from: mpsc::UnboundedReceiver<Bytes>,
+}
+
+/// The way from one worker to the others.
+#[async_trait]
+pub trait Net: Exchange {
+    /// Begins a conversation.
+    ///
+    /// # Errors
+    /// Of kind `Retry`, when the worker cannot be reached.
+    async fn talk(&self, with: MemberId, about: Bytes) -> Result<Talk>;
 }
 
 /// The receiving end.
