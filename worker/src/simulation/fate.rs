@@ -18,6 +18,7 @@ use tokio::time::{Instant, sleep};
 use super::broker::Broker;
 use super::check::{Came, check};
 use super::job::{self, Query, Row};
+use super::net::Board;
 use super::trace::Trace;
 use super::wire;
 use super::world::{Bugs, Mode, Running, VirtualClock, World};
@@ -94,6 +95,7 @@ impl Fate {
         let goes_back = rng.random_ratio(1, 5);
         let slots = rng.random_range(1..=2);
         let most_members = rng.random_range(1..=3);
+        let workers = rng.random_ratio(1, 3).then(|| rng.random_range(2..=3));
         let splits = rng.random_range(1..=3);
         let input = job::rows(&mut rng, splits);
         let job = job::job(query, mode != Mode::Continuous);
@@ -123,6 +125,8 @@ impl Fate {
             mode,
             slots,
             most_members,
+            workers,
+            board: Board::new(seed ^ 7, Duration::from_millis(rng.random_range(1..30))),
             interval: Duration::from_millis(rng.random_range(30..400)),
             bugs,
             trace: Trace::new(told),
@@ -154,11 +158,14 @@ impl Fate {
 
     fn about(&self) -> String {
         format!(
-            "seed {}: {:?}, {:?}, up to {} members with {} slots, interval {:?}, {} rows{}",
+            "seed {}: {:?}, {:?}, {} with {} slots, interval {:?}, {} rows{}",
             self.seed,
             self.query,
             self.world.mode,
-            self.world.most_members,
+            match self.world.workers {
+                Some(n) => format!("{n} workers"),
+                None => format!("up to {} members", self.world.most_members),
+            },
             self.world.slots,
             self.world.interval,
             self.input.len(),
@@ -169,7 +176,7 @@ impl Fate {
     async fn run(&mut self) -> Result<Came, String> {
         self.world.create_log().await;
         self.let_rows_arrive();
-        self.start();
+        self.start_missing();
         let blows = if self.goes_back { 6..20 } else { 3..12 };
         for _ in 0..self.rng.random_range(blows) {
             let pause = self.rng.random_range(5..500);
@@ -188,9 +195,7 @@ impl Fate {
             if began.elapsed() > PATIENCE {
                 return Err("stuck: the job does not come to its end in peace".to_owned());
             }
-            if !self.running.iter().any(|r| r.process.is_running()) {
-                self.start();
-            }
+            self.start_missing();
             if self.world.mode == Mode::Periodic && *self.world.closed.lock() {
                 self.stop_what_never_ends();
             }
@@ -270,10 +275,34 @@ impl Fate {
     fn start(&mut self) {
         self.started += 1;
         let volume = self.volume();
+        let member = self.missing().first().copied();
+        // All are there: another process of one of them, as when a node is taken for lost.
+        let any = self.world.workers.map(|n| self.rng.random_range(0..n));
+        let member = member.unwrap_or(MemberId::new(any.unwrap_or(0)));
+        let seed = self.rng.random();
         let running = self
             .world
-            .start(self.started, self.rng.random(), volume, self.store_faults);
+            .start(self.started, member, seed, volume, self.store_faults);
         self.running.push(running);
+    }
+
+    /// Workers without a process at work.
+    fn missing(&self) -> Vec<MemberId> {
+        let all = (0..self.world.workers.unwrap_or(0)).map(MemberId::new);
+        let there = |id: &MemberId| {
+            let mut running = self.running.iter();
+            running.any(|r| r.member == *id && r.process.is_running())
+        };
+        all.filter(|id| !there(id)).collect()
+    }
+
+    /// A process at least; all of them where several run the job together.
+    fn start_missing(&mut self) {
+        let missing = match self.world.workers {
+            Some(_) => self.missing().len(),
+            None => usize::from(!self.running.iter().any(|r| r.process.is_running())),
+        };
+        (0..missing).for_each(|_| self.start());
     }
 
     /// Takes away processes that ended or died by themselves; whether the job has come to its end.
@@ -328,7 +357,10 @@ impl Fate {
             }
         }
         if again > 0 && !over {
-            self.start();
+            match self.world.workers {
+                Some(_) => self.start_missing(),
+                None => self.start(),
+            }
         }
         Ok(over)
     }
@@ -421,6 +453,18 @@ impl Fate {
                     stores.iter().for_each(|s| s.set_away(false));
                 });
             }
+            92..94 if self.world.workers.is_some() => {
+                let by = Duration::from_millis(self.rng.random_range(50..4000));
+                let all = self.world.workers.unwrap_or(2);
+                let a = self.rng.random_range(0..all);
+                let b = (a + self.rng.random_range(1..all)) % all;
+                let board = self.world.board.clone();
+                board.cut(MemberId::new(a), MemberId::new(b));
+                tokio::spawn(async move {
+                    sleep(by).await;
+                    board.mend();
+                });
+            }
             _ => {
                 let by = Duration::from_millis(self.rng.random_range(50..1500));
                 let wire = self.world.wire.clone();
@@ -431,7 +475,11 @@ impl Fate {
                 });
             }
         }
-        if self.pick(true).is_none() && self.running.len() < 5 {
+        let fewer = match self.world.workers {
+            Some(_) => !self.missing().is_empty() && self.rng.random_ratio(2, 3),
+            None => self.pick(true).is_none(),
+        };
+        if fewer && self.running.len() < 5 {
             let pause = self.rng.random_range(0..200);
             sleep(Duration::from_millis(pause)).await;
             self.start();
@@ -495,6 +543,7 @@ impl Fate {
             ..wire::Faults::default()
         };
         self.store_faults = calm;
+        self.world.board.mend();
         for at in (0..self.running.len()).rev() {
             self.running[at].store.set_faults(calm);
             self.running[at].store.set_away(false);

@@ -14,6 +14,7 @@ mod broker;
 mod check;
 mod fate;
 mod job;
+mod net;
 mod sink;
 mod store;
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use parking_lot::Mutex;
 use penstock_checkpoint::Switches;
 use penstock_checkpoint::gc::Retention;
@@ -22,18 +23,24 @@ use tokio::time::Instant;
 
 use super::broker::{Broker, Lapse};
 use super::job::{GROUPS, Job};
+use super::net::Board;
 use super::sink::BrokerSink;
 use super::store::Traced;
 use super::trace::Trace;
 use super::wire::{self, Wire};
 use crate::clock::{Clock, Millis};
 use crate::coordinator::progress::Progress;
-use crate::coordinator::{Asked, Outcome, Settings, Trigger};
+use crate::coordinator::{Adopts, Asked, Outcome, Settings, Trigger};
 use crate::error::{EngineError, Result};
+use crate::job::connectors::LogFacts;
+use crate::job::workers::{Ground, Post, Worker};
 use crate::job::{
-    Assembly, SlotThreads, assemble, connectors, cut_short, one_after_another, state_fingerprint,
+    Assembly, Connected, Held, Nonces, SlotThreads, Team, Works, WorksParts, assemble, connectors,
+    cut_short, one_after_another, state_fingerprint,
 };
 use crate::member::storage;
+use crate::member::team::Line;
+use crate::network::Exchange;
 use crate::network::hub::Hub;
 use crate::planted::Bug;
 use crate::process::simulated::Process;
@@ -102,6 +109,9 @@ pub(super) struct World {
     pub slots: usize,
     /// A generation has one to so many, all in its process.
     pub most_members: usize,
+    /// So many processes run the job together, each as a worker of its own; otherwise they are each other's rivals.
+    pub workers: Option<u32>,
+    pub board: Board,
     pub interval: Duration,
     pub bugs: Bugs,
     pub trace: Trace,
@@ -122,6 +132,8 @@ pub(super) struct World {
 /// A process at work, or what became of it.
 pub(super) struct Running {
     pub number: u64,
+    /// Which worker it is, if it is one of several.
+    pub member: MemberId,
     /// It began when no more rows would come.
     pub drains: bool,
     pub process: Process,
@@ -172,6 +184,7 @@ impl World {
     pub(super) fn start(
         self: &Arc<Self>,
         number: u64,
+        member: MemberId,
         seed: u64,
         volume: MemoryVolume,
         faults: store::Faults,
@@ -193,8 +206,13 @@ impl World {
                 process: number,
             };
             let store = self.store_over(Arc::new(objects));
+            let post = self
+                .workers
+                .map(|all| self.board.join(member, all, &process));
             async move {
-                let served = world.clone().serve(number, seed, store, volume, stopping);
+                let served = world
+                    .clone()
+                    .serve(number, seed, store, volume, stopping, post);
                 let outcome = served.await;
                 let said = match &outcome {
                     Ok(outcome) => format!("{outcome:?}"),
@@ -207,6 +225,7 @@ impl World {
         tokio::spawn(process.gate(work));
         Running {
             number,
+            member,
             drains: *self.closed.lock(),
             process,
             volume,
@@ -223,8 +242,8 @@ impl World {
         store: CheckpointStore,
         volume: MemoryVolume,
         stop: watch::Receiver<bool>,
+        post: Option<Post>,
     ) -> Result<Outcome> {
-        let mut rng = StdRng::seed_from_u64(seed ^ 2);
         let progress = Arc::new(Progress::default());
         let wire = Wire {
             broker: self.broker.clone(),
@@ -241,117 +260,32 @@ impl World {
             },
             Mode::Periodic | Mode::Available => Trigger::AvailableNow { drain },
         };
-        let clones = (store, volume, wire, progress.clone(), stop.clone());
-        let ended = one_after_another(&stop, &progress, || {
-            let (seed, world) = (rng.random::<u64>(), self.clone());
-            let (store, volume, wire, progress, stop) = clones.clone();
-            async move {
-                world
-                    .generation(seed, trigger, store, volume, wire, progress, stop)
-                    .await
+        let machine = Arc::new(Machine {
+            world: self,
+            rng: Mutex::new(StdRng::seed_from_u64(seed ^ 2)),
+            trigger,
+            store,
+            volume,
+            wire,
+            progress: progress.clone(),
+            stop: stop.clone(),
+        });
+        let worker = post.map(|post| {
+            let ground: Arc<dyn Ground> = machine.clone();
+            Worker::new(post, ground, progress.clone(), stop.clone())
+        });
+        let ended = one_after_another(&stop, &progress, || async {
+            match &worker {
+                Some(worker) => worker.run().await,
+                None => machine.generation().await,
             }
         });
-        Ok(ended.await?.unwrap_or_else(|| cut_short(&progress)))
-    }
-
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "everything that a process has, and a generation is given"
-    )]
-    async fn generation(
-        &self,
-        seed: u64,
-        trigger: Trigger,
-        store: CheckpointStore,
-        volume: MemoryVolume,
-        wire: Wire,
-        progress: Arc<Progress>,
-        stop: watch::Receiver<bool>,
-    ) -> Result<Outcome> {
-        let log = JobLog::open(store, self.log_options(seed))
-            .await
-            .map_err(storage)?
-            .ok_or_else(|| EngineError::fail("PR0405", "log", "its folder holds no record"))?;
-        let Job { spec, plan } = &self.job;
-        let sinks: Vec<(String, u16)> = spec
-            .spec
-            .sinks
-            .iter()
-            .map(|s| (s.name.clone(), s.shards as u16))
-            .collect();
-        let mut connected = connectors::connect_by(
-            spec,
-            plan,
-            |_, _| Ok(Arc::new(self.source.clone())),
-            |spec, plan| Ok(self.sink(spec, plan, &wire)),
-        )?;
-        for source in &mut connected.infos {
-            source.discover_every = self.interval * 2;
+        let ended = ended.await;
+        let ended = ended.map(|ended| ended.unwrap_or_else(|| cut_short(&progress)));
+        if let Some(worker) = &worker {
+            worker.tell_end(&ended).await;
         }
-        // As many as this generation has: what one had may be another's now.
-        let members = StdRng::seed_from_u64(seed ^ 6).random_range(1..=self.most_members);
-        let state = |number: usize| {
-            let mut lag = StdRng::seed_from_u64(seed ^ 4 ^ (number as u64) << 8);
-            let options = StateOptions {
-                dir: None,
-                total_groups: GROUPS,
-                log_id: self.log_id.to_string(),
-                schema_fingerprint: state_fingerprint(plan),
-                nonce: seed ^ number as u64,
-                budget: Budget::new(64 << 20),
-                stateful: true,
-                planted: self.bugs.state,
-            };
-            let lag = Box::new(move || lag.random_ratio(1, 3));
-            let state = StateWorker::simulated(options, volume.of(number), lag)?;
-            Ok((MemberId::new(number as u32), state))
-        };
-        let states = (0..members).map(state).collect::<Result<Vec<_>>>()?;
-        let mut nonces = SeededEntropy::new(seed ^ 5);
-        let settings = Settings {
-            job: "simulated".to_owned(),
-            trigger,
-            interval: self.interval,
-            retention: Retention {
-                epochs: 3,
-                duration: Duration::from_secs(1),
-            },
-            plan_hash: plan.plan_hash.clone(),
-            members: states.iter().map(|(id, _)| *id).collect(),
-            slots: self.slots,
-            sinks,
-            key_groups: GROUPS,
-            base_epochs: self.base_epochs,
-            epoch_bytes: 1 << 20,
-            accept_loss: Vec::new(),
-            release: None,
-            adopts: None,
-            go_back: None,
-            asked: Asked::nothing(),
-        };
-        assemble(Assembly {
-            settings,
-            log,
-            graph: Arc::new(plan.graph.clone()),
-            connected,
-            states,
-            lines: BTreeMap::new(),
-            exchange: Arc::new(Hub::default()),
-            clock: Arc::new(self.clock),
-            threads: SlotThreads::Shared,
-            at_once: true,
-            early_bytes: 16 << 20,
-            held: None,
-            nonces: Box::new(move || {
-                let mut own = SeededEntropy::new(u64::from_le_bytes(
-                    nonces.bytes16()[..8].try_into().unwrap(),
-                ));
-                Box::new(move || Nonce::from_bytes(own.bytes16()))
-            }),
-            stop,
-            progress,
-        })
-        .await
+        ended
     }
 
     fn sink(&self, spec: &SinkSpec, plan: Option<&SinkPlan>, wire: &Wire) -> SinkRef {
@@ -381,5 +315,210 @@ impl World {
             log_id: self.log_id.to_string(),
             wire: wire.clone(),
         })
+    }
+}
+
+/// What a process has of its world.
+struct Machine {
+    world: Arc<World>,
+    /// Draws the seed of each generation.
+    rng: Mutex<StdRng>,
+    trigger: Trigger,
+    store: CheckpointStore,
+    volume: MemoryVolume,
+    wire: Wire,
+    progress: Arc<Progress>,
+    stop: watch::Receiver<bool>,
+}
+
+impl Machine {
+    fn seed(&self) -> u64 {
+        self.rng.lock().random()
+    }
+
+    async fn open(&self, seed: u64) -> Result<JobLog> {
+        JobLog::open(self.store.clone(), self.world.log_options(seed))
+            .await
+            .map_err(storage)?
+            .ok_or_else(|| EngineError::fail("PR0405", "log", "its folder holds no record"))
+    }
+
+    fn connect(&self) -> Result<Connected> {
+        let world = &self.world;
+        let Job { spec, plan } = &world.job;
+        let mut connected = connectors::connect_by(
+            spec,
+            plan,
+            |_, _| Ok(Arc::new(world.source.clone())),
+            |spec, plan| Ok(world.sink(spec, plan, &self.wire)),
+        )?;
+        for source in &mut connected.infos {
+            source.discover_every = world.interval * 2;
+        }
+        Ok(connected)
+    }
+
+    fn state(&self, number: usize, seed: u64) -> Result<StateWorker> {
+        let mut lag = StdRng::seed_from_u64(seed ^ 4 ^ (number as u64) << 8);
+        let options = StateOptions {
+            dir: None,
+            total_groups: GROUPS,
+            log_id: self.world.log_id.to_string(),
+            schema_fingerprint: state_fingerprint(&self.world.job.plan),
+            nonce: seed ^ number as u64,
+            budget: Budget::new(64 << 20),
+            stateful: true,
+            planted: self.world.bugs.state,
+        };
+        let lag = Box::new(move || lag.random_ratio(1, 3));
+        StateWorker::simulated(options, self.volume.of(number), lag)
+    }
+
+    /// One generation with all its members in this process.
+    async fn generation(&self) -> Result<Outcome> {
+        let seed = self.seed();
+        // As many as this generation has: what one had may be another's now.
+        let members = StdRng::seed_from_u64(seed ^ 6).random_range(1..=self.world.most_members);
+        let state = |number: usize| {
+            let id = MemberId::new(number as u32);
+            Ok((id, self.state(number, seed)?))
+        };
+        let states = (0..members).map(state).collect::<Result<Vec<_>>>()?;
+        let log = self.open(seed).await?;
+        self.assemble(
+            log,
+            seed,
+            states,
+            BTreeMap::new(),
+            Arc::new(Hub::default()),
+            None,
+        )
+        .await
+    }
+
+    async fn assemble(
+        &self,
+        log: JobLog,
+        seed: u64,
+        states: Vec<(MemberId, StateWorker)>,
+        lines: BTreeMap<MemberId, Line>,
+        exchange: Arc<dyn Exchange>,
+        held: Held,
+    ) -> Result<Outcome> {
+        let world = &self.world;
+        let Job { spec, plan } = &world.job;
+        let sinks = spec.spec.sinks.iter();
+        let ids = states.iter().map(|(id, _)| *id);
+        let mut members: Vec<MemberId> = ids.chain(lines.keys().copied()).collect();
+        members.sort_unstable();
+        let settings = Settings {
+            job: "simulated".to_owned(),
+            trigger: self.trigger,
+            interval: world.interval,
+            retention: Retention {
+                epochs: 3,
+                duration: Duration::from_secs(1),
+            },
+            plan_hash: plan.plan_hash.clone(),
+            members,
+            slots: world.slots,
+            sinks: sinks.map(|s| (s.name.clone(), s.shards as u16)).collect(),
+            key_groups: GROUPS,
+            base_epochs: world.base_epochs,
+            epoch_bytes: 1 << 20,
+            accept_loss: Vec::new(),
+            release: None,
+            adopts: None,
+            go_back: None,
+            asked: Asked::nothing(),
+        };
+        let mut seeds = SeededEntropy::new(seed ^ 5);
+        assemble(Assembly {
+            settings,
+            log,
+            graph: Arc::new(plan.graph.clone()),
+            connected: self.connect()?,
+            states,
+            lines,
+            exchange,
+            clock: Arc::new(world.clock),
+            threads: SlotThreads::Shared,
+            at_once: true,
+            early_bytes: EARLY_BYTES,
+            held,
+            nonces: Box::new(move || {
+                let seed = u64::from_le_bytes(seeds.bytes16()[..8].try_into().unwrap());
+                nonces(seed)
+            }),
+            stop: self.stop.clone(),
+            progress: self.progress.clone(),
+        })
+        .await
+    }
+}
+
+const EARLY_BYTES: usize = 16 << 20;
+
+fn nonces(seed: u64) -> Nonces {
+    let mut own = SeededEntropy::new(seed);
+    Box::new(move || Nonce::from_bytes(own.bytes16()))
+}
+
+#[async_trait]
+impl Ground for Machine {
+    fn plan_hash(&self) -> &str {
+        &self.world.job.plan.plan_hash
+    }
+
+    fn facts(&self, log: &JobLog) -> LogFacts {
+        LogFacts::of(&self.world.job.spec, log.fold())
+    }
+
+    async fn log(&self) -> Result<(JobLog, Option<Adopts>)> {
+        let seed = self.seed();
+        Ok((self.open(seed).await?, None))
+    }
+
+    async fn lead(&self, log: JobLog, _: Option<Adopts>, team: Team) -> Result<Outcome> {
+        let Team::Workers {
+            me,
+            lines,
+            exchange,
+            held,
+        } = team
+        else {
+            unreachable!("workers are processes of their own")
+        };
+        let seed = self.seed();
+        let states = vec![(me, self.state(0, seed)?)];
+        self.assemble(log, seed, states, lines, exchange, held)
+            .await
+    }
+
+    fn member(
+        &self,
+        me: MemberId,
+        log: LogFacts,
+        exchange: Arc<dyn Exchange>,
+        held: Held,
+    ) -> Result<Line> {
+        let seed = self.seed();
+        let connected = self.connect()?;
+        let works = Works::new(WorksParts {
+            log: log.id,
+            store: self.store.clone(),
+            key_groups: GROUPS,
+            graph: Arc::new(self.world.job.plan.graph.clone()),
+            sources: connected.sources,
+            sinks: connected.sinks,
+            exchange,
+            clock: Arc::new(self.world.clock),
+            slots: self.world.slots,
+            threads: SlotThreads::Shared,
+            at_once: true,
+            early_bytes: EARLY_BYTES,
+            held,
+        });
+        Ok(works.member(me, self.state(0, seed)?, nonces(seed ^ 5)).0)
     }
 }
