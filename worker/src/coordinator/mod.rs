@@ -8,7 +8,7 @@ use std::time::Duration;
 use penstock_checkpoint::collect::Collector;
 use penstock_checkpoint::decide::Wish;
 use penstock_checkpoint::gc::Retention;
-use penstock_checkpoint::ids::{Epoch, Generation, MemberId, OperatorUid, SinkName, SourceName};
+use penstock_checkpoint::ids::{Epoch, Generation, OperatorUid, SinkName, SourceName};
 use penstock_checkpoint::log::JobLog;
 use penstock_checkpoint::record::{
     Assignment as LogAssignment, Claim, ClaimKind, Position as LogPosition, SplitState, StopReason,
@@ -24,6 +24,7 @@ use crate::member::protocol::{FromMember, Start, ToMember};
 use crate::member::seat::Seat;
 use crate::member::storage;
 use crate::message::EventTime;
+use crate::network::Peer;
 use crate::planted::{Bug, planted};
 use crate::sources::{Position, SourceEnumerator, SplitId, SplitRange};
 use crate::task::Assignment;
@@ -102,7 +103,7 @@ pub struct Settings {
     pub retention: Retention,
     pub plan_hash: String,
     /// Who takes part, by their places.
-    pub members: Vec<MemberId>,
+    pub members: Vec<Peer>,
     /// Slots of each.
     pub slots: usize,
     /// By index.
@@ -368,7 +369,7 @@ impl Coordinator {
                 restore_epoch: Epoch::ZERO,
                 handover_from: None,
                 plan_hash: settings.plan_hash.clone(),
-                members: settings.members.clone(),
+                members: settings.members.iter().map(|p| p.id).collect(),
                 assignment: assignment(settings),
                 by: settings.adopts.as_ref().map(|a| a.by.clone()),
                 version: settings.release.as_ref().map(|r| r.version.clone()),
@@ -603,7 +604,7 @@ fn assignment(settings: &Settings) -> LogAssignment {
         members: settings.members.len(),
         slots: settings.slots,
     };
-    let group = |group| settings.members[seat.of_group(group, settings.key_groups)];
+    let group = |group| settings.members[seat.of_group(group, settings.key_groups)].id;
     LogAssignment {
         key_groups: (0..settings.key_groups).map(group).collect(),
         splits: BTreeMap::new(),
@@ -614,7 +615,7 @@ fn assignment(settings: &Settings) -> LogAssignment {
                 (
                     SinkName::new(name.clone()),
                     (0..*shards)
-                        .map(|shard| settings.members[seat.of_shard(shard, *shards)])
+                        .map(|shard| settings.members[seat.of_shard(shard, *shards)].id)
                         .collect(),
                 )
             })

@@ -22,8 +22,8 @@ use crate::coordinator::progress::Progress;
 use crate::coordinator::{Adopts, Outcome};
 use crate::error::{EngineError, Result};
 use crate::member::team::Line;
-use crate::network::Exchange;
 use crate::network::flight::{Address, Flight, Manner};
+use crate::network::{Exchange, Peer};
 
 /// Which worker this is, among which.
 #[derive(Debug, Clone)]
@@ -45,11 +45,17 @@ impl Place {
             let object = format!("worker {me}");
             EngineError::fail("PR0320", object, format!("cannot listen: {e}"))
         };
-        let (flight, talks) = Flight::listen(me, &all[&me], Manner::default()).map_err(cannot)?;
+        let process = u64::from_le_bytes(
+            SystemEntropy.bytes16()[..8]
+                .try_into()
+                .expect("eight of sixteen bytes"),
+        );
+        let peer = Peer { id: me, process };
+        let listening = Flight::listen(peer, &all[&me], Manner::default());
+        let (flight, talks) = listening.map_err(cannot)?;
         let ids = all.keys().copied().collect();
         flight.know(all);
         Ok(Post {
-            me,
             all: ids,
             net: Arc::new(flight),
             talks,

@@ -32,8 +32,8 @@ use crate::fault;
 use crate::member::seat::Seat;
 use crate::member::team::{self, Line};
 use crate::member::{Member, storage};
-use crate::network::Exchange;
 use crate::network::hub::Hub;
+use crate::network::{Exchange, Peer};
 use crate::process;
 use crate::sinks::{Guarantee, SinkRef};
 use crate::state::{Budget, Planted, StateOptions, StateWorker};
@@ -595,21 +595,21 @@ pub(crate) enum Team {
     Here(usize),
     /// One in each worker.
     Workers {
-        me: MemberId,
+        me: Peer,
         /// To the others.
-        lines: BTreeMap<MemberId, Line>,
+        lines: BTreeMap<Peer, Line>,
         exchange: Arc<dyn Exchange>,
         held: Held,
     },
 }
 
 impl Team {
-    fn ids(&self) -> Vec<MemberId> {
-        let number = |n| MemberId::new(u32::try_from(n).unwrap_or(u32::MAX));
+    fn members(&self) -> Vec<Peer> {
+        let number = |n| Peer::here(MemberId::new(u32::try_from(n).unwrap_or(u32::MAX)));
         match self {
             Self::Here(members) => (0..*members).map(number).collect(),
             Self::Workers { me, lines, .. } => {
-                let mut ids: Vec<MemberId> = lines.keys().copied().collect();
+                let mut ids: Vec<Peer> = lines.keys().copied().collect();
                 ids.push(*me);
                 ids.sort_unstable();
                 ids
@@ -618,9 +618,9 @@ impl Team {
     }
 
     /// Those of this process.
-    fn own(&self) -> Vec<MemberId> {
+    fn own(&self) -> Vec<Peer> {
         match self {
-            Self::Here(_) => self.ids(),
+            Self::Here(_) => self.members(),
             Self::Workers { me, .. } => vec![*me],
         }
     }
@@ -659,15 +659,15 @@ async fn serve(
         .collect();
     let own = team.own();
     let memory_of_each = memory / own.len();
-    let volume = |id: &MemberId| {
+    let volume = |peer: &Peer| {
         let options = Volume {
-            id: *id,
+            id: peer.id,
             dir: state.as_deref(),
             key_groups,
             log: log.fold().log(),
             memory: memory_of_each,
         };
-        Ok((*id, options.open(plan)?))
+        Ok((*peer, options.open(plan)?))
     };
     let states = own.iter().map(volume).collect::<Result<Vec<_>>>()?;
     let spec = &job.spec.checkpoint;
@@ -680,7 +680,7 @@ async fn serve(
             duration: spec.retention.duration.into(),
         },
         plan_hash: plan.plan_hash.clone(),
-        members: team.ids(),
+        members: team.members(),
         slots,
         sinks,
         key_groups,
@@ -770,9 +770,9 @@ pub(crate) struct Assembly {
     pub graph: Arc<StreamGraph>,
     pub connected: Connected,
     /// Of each member in this process.
-    pub states: Vec<(MemberId, StateWorker)>,
+    pub states: Vec<(Peer, StateWorker)>,
     /// To the members elsewhere.
-    pub lines: BTreeMap<MemberId, Line>,
+    pub lines: BTreeMap<Peer, Line>,
     pub exchange: Arc<dyn Exchange>,
     pub clock: Arc<dyn Clock>,
     pub threads: SlotThreads,
@@ -823,9 +823,9 @@ pub(crate) async fn assemble(assembly: Assembly) -> Result<Outcome> {
         held,
     });
     let mut members = Vec::new();
-    for (id, state) in states {
-        let (line, member) = works.member(id, state, nonces());
-        lines.insert(id, line);
+    for (peer, state) in states {
+        let (line, member) = works.member(peer.id, state, nonces());
+        lines.insert(peer, line);
         members.push(member);
     }
     let (to_team, team_inbox) = mpsc::unbounded_channel();

@@ -30,7 +30,7 @@ use crate::error::{EngineError, ErrorKind, Result};
 use crate::member::protocol::FromMember;
 use crate::member::remote::{self, Answer, LEASE, LOST, decode, encode};
 use crate::member::team::Line;
-use crate::network::{Exchange, Net, Talk};
+use crate::network::{Exchange, Net, Peer, Talk};
 use crate::process;
 
 /// How long a first coordinator waits for the others to come up, and a later one for a worker that is started again.
@@ -62,9 +62,8 @@ pub(crate) trait Ground: Send + Sync {
     ) -> Result<Line>;
 }
 
-/// Which worker this is, among which, and how it reaches them.
+/// Among which workers this one is, and how it reaches them.
 pub(crate) struct Post {
-    pub me: MemberId,
     pub all: Vec<MemberId>,
     pub net: Arc<dyn Net>,
     /// Conversations that others begin.
@@ -87,6 +86,9 @@ enum About {
 /// What a member must know before its first message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Membership {
+    from: Peer,
+    /// To whom it is said; another process that is this worker now refuses.
+    to: Peer,
     generation: Generation,
     log: LogId,
     /// Of the coordinator; a worker that has another one does not take part.
@@ -98,32 +100,32 @@ struct Membership {
 /// How the job came to its end: its outcome, or code, object and words of what nobody here mends.
 type Ended = std::result::Result<Outcome, (String, String, String)>;
 
-/// Whom a worker has heard of as the coordinator within three leases.
+/// What a worker says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Seen {
-    coordinator: Option<MemberId>,
+    who: Peer,
+    /// Of whom it has heard as the coordinator within three leases.
+    coordinator: Option<Peer>,
 }
+
+/// What the others say of who coordinates, those that answer.
+type Others = BTreeMap<Peer, Option<Peer>>;
 
 /// Whether a worker may claim the job: no worker hears of a coordinator but of this one, and of the members of the last claim a
 /// majority says so, itself counted, or none of them answers and it is silent for three leases.
-fn may_lead(
-    me: MemberId,
-    last: &[MemberId],
-    seen: &BTreeMap<MemberId, Seen>,
-    silent: Duration,
-) -> bool {
-    let free = |s: &Seen| s.coordinator.is_none_or(|c| c == me);
-    if !seen.values().all(free) {
+fn may_lead(me: Peer, last: &[MemberId], others: &Others, silent: Duration) -> bool {
+    if !others.values().all(|c| c.is_none_or(|c| c == me)) {
         return false;
     }
-    let answer = last.iter().filter(|m| **m == me || seen.contains_key(m));
-    let others = last.iter().any(|m| *m != me && seen.contains_key(m));
-    2 * answer.count() > last.len() || last.is_empty() || !others && silent >= LEASE * LOST
+    let answers = |m: &MemberId| others.keys().any(|o| o.id == *m);
+    let say = last.iter().filter(|m| **m == me.id || answers(m)).count();
+    let any = last.iter().any(|m| *m != me.id && answers(m));
+    2 * say > last.len() || last.is_empty() || !any && silent >= LEASE * LOST
 }
 
 /// A worker, until the job ends, it is told to stop, or it cannot go on.
 pub(crate) struct Worker {
-    me: MemberId,
+    me: Peer,
     all: Vec<MemberId>,
     net: Arc<dyn Net>,
     ground: Arc<dyn Ground>,
@@ -135,7 +137,8 @@ pub(crate) struct Worker {
 
 /// What a worker's two halves tell each other.
 struct Shared {
-    heard: Mutex<Option<(MemberId, Instant)>>,
+    me: Peer,
+    heard: Mutex<Option<(Peer, Instant)>>,
     leads: Arc<watch::Sender<bool>>,
     /// The highest generation that was coordinated here or elsewhere, as far as this worker knows.
     newest: Mutex<Generation>,
@@ -147,11 +150,12 @@ struct Shared {
 }
 
 impl Shared {
-    fn seen(&self, me: MemberId) -> Seen {
+    fn seen(&self, me: Peer) -> Seen {
         let heard = *self.heard.lock();
         let recent = heard.filter(|(_, at)| at.elapsed() < LEASE * LOST);
         let leading = self.leads.borrow().then_some(me);
         Seen {
+            who: me,
             coordinator: leading.or(recent.map(|(who, _)| who)),
         }
     }
@@ -175,13 +179,14 @@ impl Worker {
         stop: watch::Receiver<bool>,
     ) -> Self {
         let Post {
-            me,
             all,
             net,
             talks,
             leads,
         } = post;
+        let me = net.me();
         let shared = Arc::new(Shared {
+            me,
             heard: Mutex::default(),
             leads,
             newest: Mutex::new(Generation::ZERO),
@@ -262,33 +267,36 @@ impl Worker {
     }
 
     fn others(&self) -> impl Iterator<Item = MemberId> {
-        let me = self.me;
+        let me = self.me.id;
         self.all.iter().copied().filter(move |other| *other != me)
     }
 
-    /// What the others see, those that answer.
-    async fn look(&self) -> BTreeMap<MemberId, Seen> {
-        let asked = self.others().map(|other| async move {
-            let seen = tokio::time::timeout(ASK, ask(&*self.net, other)).await;
-            Some((other, seen.ok()?.ok()?))
+    /// What the others see, those that answer; `None` where this worker is not what is found at its own address: a newer process
+    /// is, or nobody gets there.
+    async fn look(&self) -> Option<Others> {
+        let asked = self.all.iter().map(|other| async move {
+            let seen = tokio::time::timeout(ASK, ask(&*self.net, *other)).await;
+            seen.ok()?.ok()
         });
-        join_all(asked).await.into_iter().flatten().collect()
+        let seen = join_all(asked).await.into_iter().flatten();
+        let mut seen: Others = seen.map(|s| (s.who, s.coordinator)).collect();
+        seen.remove(&self.me).map(|_| seen)
     }
 
     /// One generation with this worker as its coordinator, where it may be.
     async fn lead(&self) -> Result<Led> {
         let mut superseded = self.shared.superseded.subscribe();
-        let Some(seen) = self.is_its_turn().await else {
+        let Some(others) = self.is_its_turn().await else {
             return Ok(Led::Not);
         };
         let coordinated = AtomicBool::new(false);
         tokio::select! {
-            led = self.coordinate(&seen, &coordinated) => led,
+            led = self.coordinate(&others, &coordinated) => led,
             _ = superseded.changed() => {
                 if !coordinated.load(Ordering::Relaxed) {
                     return Ok(Led::Not);
                 }
-                let object = format!("worker {}", self.me);
+                let object = self.me.to_string();
                 let text = "another worker coordinates a newer generation";
                 Err(EngineError::new(ErrorKind::Fenced, "PR0401", object, text))
             }
@@ -305,49 +313,46 @@ impl Worker {
 
     /// What the others see, unless one of them goes first: the first of those that are there. That two go is harmless, and costs a
     /// claim.
-    async fn is_its_turn(&self) -> Option<BTreeMap<MemberId, Seen>> {
-        let me = self.me;
-        let late = |seen: &BTreeMap<MemberId, Seen>| {
-            let rank = seen.keys().filter(|other| **other < me).count();
+    async fn is_its_turn(&self) -> Option<Others> {
+        let late = |others: &Others| {
+            let rank = others.keys().filter(|other| other.id < self.me.id).count();
             let turn = LEASE * u32::try_from(rank).unwrap_or(u32::MAX);
             rank == 0 || self.silent() >= LEASE * LOST + turn
         };
-        let first = Instant::now();
-        let mut seen = self.look().await;
-        let until = (self.began + GATHER).max(first + GATHER_AGAIN);
-        while seen.len() + 1 < self.all.len() && Instant::now() < until && late(&seen) {
+        let until = (self.began + GATHER).max(Instant::now() + GATHER_AGAIN);
+        loop {
+            let others = self.look().await?;
+            if !late(&others) {
+                return None;
+            }
+            if others.len() + 1 >= self.all.len() || Instant::now() >= until {
+                return Some(others);
+            }
             tokio::time::sleep(LEASE / 8).await;
-            seen = self.look().await;
         }
-        late(&seen).then_some(seen)
     }
 
-    async fn coordinate(
-        &self,
-        seen: &BTreeMap<MemberId, Seen>,
-        coordinated: &AtomicBool,
-    ) -> Result<Led> {
+    async fn coordinate(&self, others: &Others, coordinated: &AtomicBool) -> Result<Led> {
         let me = self.me;
         let (log, adopts) = self.ground.log().await?;
         let last = log.fold().claim().map(|c| c.members.clone());
-        if !may_lead(me, &last.unwrap_or_default(), seen, self.silent()) {
+        if !may_lead(me, &last.unwrap_or_default(), others, self.silent()) {
             return Ok(Led::Not);
         }
         self.shared.leads.send_replace(true);
         let held = Arc::new(self.shared.volume.clone().lock_owned().await);
         let facts = self.ground.facts(&log);
-        let lines = seen
-            .keys()
-            .map(|member| (*member, self.line(*member, facts)));
-        let lines: BTreeMap<MemberId, Line> = lines.collect();
-        let absent: Vec<MemberId> = self.others().filter(|o| !seen.contains_key(o)).collect();
+        let lines = others.keys().map(|o| (*o, self.line(*o, facts)));
+        let lines: BTreeMap<Peer, Line> = lines.collect();
+        let answers = |id: &MemberId| others.keys().any(|o| o.id == *id);
+        let absent: Vec<MemberId> = self.others().filter(|o| !answers(o)).collect();
         let team = Team::Workers {
             me,
             lines,
             exchange: self.net.clone(),
             held: Some(held),
         };
-        tracing::info!(workers = seen.len() + 1, "coordinating");
+        tracing::info!(workers = others.len() + 1, "coordinating");
         coordinated.store(true, Ordering::Relaxed);
         tokio::select! {
             ended = self.ground.lead(log, adopts, team) => ended.map(Led::Ended),
@@ -370,21 +375,24 @@ impl Worker {
         }
     }
 
-    fn line(&self, member: MemberId, facts: LogFacts) -> Line {
+    fn line(&self, to: Peer, facts: LogFacts) -> Line {
         let (net, shared) = (self.net.clone(), self.shared.clone());
         let plan_hash = self.ground.plan_hash().to_owned();
-        remote::line(member, move |generation| async move {
+        remote::line(to.id, move |generation| async move {
             {
                 let mut newest = shared.newest.lock();
                 *newest = (*newest).max(generation);
             }
+            let from = shared.me;
             let about = About::Membership(Membership {
+                from,
+                to,
                 generation,
                 log: facts.id,
                 plan_hash,
                 markers: facts.markers,
             });
-            net.talk(member, encode(&about)?).await
+            net.talk(to.id, encode(&about)?).await
         })
     }
 }
@@ -416,7 +424,7 @@ async fn over(ended: &mut watch::Receiver<Option<Ended>>) -> Result<Outcome> {
 
 /// The half of a worker that answers the others.
 struct Host {
-    me: MemberId,
+    me: Peer,
     net: Arc<dyn Net>,
     ground: Arc<dyn Ground>,
     shared: Arc<Shared>,
@@ -437,10 +445,10 @@ impl Host {
                     let _ = talk.to.send(Bytes::new());
                 }
                 Ok(About::Membership(membership)) => {
-                    if !self.accepts(membership.generation) {
+                    if membership.to != self.me || !self.accepts(membership.generation) {
                         continue;
                     }
-                    *self.shared.heard.lock() = Some((talk.with, Instant::now()));
+                    *self.shared.heard.lock() = Some((membership.from, Instant::now()));
                     let (end, ending) = oneshot::channel();
                     // The one before, if it still runs, is over.
                     drop(running.replace(end));
@@ -483,7 +491,7 @@ impl Host {
 
     async fn member(&self, talk: &mut Talk, membership: Membership) -> Result<()> {
         if membership.plan_hash != self.ground.plan_hash() {
-            let object = format!("worker {}", self.me);
+            let object = self.me.to_string();
             let text = "it has another plan than the coordinator: the workers were started with different manifests";
             return Err(EngineError::retry("PR0320", object, text));
         }
@@ -494,9 +502,11 @@ impl Host {
             markers: membership.markers,
         };
         let exchange: Arc<dyn Exchange> = self.net.clone();
-        let line = self.ground.member(self.me, facts, exchange, Some(held))?;
+        let line = self
+            .ground
+            .member(self.me.id, facts, exchange, Some(held))?;
         let Line { to, mut from } = line;
-        let with = talk.with;
+        let with = membership.from;
         let beat = || *self.shared.heard.lock() = Some((with, Instant::now()));
         remote::attend(talk, &to, &mut from, beat).await
     }
@@ -510,11 +520,15 @@ mod tests {
         MemberId::new(n)
     }
 
-    fn seen(answers: &[(u32, Option<u32>)]) -> BTreeMap<MemberId, Seen> {
-        let one = |(n, coordinator): &(u32, Option<u32>)| {
-            let coordinator = coordinator.map(id);
-            (id(*n), Seen { coordinator })
-        };
+    fn peer(n: u32) -> Peer {
+        Peer {
+            id: id(n),
+            process: 7,
+        }
+    }
+
+    fn others(answers: &[(u32, Option<u32>)]) -> Others {
+        let one = |(n, coordinator): &(u32, Option<u32>)| (peer(*n), coordinator.map(peer));
         answers.iter().map(one).collect()
     }
 
@@ -522,44 +536,58 @@ mod tests {
 
     #[test]
     fn with_no_claim_yet_any_worker_may_lead() {
-        assert!(may_lead(id(2), &[], &seen(&[]), Duration::ZERO));
-        assert!(may_lead(id(2), &[], &seen(&[(0, None)]), Duration::ZERO));
+        assert!(may_lead(peer(2), &[], &others(&[]), Duration::ZERO));
+        assert!(may_lead(
+            peer(2),
+            &[],
+            &others(&[(0, None)]),
+            Duration::ZERO
+        ));
     }
 
     #[test]
     fn nobody_leads_while_another_hears_of_a_coordinator() {
         let last = [0, 1, 2].map(id);
-        assert!(!may_lead(id(1), &last, &seen(&[(2, Some(0))]), LONG));
-        assert!(!may_lead(id(1), &[], &seen(&[(2, Some(0))]), LONG));
-        let of_me = seen(&[(2, Some(1)), (0, None)]);
+        assert!(!may_lead(peer(1), &last, &others(&[(2, Some(0))]), LONG));
+        assert!(!may_lead(peer(1), &[], &others(&[(2, Some(0))]), LONG));
+        let of_me = others(&[(2, Some(1)), (0, None)]);
+        let before = Peer {
+            process: 6,
+            ..peer(1)
+        };
         assert!(
-            may_lead(id(1), &last, &of_me, Duration::ZERO),
+            may_lead(peer(1), &last, &of_me, Duration::ZERO),
             "it coordinated itself"
+        );
+        assert!(
+            !may_lead(before, &last, &of_me, LONG),
+            "a newer process of its does"
         );
     }
 
     #[test]
     fn a_majority_of_the_last_claims_members_must_miss_the_coordinator() {
         let last = [0, 1, 2].map(id);
-        assert!(may_lead(id(1), &last, &seen(&[(2, None)]), Duration::ZERO));
-        assert!(!may_lead(id(1), &last, &seen(&[]), Duration::ZERO));
-        assert!(
-            !may_lead(id(7), &last, &seen(&[(2, None)]), LONG),
-            "one of three"
-        );
         assert!(may_lead(
-            id(7),
+            peer(1),
             &last,
-            &seen(&[(1, None), (2, None)]),
+            &others(&[(2, None)]),
             Duration::ZERO
         ));
+        assert!(!may_lead(peer(1), &last, &others(&[]), Duration::ZERO));
+        assert!(
+            !may_lead(peer(7), &last, &others(&[(2, None)]), LONG),
+            "one of three"
+        );
+        let two = others(&[(1, None), (2, None)]);
+        assert!(may_lead(peer(7), &last, &two, Duration::ZERO));
     }
 
     #[test]
     fn where_no_member_answers_three_leases_are_enough() {
         let last = [0, 1, 2].map(id);
-        assert!(may_lead(id(1), &last, &seen(&[]), LEASE * LOST));
-        assert!(may_lead(id(7), &last, &seen(&[]), LEASE * LOST));
-        assert!(!may_lead(id(7), &last, &seen(&[]), LEASE));
+        assert!(may_lead(peer(1), &last, &others(&[]), LEASE * LOST));
+        assert!(may_lead(peer(7), &last, &others(&[]), LEASE * LOST));
+        assert!(!may_lead(peer(7), &last, &others(&[]), LEASE));
     }
 }

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use penstock_checkpoint::ids::{Epoch, Generation, KeyGroup, MemberId, Nonce};
+use penstock_checkpoint::ids::{Epoch, Generation, KeyGroup, Nonce};
 use penstock_checkpoint::record::{BaseFile, BaseRef, PackRef};
 use penstock_checkpoint::recovery::RestorePlan;
 
 use super::seat::Seat;
 use crate::error::EngineError;
 use crate::message::{Barrier, EventTime};
+use crate::network::Peer;
 use crate::sinks::Turn;
 use crate::sources::SplitId;
 use crate::task::{Assignment, DeadLetter, PlannedEpoch, SlotCounts, SplitProgress};
@@ -80,7 +81,7 @@ pub struct Start {
     /// Whom it is said to.
     pub seat: Seat,
     /// Who sits where.
-    pub members: Vec<MemberId>,
+    pub members: Vec<Peer>,
     pub generation: Generation,
     pub restore: Arc<RestorePlan>,
     /// Epochs that the restored one stands on, itself included, as ranges: a volume at one of them may be used.

@@ -30,8 +30,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::wire::{self, Decoder, Encoder, Pair};
 use super::{
-    CHANNEL_BATCHES, CHANNEL_BYTES, Channel, Exchange, Failing, Inlet, Net, Outlet, Shared, Talk,
-    wake,
+    CHANNEL_BATCHES, CHANNEL_BYTES, Channel, Exchange, Failing, Inlet, Net, Outlet, Peer, Shared,
+    Talk, wake,
 };
 use crate::error::{EngineError, Result};
 use crate::message::Message;
@@ -52,7 +52,9 @@ pub enum Address {
 #[derive(Debug, Serialize, Deserialize)]
 enum Opening {
     Exchange {
-        from: MemberId,
+        from: Peer,
+        /// It is refused by any other.
+        to: Peer,
         generation: u64,
         edge: usize,
     },
@@ -73,7 +75,7 @@ pub struct Manner {
 
 /// The connections of one worker.
 pub struct Flight {
-    me: MemberId,
+    me: Peer,
     manner: Manner,
     peers: Mutex<BTreeMap<MemberId, Address>>,
     clients: Mutex<BTreeMap<MemberId, FlightServiceClient<Connection>>>,
@@ -91,7 +93,7 @@ impl Flight {
     /// # Errors
     /// When the address cannot be bound.
     pub fn listen(
-        me: MemberId,
+        me: Peer,
         at: &Address,
         manner: Manner,
     ) -> io::Result<(Arc<Self>, mpsc::UnboundedReceiver<Talk>)> {
@@ -159,8 +161,8 @@ impl Flight {
     }
 
     /// The stream of an exchange to another worker; all its channels share it.
-    fn link(self: &Arc<Self>, channel: Channel, to: MemberId) -> Result<Arc<Link>> {
-        let key = (channel.generation, channel.edge, to);
+    fn link(self: &Arc<Self>, channel: Channel, to: Peer) -> Result<Arc<Link>> {
+        let key = (channel.generation, channel.edge, to.id);
         let mut links = self.links.lock();
         links.retain(|_, link| link.strong_count() > 0);
         if let Some(link) = links.get(&key).and_then(Weak::upgrade) {
@@ -169,7 +171,7 @@ impl Flight {
         let (frames, outgoing) = mpsc::unbounded_channel();
         let link = Arc::new(Link {
             generation: channel.generation,
-            with: to,
+            with: to.id,
             frames,
             credits: Mutex::default(),
             flight: Arc::downgrade(self),
@@ -177,10 +179,11 @@ impl Flight {
         links.insert(key, Arc::downgrade(&link));
         let opening = Opening::Exchange {
             from: self.me,
+            to,
             generation: channel.generation,
             edge: channel.edge,
         };
-        let client = self.client(to)?;
+        let client = self.client(to.id)?;
         let weak = Arc::downgrade(&link);
         tokio::spawn(async move {
             if let Err(text) = carry(client, &opening, outgoing, &weak).await
@@ -221,7 +224,8 @@ async fn carry(
 ) -> std::result::Result<(), String> {
     let first = opening_frame(opening);
     let frames = stream::once(async { first }).chain(unfolded(outgoing));
-    let begun = client.do_exchange(frames).await;
+    let begun = tokio::time::timeout(PATIENCE, client.do_exchange(frames)).await;
+    let begun = begun.map_err(|_| "no answer in time")?;
     let mut credits = begun.map_err(words)?.into_inner();
     loop {
         match credits.message().await {
@@ -240,12 +244,16 @@ async fn carry(
 
 #[async_trait]
 impl Net for Arc<Flight> {
+    fn me(&self) -> Peer {
+        self.me
+    }
+
     async fn talk(&self, with: MemberId, about: Bytes) -> Result<Talk> {
         let away = |e: Status| away(with, e.message());
         let mut client = self.client(with)?;
         let (to, outgoing) = mpsc::unbounded_channel();
         let opening = Opening::Talk {
-            from: self.me,
+            from: self.me.id,
             about: about.clone(),
         };
         let first = opening_frame(&opening);
@@ -267,7 +275,7 @@ impl Exchange for Arc<Flight> {
         *self.failing.lock() = Some((generation, failing));
     }
 
-    fn outlet(&self, channel: Channel, to: MemberId, slot: Arc<Notify>) -> Result<Box<dyn Outlet>> {
+    fn outlet(&self, channel: Channel, to: Peer, slot: Arc<Notify>) -> Result<Box<dyn Outlet>> {
         let link = self.link(channel, to)?;
         let pair = pair(channel);
         let credit = Arc::new(Credit {
@@ -284,7 +292,7 @@ impl Exchange for Arc<Flight> {
         }))
     }
 
-    fn inlet(&self, channel: Channel, _: MemberId, slot: Arc<Notify>) -> Result<Box<dyn Inlet>> {
+    fn inlet(&self, channel: Channel, _: Peer, slot: Arc<Notify>) -> Result<Box<dyn Inlet>> {
         let buffered = self.buffered(channel);
         // Nobody asks twice for the same end.
         let _ = buffered.shared.receiver.set(slot);
@@ -499,8 +507,13 @@ impl FlightService for Door {
                 let frames = frames_of(outgoing).map(Ok);
                 Ok(Response::new(frames.boxed()))
             }
+            Opening::Exchange { to, .. } if to != self.flight.me => {
+                let text = "another process is this worker now";
+                Err(Status::failed_precondition(text))
+            }
             Opening::Exchange {
                 from,
+                to: _,
                 generation,
                 edge,
             } => {
@@ -508,7 +521,7 @@ impl FlightService for Door {
                 let flight = self.flight.clone();
                 tokio::spawn(async move {
                     if let Err(text) = drain(&flight, generation, edge, incoming, to).await {
-                        flight.broke(generation, from, &text);
+                        flight.broke(generation, from.id, &text);
                     }
                 });
                 Ok(Response::new(unfolded(outgoing).map(Ok).boxed()))

@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use penstock_checkpoint::ids::MemberId;
 use tokio::sync::Notify;
 
-use super::{Channel, Exchange, Failing, Inlet, LocalInlet, LocalOutlet, Outlet, Shared};
+use super::{Channel, Exchange, Failing, Inlet, LocalInlet, LocalOutlet, Outlet, Peer, Shared};
 use crate::error::Result;
 
 /// Channels whose other end has not been asked for yet.
@@ -27,14 +26,14 @@ impl Exchange for Hub {
     /// A queue within the process does not break.
     fn begin(&self, _: u64, _: Failing) {}
 
-    fn outlet(&self, channel: Channel, _: MemberId, slot: Arc<Notify>) -> Result<Box<dyn Outlet>> {
+    fn outlet(&self, channel: Channel, _: Peer, slot: Arc<Notify>) -> Result<Box<dyn Outlet>> {
         let shared = self.end(channel);
         // Nobody asks twice for the same end.
         let _ = shared.sender.set(slot);
         Ok(Box::new(LocalOutlet(shared)))
     }
 
-    fn inlet(&self, channel: Channel, _: MemberId, slot: Arc<Notify>) -> Result<Box<dyn Inlet>> {
+    fn inlet(&self, channel: Channel, _: Peer, slot: Arc<Notify>) -> Result<Box<dyn Inlet>> {
         let shared = self.end(channel);
         let _ = shared.receiver.set(slot);
         Ok(Box::new(LocalInlet(shared)))

@@ -9,12 +9,14 @@ pub mod tls;
 mod wire;
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use penstock_checkpoint::ids::MemberId;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc};
 
 use crate::error::{EngineError, Result};
@@ -31,6 +33,27 @@ pub trait Outlet: Send {
     fn send(&mut self, message: Message);
     /// Whether another batch fits.
     fn has_room(&self) -> bool;
+}
+
+/// A worker of a job, as a process: one that is started again is another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Peer {
+    pub id: MemberId,
+    /// Drawn when it starts.
+    pub process: u64,
+}
+
+impl Peer {
+    /// Of members that share a process.
+    pub const fn here(id: MemberId) -> Self {
+        Self { id, process: 0 }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "worker {}", self.id)
+    }
 }
 
 /// A channel between subtasks of two members.
@@ -53,14 +76,15 @@ pub trait Exchange: Send + Sync {
     fn begin(&self, generation: u64, failing: Failing);
     /// # Errors
     /// When the other member cannot be reached.
-    fn outlet(&self, channel: Channel, to: MemberId, slot: Arc<Notify>) -> Result<Box<dyn Outlet>>;
+    fn outlet(&self, channel: Channel, to: Peer, slot: Arc<Notify>) -> Result<Box<dyn Outlet>>;
     /// # Errors
     /// When the other member cannot be reached.
-    fn inlet(&self, channel: Channel, from: MemberId, slot: Arc<Notify>) -> Result<Box<dyn Inlet>>;
+    fn inlet(&self, channel: Channel, from: Peer, slot: Arc<Notify>) -> Result<Box<dyn Inlet>>;
 }
 
 /// A conversation of two workers: words in both directions, until one side drops its end.
 pub struct Talk {
+    /// Who began it; to that one, whom it asked for.
     pub with: MemberId,
     /// What the one who began it says it is about.
     pub about: Bytes,
@@ -71,7 +95,9 @@ pub struct Talk {
 /// The way from one worker to the others.
 #[async_trait]
 pub trait Net: Exchange {
-    /// Begins a conversation.
+    /// This worker.
+    fn me(&self) -> Peer;
+    /// Begins a conversation with whichever process is that worker now.
     ///
     /// # Errors
     /// Of kind `Retry`, when the worker cannot be reached.

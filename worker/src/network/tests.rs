@@ -11,11 +11,11 @@ use tokio::sync::Notify;
 
 use super::flight::{Address, Flight, Manner};
 use super::hub::Hub;
-use super::{Channel, Exchange, Inlet, Outlet};
+use super::{Channel, Exchange, Inlet, Outlet, Peer};
 use crate::message::{Barrier, BarrierKind, Batch, EventTime, Lane, Message, RowKind};
 
-const FROM: MemberId = MemberId::new(0);
-const TO: MemberId = MemberId::new(1);
+const FROM: Peer = Peer::here(MemberId::new(0));
+const TO: Peer = Peer::here(MemberId::new(1));
 
 /// A way from one member to another.
 struct Way {
@@ -46,7 +46,7 @@ impl Way {
         let at = |name: &str| Address::Socket(folder.path().join(name));
         let listen = |me, name| Flight::listen(me, &at(name), manner).expect("listens").0;
         let (from, to) = (listen(FROM, "from"), listen(TO, "to"));
-        from.know(BTreeMap::from([(TO, at("to"))]));
+        from.know(BTreeMap::from([(TO.id, at("to"))]));
         Self {
             from: Arc::new(from),
             to: Arc::new(to),
@@ -250,7 +250,7 @@ async fn a_member_that_is_gone_breaks_the_generation_that_runs() {
     let folder = tempfile::tempdir().expect("a folder");
     let at = |name: &str| Address::Socket(folder.path().join(name));
     let (from, _talks) = Flight::listen(FROM, &at("from"), Manner::default()).expect("listens");
-    from.know(BTreeMap::from([(TO, at("to"))]));
+    from.know(BTreeMap::from([(TO.id, at("to"))]));
     let (told, mut failures) = tokio::sync::mpsc::unbounded_channel();
     from.begin(3, Box::new(move |e| drop(told.send(e))));
     let channel = |generation| Channel {
@@ -271,4 +271,26 @@ async fn a_member_that_is_gone_breaks_the_generation_that_runs() {
     assert_eq!(error.code, "PR0320");
     assert_eq!(error.kind, crate::error::ErrorKind::Retry);
     assert!(failures.try_recv().is_err(), "once");
+}
+
+#[tokio::test]
+async fn rows_for_a_process_that_was_replaced_reach_no_other() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| Address::Socket(folder.path().join(name));
+    let (from, _) = Flight::listen(FROM, &at("from"), Manner::default()).expect("listens");
+    let newer = Peer { process: 9, ..TO };
+    let (_to, _) = Flight::listen(newer, &at("to"), Manner::default()).expect("listens");
+    from.know(BTreeMap::from([(TO.id, at("to"))]));
+    let (told, mut failures) = tokio::sync::mpsc::unbounded_channel();
+    from.begin(1, Box::new(move |e| drop(told.send(e))));
+    let channel = Channel {
+        generation: 1,
+        edge: 0,
+        from: 0,
+        to: 1,
+    };
+    let _outlet = from.outlet(channel, TO, Arc::default()).expect("an outlet");
+    let told = tokio::time::timeout(Duration::from_secs(20), failures.recv()).await;
+    let error = told.expect("it is told").expect("of an error");
+    assert!(error.message.contains("another process"), "{error}");
 }

@@ -286,12 +286,13 @@ impl Fate {
         self.running.push(running);
     }
 
-    /// Workers without a process at work.
+    /// Workers whose newest process is not at work.
     fn missing(&self) -> Vec<MemberId> {
         let all = (0..self.world.workers.unwrap_or(0)).map(MemberId::new);
         let there = |id: &MemberId| {
-            let mut running = self.running.iter();
-            running.any(|r| r.member == *id && r.process.is_running())
+            let of = self.running.iter().filter(|r| r.member == *id);
+            let newest = of.max_by_key(|r| r.number);
+            newest.is_some_and(|r| r.process.is_running())
         };
         all.filter(|id| !there(id)).collect()
     }

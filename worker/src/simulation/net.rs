@@ -18,7 +18,7 @@ use crate::error::{EngineError, Result};
 use crate::job::workers::Post;
 use crate::message::Message;
 use crate::network::hub::Hub;
-use crate::network::{Channel, Exchange, Failing, Inlet, Net, Outlet, Talk, local};
+use crate::network::{Channel, Exchange, Failing, Inlet, Net, Outlet, Peer, Talk, local};
 use crate::process::simulated::Process;
 
 /// How often who waits looks whether the other is still there.
@@ -36,10 +36,12 @@ struct State {
     /// The newest process of each worker.
     doors: BTreeMap<MemberId, Door>,
     cut: BTreeSet<(MemberId, MemberId)>,
+    joined: u64,
 }
 
 #[derive(Clone)]
 struct Door {
+    peer: Peer,
     process: Process,
     talks: mpsc::UnboundedSender<Talk>,
     inbox: Arc<Hub>,
@@ -63,6 +65,7 @@ impl Board {
             most,
             doors: BTreeMap::new(),
             cut: BTreeSet::new(),
+            joined: 0,
         })))
     }
 
@@ -80,15 +83,21 @@ impl Board {
     /// A process that is this worker from now on.
     pub(super) fn join(&self, me: MemberId, all: u32, process: &Process) -> Post {
         let (to, talks) = mpsc::unbounded_channel();
+        let mut state = self.0.lock();
+        state.joined += 1;
+        let peer = Peer {
+            id: me,
+            process: state.joined,
+        };
         let door = Door {
+            peer,
             process: process.clone(),
             talks: to,
             inbox: Arc::default(),
             failing: Arc::default(),
         };
-        self.0.lock().doors.insert(me, door.clone());
+        state.doors.insert(me, door.clone());
         Post {
-            me,
             all: (0..all).map(MemberId::new).collect(),
             net: Arc::new(Way {
                 board: self.clone(),
@@ -156,6 +165,10 @@ struct Way {
 
 #[async_trait]
 impl Net for Way {
+    fn me(&self) -> Peer {
+        self.door.peer
+    }
+
     async fn talk(&self, with: MemberId, about: Bytes) -> Result<Talk> {
         if self.board.is_cut(self.me, with) {
             sleep(PATIENCE).await;
@@ -202,23 +215,24 @@ impl Exchange for Way {
         *self.door.failing.lock() = Some((generation, failing));
     }
 
-    fn outlet(&self, channel: Channel, to: MemberId, slot: Arc<Notify>) -> Result<Box<dyn Outlet>> {
+    fn outlet(&self, channel: Channel, to: Peer, slot: Arc<Notify>) -> Result<Box<dyn Outlet>> {
         let due = Arc::new(Notify::new());
         let (outlet, inlet) = local(slot, due.clone());
-        let there = self.board.door(to).ok_or_else(|| away(to))?;
+        let there = self.board.door(to.id).filter(|door| door.peer == to);
+        let there = there.ok_or_else(|| away(to.id))?;
         let room = Arc::new(Notify::new());
-        let out = there.inbox.outlet(channel, self.me, room)?;
+        let out = there.inbox.outlet(channel, self.door.peer, room)?;
         let stream = Stream {
             board: self.board.clone(),
             channel,
             from: (self.me, self.door.clone()),
-            to: (to, there),
+            to: (to.id, there),
         };
         tokio::spawn(stream.carry(inlet, due, out));
         Ok(Box::new(outlet))
     }
 
-    fn inlet(&self, channel: Channel, from: MemberId, slot: Arc<Notify>) -> Result<Box<dyn Inlet>> {
+    fn inlet(&self, channel: Channel, from: Peer, slot: Arc<Notify>) -> Result<Box<dyn Inlet>> {
         self.door.inbox.inlet(channel, from, slot)
     }
 }

@@ -40,8 +40,8 @@ use crate::job::{
 };
 use crate::member::storage;
 use crate::member::team::Line;
-use crate::network::Exchange;
 use crate::network::hub::Hub;
+use crate::network::{Exchange, Peer};
 use crate::planted::Bug;
 use crate::process::simulated::Process;
 use crate::sinks::SinkRef;
@@ -380,8 +380,8 @@ impl Machine {
         // As many as this generation has: what one had may be another's now.
         let members = StdRng::seed_from_u64(seed ^ 6).random_range(1..=self.world.most_members);
         let state = |number: usize| {
-            let id = MemberId::new(number as u32);
-            Ok((id, self.state(number, seed)?))
+            let peer = Peer::here(MemberId::new(number as u32));
+            Ok((peer, self.state(number, seed)?))
         };
         let states = (0..members).map(state).collect::<Result<Vec<_>>>()?;
         let log = self.open(seed).await?;
@@ -400,8 +400,8 @@ impl Machine {
         &self,
         log: JobLog,
         seed: u64,
-        states: Vec<(MemberId, StateWorker)>,
-        lines: BTreeMap<MemberId, Line>,
+        states: Vec<(Peer, StateWorker)>,
+        lines: BTreeMap<Peer, Line>,
         exchange: Arc<dyn Exchange>,
         held: Held,
     ) -> Result<Outcome> {
@@ -409,7 +409,7 @@ impl Machine {
         let Job { spec, plan } = &world.job;
         let sinks = spec.spec.sinks.iter();
         let ids = states.iter().map(|(id, _)| *id);
-        let mut members: Vec<MemberId> = ids.chain(lines.keys().copied()).collect();
+        let mut members: Vec<Peer> = ids.chain(lines.keys().copied()).collect();
         members.sort_unstable();
         let settings = Settings {
             job: "simulated".to_owned(),
