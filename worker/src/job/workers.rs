@@ -135,10 +135,19 @@ pub(crate) struct Worker {
     began: Instant,
 }
 
+/// The coordinator that this worker heard of last.
+#[derive(Debug, Clone, Copy)]
+struct Heard {
+    from: Peer,
+    at: Instant,
+    /// Its conversation with this worker has ended.
+    over: bool,
+}
+
 /// What a worker's two halves tell each other.
 struct Shared {
     me: Peer,
-    heard: Mutex<Option<(Peer, Instant)>>,
+    heard: Mutex<Option<Heard>>,
     leads: Arc<watch::Sender<bool>>,
     /// The highest generation that was coordinated here or elsewhere, as far as this worker knows.
     newest: Mutex<Generation>,
@@ -150,13 +159,18 @@ struct Shared {
 }
 
 impl Shared {
+    fn hear(&self, from: Peer) {
+        let (at, over) = (Instant::now(), false);
+        *self.heard.lock() = Some(Heard { from, at, over });
+    }
+
     fn seen(&self, me: Peer) -> Seen {
         let heard = *self.heard.lock();
-        let recent = heard.filter(|(_, at)| at.elapsed() < LEASE * LOST);
+        let recent = heard.filter(|h| !h.over && h.at.elapsed() < LEASE * LOST);
         let leading = self.leads.borrow().then_some(me);
         Seen {
             who: me,
-            coordinator: leading.or(recent.map(|(who, _)| who)),
+            coordinator: leading.or(recent.map(|h| h.from)),
         }
     }
 }
@@ -306,7 +320,7 @@ impl Worker {
     /// How long no coordinator has been heard of.
     fn silent(&self) -> Duration {
         match *self.shared.heard.lock() {
-            Some((_, at)) => at.elapsed(),
+            Some(heard) => heard.at.elapsed(),
             None => self.began.elapsed(),
         }
     }
@@ -314,8 +328,11 @@ impl Worker {
     /// What the others see, unless one of them goes first: the first of those that are there. That two go is harmless, and costs a
     /// claim.
     async fn is_its_turn(&self) -> Option<Others> {
+        let before = self.shared.heard.lock().map(|heard| heard.from);
         let late = |others: &Others| {
-            let rank = others.keys().filter(|other| other.id < self.me.id).count();
+            // Whoever coordinated goes first, if it is there.
+            let first = |other: &&Peer| other.id < self.me.id || Some(**other) == before;
+            let rank = others.keys().filter(first).count();
             let turn = LEASE * u32::try_from(rank).unwrap_or(u32::MAX);
             rank == 0 || self.silent() >= LEASE * LOST + turn
         };
@@ -448,7 +465,7 @@ impl Host {
                     if membership.to != self.me || !self.accepts(membership.generation) {
                         continue;
                     }
-                    *self.shared.heard.lock() = Some((membership.from, Instant::now()));
+                    self.shared.hear(membership.from);
                     let (end, ending) = oneshot::channel();
                     // The one before, if it still runs, is over.
                     drop(running.replace(end));
@@ -476,11 +493,15 @@ impl Host {
         membership: Membership,
         ending: oneshot::Receiver<()>,
     ) {
-        let generation = membership.generation;
+        let (generation, from) = (membership.generation, membership.from);
         let attended = tokio::select! {
             attended = self.member(&mut talk, membership) => attended,
+            // Of one that is newer more has been heard by now.
             _ = ending => return,
         };
+        if let Some(heard) = &mut *self.shared.heard.lock() {
+            heard.over |= heard.from == from;
+        }
         if let Err(error) = attended {
             tracing::warn!(%error, %generation, "this worker's part of the generation has ended");
             if let Ok(words) = encode(&Answer::Say(FromMember::Failed(error))) {
@@ -507,7 +528,7 @@ impl Host {
             .member(self.me.id, facts, exchange, Some(held))?;
         let Line { to, mut from } = line;
         let with = membership.from;
-        let beat = || *self.shared.heard.lock() = Some((with, Instant::now()));
+        let beat = || self.shared.hear(with);
         remote::attend(talk, &to, &mut from, beat).await
     }
 }
