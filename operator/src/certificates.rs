@@ -3,7 +3,7 @@
 //! time, is `shown`'s.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use chrono::{DateTime, TimeDelta, Utc};
@@ -21,6 +21,7 @@ use rcgen::{
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use tokio::time::Instant;
 use x509_parser::parse_x509_certificate;
 
 use crate::clock;
@@ -40,10 +41,23 @@ const KEY: &str = "tls.key";
 /// Days that an authority holds. It is not renewed by itself: whoever believes it would have to be told.
 const AUTHORITY_LIFETIME: i64 = 3650;
 
+/// How long an API server that errs is tried, and how often. After that the process ends, and is started again.
+const PATIENCE: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_secs(1);
+
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     certificate: String,
     until: DateTime<Utc>,
+}
+
+/// Whether it may be otherwise a moment later: no answer, or one that does not judge what was asked.
+fn passes(error: &anyhow::Error) -> bool {
+    match error.downcast_ref::<kube::Error>() {
+        Some(kube::Error::Api(e)) => e.code >= 500 || matches!(e.code, 409 | 429),
+        Some(_) => true,
+        None => false,
+    }
 }
 
 /// A certificate and its key, as PEM.
@@ -53,11 +67,27 @@ struct Pair {
 }
 
 impl Authority {
-    /// The one that all controllers of this namespace share; made by the first.
+    /// The one that all controllers of this namespace share; made by the first. An API server that errs is tried again for a while.
     ///
     /// # Errors
     /// When the API server refuses, or the Secret holds something else.
     pub async fn open(client: &Client, namespace: &str) -> Result<Self> {
+        let began = Instant::now();
+        loop {
+            match Self::opened(client, namespace).await {
+                Err(error) if passes(&error) && began.elapsed() < PATIENCE => {
+                    tracing::warn!(
+                        error = format!("{error:#}"),
+                        "the authority is not read yet"
+                    );
+                    tokio::time::sleep(PAUSE).await;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    async fn opened(client: &Client, namespace: &str) -> Result<Self> {
         let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
         if let Some(secret) = secrets.get_opt(SECRET).await? {
             return Self::read(&secret);
@@ -268,6 +298,53 @@ pub(crate) mod tests {
             ..OwnerReference::default()
         };
         authority.for_workers(&job, &issue, owner).unwrap()
+    }
+
+    /// An API server without the Secret that answers its creation with these codes, one after the other; then with the Secret.
+    async fn opened(codes: &[u16]) -> (Result<Authority>, usize) {
+        use std::collections::VecDeque;
+
+        use http::{Method, Request, Response};
+        use kube::client::Body;
+        use kube::core::Status;
+        use parking_lot::Mutex;
+
+        let codes = Arc::new(Mutex::new(codes.iter().copied().collect::<VecDeque<u16>>()));
+        let left = Arc::clone(&codes);
+        let server = tower::service_fn(move |request: Request<Body>| {
+            let codes = Arc::clone(&left);
+            async move {
+                let creates = request.method() == Method::POST;
+                let code = match creates {
+                    true => codes.lock().pop_front().unwrap_or(201),
+                    false => 404,
+                };
+                let body = match code {
+                    201 => request.into_body().collect_bytes().await.unwrap().to_vec(),
+                    _ => {
+                        let reason = if code == 404 { "NotFound" } else { "Wrong" };
+                        let status = Status::failure("no", reason).with_code(code);
+                        serde_json::to_vec(&status).unwrap()
+                    }
+                };
+                let mut answer = Response::new(Body::from(body));
+                *answer.status_mut() = code.try_into().unwrap();
+                Ok::<_, std::convert::Infallible>(answer)
+            }
+        });
+        let opened = Authority::open(&Client::new(server, "penstock"), "penstock").await;
+        let unasked = codes.lock().len();
+        (opened, unasked)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_api_server_that_errs_at_the_start_is_tried_again_and_one_that_refuses_is_not() {
+        let (made, unasked) = opened(&[500, 429, 503]).await;
+        assert_eq!((made.is_ok(), unasked), (true, 0));
+        let (refused, unasked) = opened(&[500, 403, 500]).await;
+        assert_eq!((refused.is_err(), unasked), (true, 1));
+        let (never, unasked) = opened(&[500; 100]).await;
+        assert!(never.is_err() && unasked > 0, "it does not try for ever");
     }
 
     #[test]
