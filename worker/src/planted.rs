@@ -28,6 +28,10 @@ pub enum Bug {
     StaleDone,
     /// `Commit(N)` waits for nothing.
     NoWait,
+    /// A barrier counts as aligned though one channel has not delivered it.
+    SkipsChannel,
+    /// A worker coordinates, and is sent rows, though another process is that worker now.
+    AnyProcess,
 }
 
 /// Whether the sentence is left out.

@@ -152,6 +152,8 @@ fn planted() -> Vec<(String, Bugs)> {
         Bug::BornFirst,
         Bug::NoWait,
         Bug::StaleDone,
+        Bug::SkipsChannel,
+        Bug::AnyProcess,
     ];
     let engine = engine.into_iter().map(|bug| {
         (

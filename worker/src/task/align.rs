@@ -2,6 +2,7 @@
 //! operator is to see comes out. Nothing else knows of alignment.
 
 use crate::message::{Barrier, EventTime, Message};
+use crate::planted::{Bug, planted};
 
 /// What the operator is to see next.
 #[derive(Debug)]
@@ -119,7 +120,8 @@ impl Align {
 
     fn aligned(&mut self) -> Option<Step> {
         self.barrier?;
-        if !self.channels.iter().all(|c| c.held || c.ended) {
+        let owing = self.channels.iter().filter(|c| !c.held && !c.ended).count();
+        if owing > usize::from(planted(Bug::SkipsChannel)) {
             return None;
         }
         for c in &mut self.channels {
