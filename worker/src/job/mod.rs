@@ -254,7 +254,8 @@ async fn generations(
     let worked = AtomicBool::new(false);
     let looked = AtomicBool::new(false);
     let cluster = options.log_id.is_some();
-    let proven = Arc::new(Proven::new(cluster));
+    // Who started several workers has asked the storage before: they wait for it.
+    let proven = Arc::new(Proven::new(cluster || options.place.is_some()));
     let worker = match options.place.clone() {
         None => None,
         Some(place) => {
@@ -283,7 +284,8 @@ async fn generations(
             generation(job, &plan, options, &progress, &stop, &store, &volume).await
         };
         let ended = ended.await;
-        worked.fetch_or(progress.is(Phase::Running), Ordering::Relaxed);
+        let member = worker.as_ref().is_some_and(Worker::was_member);
+        worked.fetch_or(progress.is(Phase::Running) || member, Ordering::Relaxed);
         let ended = ended.map_err(|e| at_the_start(e, cluster, worked.load(Ordering::Relaxed)));
         ended.map_err(|e| looked_again(e, &looked))
     });
@@ -297,14 +299,15 @@ async fn generations(
 
 /// Whether the store has been found to keep what it must.
 pub(crate) struct Proven {
-    cluster: bool,
+    /// Storage that has not answered yet is waited for.
+    patient: bool,
     done: AtomicBool,
 }
 
 impl Proven {
-    fn new(cluster: bool) -> Self {
+    fn new(patient: bool) -> Self {
         Self {
-            cluster,
+            patient,
             done: AtomicBool::new(false),
         }
     }
@@ -312,7 +315,7 @@ impl Proven {
     /// Once.
     async fn prove(&self, store: &CheckpointStore) -> Result<()> {
         if !self.done.load(Ordering::Relaxed) {
-            prove(store).await.map_err(|e| unproven(e, self.cluster))?;
+            prove(store).await.map_err(|e| unproven(e, self.patient))?;
             self.done.store(true, Ordering::Relaxed);
         }
         Ok(())
@@ -330,9 +333,9 @@ fn at_the_start(error: EngineError, cluster: bool, worked: bool) -> EngineError 
 }
 
 /// Storage that has not answered yet: a person who starts the job is told so, a pod waits for it.
-fn unproven(error: EngineError, cluster: bool) -> EngineError {
+fn unproven(error: EngineError, patient: bool) -> EngineError {
     let kind = match error.kind {
-        ErrorKind::Retry if !cluster => ErrorKind::Fail,
+        ErrorKind::Retry if !patient => ErrorKind::Fail,
         kind => kind,
     };
     EngineError { kind, ..error }

@@ -228,6 +228,11 @@ impl Worker {
         }
     }
 
+    /// Whether it has taken part in a generation of another one.
+    pub(crate) fn was_member(&self) -> bool {
+        self.shared.heard.lock().is_some()
+    }
+
     /// Until the job has ended, here or elsewhere; an error that passes is for the caller to come again after.
     pub(crate) async fn run(&self) -> Result<Outcome> {
         let mut ended = self.shared.ended.subscribe();
