@@ -98,8 +98,8 @@ struct Membership {
     markers: i32,
 }
 
-/// How the job came to its end: its outcome, or code, object and words of what nobody here mends.
-type Ended = std::result::Result<Outcome, (String, String, String)>;
+/// How the job came to its end: its outcome, or kind, code, object and words of what nobody here mends.
+type Ended = std::result::Result<Outcome, (ErrorKind, String, String, String)>;
 
 /// What a worker says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -271,7 +271,12 @@ impl Worker {
         }
         let ended: Ended = match ended {
             Ok(outcome) => Ok(outcome.clone()),
-            Err(e) => Err((e.code.to_owned(), e.object.clone(), e.message.clone())),
+            Err(e) => Err((
+                e.kind,
+                e.code.to_owned(),
+                e.object.clone(),
+                e.message.clone(),
+            )),
         };
         let tell = self.others().map(|other| {
             let about = encode(&About::End(ended.clone()));
@@ -433,9 +438,10 @@ async fn over(ended: &mut watch::Receiver<Option<Ended>>) -> Result<Outcome> {
     let told = ended.wait_for(Option::is_some).await;
     match told.ok().and_then(|told| told.clone()) {
         Some(Ok(outcome)) => Ok(outcome),
-        Some(Err((code, object, message))) => {
+        Some(Err((kind, code, object, message))) => {
             let known = penstock_crds::codes::explain(&code).map(|entry| entry.code.as_str());
-            Err(EngineError::fail(
+            Err(EngineError::new(
+                kind,
                 known.unwrap_or("PR0304"),
                 object,
                 message,

@@ -286,15 +286,10 @@ impl Fate {
         self.running.push(running);
     }
 
-    /// Workers whose newest process is not at work.
+    /// Workers whose newest process is not at work: it is what is found at their address.
     fn missing(&self) -> Vec<MemberId> {
         let all = (0..self.world.workers.unwrap_or(0)).map(MemberId::new);
-        let there = |id: &MemberId| {
-            let of = self.running.iter().filter(|r| r.member == *id);
-            let newest = of.max_by_key(|r| r.number);
-            newest.is_some_and(|r| r.process.is_running())
-        };
-        all.filter(|id| !there(id)).collect()
+        all.filter(|id| !self.world.board.is_at_work(*id)).collect()
     }
 
     /// A process at least; all of them where several run the job together.

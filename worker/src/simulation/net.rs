@@ -110,6 +110,13 @@ impl Board {
         }
     }
 
+    /// Whether the worker's newest process is at work.
+    pub(super) fn is_at_work(&self, worker: MemberId) -> bool {
+        let state = self.0.lock();
+        let door = state.doors.get(&worker);
+        door.is_some_and(|door| door.process.is_running())
+    }
+
     fn door(&self, of: MemberId) -> Option<Door> {
         let state = self.0.lock();
         let door = state.doors.get(&of)?;

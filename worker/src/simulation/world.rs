@@ -132,8 +132,6 @@ pub(super) struct World {
 /// A process at work, or what became of it.
 pub(super) struct Running {
     pub number: u64,
-    /// Which worker it is, if it is one of several.
-    pub member: MemberId,
     /// It began when no more rows would come.
     pub drains: bool,
     pub process: Process,
@@ -225,7 +223,6 @@ impl World {
         tokio::spawn(process.gate(work));
         Running {
             number,
-            member,
             drains: *self.closed.lock(),
             process,
             volume,

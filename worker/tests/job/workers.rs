@@ -38,7 +38,7 @@ metadata: {name: numbers}
 spec:
   sources:
     - name: ticks
-      generator: {rowsPerSecond: 10000, rows: 60000}
+      generator: {rowsPerSecond: 4000, rows: 80000}
       columns: [{name: n, type: BIGINT, generate: {sequence: {}}}]
   sql: INSERT INTO numbers SELECT DISTINCT n AS number FROM ticks
   sinks:
@@ -203,7 +203,7 @@ fn whichever_worker_is_killed_each_row_comes_once() {
     let output = run.wait_with_output().expect("it ends");
     assert!(output.status.success(), "{}", errors(&output));
     let numbers = bed.numbers();
-    assert_eq!(numbers.len(), 60_000, "{}", errors(&output));
+    assert_eq!(numbers.len(), 80_000, "{}", errors(&output));
     assert!(numbers.values().all(|times| *times == 1));
 }
 
@@ -229,7 +229,7 @@ fn a_run_that_was_stopped_goes_on_with_another_number_of_workers() {
     let output = bed.run(1);
     assert!(output.status.success(), "{}", errors(&output));
     let numbers = bed.numbers();
-    assert_eq!(numbers.len(), 60_000);
+    assert_eq!(numbers.len(), 80_000);
     assert!(numbers.values().all(|times| *times == 1));
 }
 
