@@ -121,7 +121,7 @@ codes! {
     PARQUET = "PS0061", "Parquet comes later", "The schema has format.parquet; this version of the engine does not read or write it yet. Use json.";
     GCS = "PS0062", "Google Cloud Storage comes later", "The schema has storage.gcs; this version does not keep logs there yet. Use s3 or local.";
     AZURE = "PS0063", "Azure Blob Storage comes later", "The schema has storage.azure; this version does not keep logs there yet. Use s3 or local.";
-    MANY_WORKERS = "PS0064", "Several workers come later", "The schema has workers.replicas; in this version one worker runs a job. Use workers.slots for more threads.";
+    MANY_WORKERS = "PS0064", "too many workers", "This version runs a job on 64 workers at most. Use workers.slots for more threads in each.";
     AUTOSCALING_LATER = "PS0065", "Autoscaling comes later", "The schema has autoscaling; in this version its mode is Disabled.";
     // Test files.
     TEST_NAME = "PS0070", "test names no such source or sink", "`input` names sources of the manifest that its SQL reads, `expect` names its sinks.";

@@ -20,6 +20,9 @@ pub struct JobStatus {
     pub log_id: String,
     /// The incarnation that runs.
     pub generation: u64,
+    /// The worker that coordinates, of several: what another one says is what it last knew.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub coordinator: Option<u32>,
     /// What it does.
     pub phase: Phase,
     /// Version of the engine.

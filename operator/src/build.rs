@@ -29,6 +29,8 @@ pub const HEALTH_PORT: u16 = 8081;
 pub const PUBLIC_PORT: u16 = 8080;
 /// Port of /status and of requests, by mutual TLS.
 pub const CONTROL_PORT: u16 = 8443;
+/// Port of the rows and words between the workers of a job, by mutual TLS.
+pub const EXCHANGE_PORT: u16 = 8444;
 
 fn child(job: &StreamingJob, kind: Kind, name: String, content: Value) -> Child {
     let of = job.metadata.name.clone().unwrap_or_default();
@@ -94,7 +96,11 @@ pub fn surroundings(job: &StreamingJob, made: &Version, settings: &Settings) -> 
             // The controller asks a worker how far it is before the worker is ready.
             "publishNotReadyAddresses": true,
             "selector": selector(of),
-            "ports": [port("public", PUBLIC_PORT), port("control", CONTROL_PORT)],
+            "ports": [
+                port("public", PUBLIC_PORT),
+                port("control", CONTROL_PORT),
+                port("exchange", EXCHANGE_PORT),
+            ],
         }}),
     ));
     let from_own = json!({"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": settings.own_namespace}}});
@@ -108,8 +114,9 @@ pub fn surroundings(job: &StreamingJob, made: &Version, settings: &Settings) -> 
             "ingress": [
                 // Metrics and probes, from anywhere.
                 {"ports": [{"port": PUBLIC_PORT, "protocol": "TCP"}, {"port": HEALTH_PORT, "protocol": "TCP"}]},
-                {"ports": [{"port": CONTROL_PORT, "protocol": "TCP"}],
-                 "from": [from_own, {"podSelector": {"matchLabels": selector(of)}}]},
+                {"ports": [{"port": CONTROL_PORT, "protocol": "TCP"}], "from": [from_own]},
+                {"ports": [{"port": EXCHANGE_PORT, "protocol": "TCP"}],
+                 "from": [{"podSelector": {"matchLabels": selector(of)}}]},
             ],
         }}),
     ));

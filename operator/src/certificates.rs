@@ -127,12 +127,12 @@ impl Authority {
     fn sign(
         &self,
         name: &str,
-        usage: ExtendedKeyUsagePurpose,
+        usage: &[ExtendedKeyUsagePurpose],
         (from, until): (DateTime<Utc>, DateTime<Utc>),
     ) -> Result<Pair> {
         let mut params = CertificateParams::new(vec![name.to_owned()])?;
         params.distinguished_name.push(DnType::CommonName, MANAGER);
-        params.extended_key_usages = vec![usage];
+        params.extended_key_usages = usage.to_vec();
         params.not_before = SystemTime::from(from).into();
         // Nothing outlives its authority.
         params.not_after = SystemTime::from(until.min(self.until)).into();
@@ -156,8 +156,12 @@ impl Authority {
     ) -> Result<Secret> {
         let (name, namespace) = (job.name_any(), job.namespace().unwrap_or_default());
         let host = format!("*.{}.{namespace}.svc", workers(&name));
-        let usage = ExtendedKeyUsagePurpose::ServerAuth;
-        let pair = self.sign(&host, usage, (issue.from, issue.until))?;
+        // Workers connect to each other.
+        let usage = [
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        let pair = self.sign(&host, &usage, (issue.from, issue.until))?;
         let until = issue.until.to_rfc3339();
         let said = [(VERSION, issue.version.clone()), (CERTIFICATE_UNTIL, until)];
         let metadata = ObjectMeta {
@@ -357,16 +361,15 @@ pub(crate) mod tests {
         let anchors = [webpki::anchor_from_trusted_cert(&root).unwrap()];
         let at = u64::try_from(now().timestamp()).unwrap();
         let at = rustls::pki_types::UnixTime::since_unix_epoch(std::time::Duration::from_secs(at));
-        leaf.verify_for_usage(
-            webpki::ALL_VERIFICATION_ALGS,
-            &anchors,
-            &[],
-            at,
+        // Others connect to it, and it to them.
+        for usage in [
             webpki::KeyUsage::server_auth(),
-            None,
-            None,
-        )
-        .unwrap();
+            webpki::KeyUsage::client_auth(),
+        ] {
+            let all = webpki::ALL_VERIFICATION_ALGS;
+            leaf.verify_for_usage(all, &anchors, &[], at, usage, None, None)
+                .unwrap();
+        }
         let name = "payments-worker-0.payments-worker.risk.svc"
             .try_into()
             .unwrap();
@@ -393,8 +396,8 @@ pub(crate) mod tests {
         let authority = authority();
         assert_eq!(authority.until(), now() + TimeDelta::days(3650));
         let life = (now(), now() + TimeDelta::days(5000));
-        let usage = ExtendedKeyUsagePurpose::ServerAuth;
-        let pair = authority.sign("x", usage, life).unwrap();
+        let usage = [ExtendedKeyUsagePurpose::ServerAuth];
+        let pair = authority.sign("x", &usage, life).unwrap();
         let der = CertificateDer::from_pem_slice(pair.certificate.as_bytes()).unwrap();
         assert_eq!(until(&der).unwrap(), authority.until());
     }

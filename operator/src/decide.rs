@@ -237,11 +237,7 @@ fn faults(facts: &Facts, settings: &Settings) -> Vec<String> {
     faults.retain(Diagnostic::is_error);
     if faults.is_empty() {
         faults.extend(validate::unsupported(&facts.job.spec));
-        let replicas = facts.job.spec.workers.replicas.unwrap_or(1);
-        let later = validate::unsupported_in_cluster(&facts.job.spec).into_iter();
-        faults.extend(
-            later.filter(|d| d.code != Code::MANY_WORKERS || replicas > settings.max_replicas),
-        );
+        faults.extend(validate::unsupported_in_cluster(&facts.job.spec));
         faults.extend(validate::bounds(&facts.job, &settings.bounds));
         faults.extend(validate::orders(&facts.job));
         faults.extend(forbidden(facts));

@@ -52,6 +52,12 @@ pub struct Said {
 }
 
 impl Said {
+    /// The worker that coordinates, as far as was heard.
+    pub fn coordinator(&self) -> u32 {
+        let said = self.status.as_ref().ok();
+        said.and_then(|s| s.coordinator).unwrap_or(0)
+    }
+
     /// What counts as said now: not older than a few polls.
     pub fn now(&self, now: DateTime<Utc>) -> Option<&JobStatus> {
         const FRESH: Duration = Duration::from_secs(60);

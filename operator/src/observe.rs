@@ -17,6 +17,7 @@ use kube::api::{Api, DynamicObject, ListParams};
 use kube::runtime::reflector::{ObjectRef, Store};
 use parking_lot::Mutex;
 use penstock_crds::job::{RestoreKind, StreamingJob};
+use penstock_crds::rpc::JobStatus;
 use penstock_crds::savepoint::Savepoint;
 use tokio::sync::{OnceCell, Semaphore};
 
@@ -52,10 +53,10 @@ impl Caches {
 const READ: Duration = Duration::from_secs(20);
 
 /// Where a job's coordinator answers the controller.
-fn host(namespace: &str, job: &str) -> String {
+fn host(namespace: &str, job: &str, worker: u32) -> String {
     format!(
         "{}.{}.{namespace}.svc:{CONTROL_PORT}",
-        names::pod(job, 0),
+        names::pod(job, worker),
         names::workers(job)
     )
 }
@@ -302,10 +303,16 @@ impl Observer {
         })
     }
 
-    /// Asks a running job for something; whether it has heard. `/status` shows what has become of it.
-    pub async fn demand(&self, savepoint: &Savepoint, ask: &Ask) -> Result<(), Unanswered> {
+    /// Asks a running job for something, by the worker that coordinates it; whether it has heard. `/status` shows what has become of it.
+    pub async fn demand(
+        &self,
+        savepoint: &Savepoint,
+        ask: &Ask,
+        worker: u32,
+    ) -> Result<(), Unanswered> {
         let namespace = savepoint.namespace().unwrap_or_default();
-        let host = host(&namespace, &savepoint.spec.job_ref.name);
+        let of_job = &savepoint.spec.job_ref.name;
+        let host = host(&namespace, of_job, worker);
         let url = format!("https://{host}/savepoints/{}", savepoint.name_any());
         let request = match ask {
             Ask::Pin => self.http.put(url),
@@ -363,12 +370,34 @@ impl Observer {
         Ok(objects)
     }
 
+    /// What the coordinator says. Every worker knows which one it is: the first that is asked is as good as any.
+    async fn asked(&self, job: &StreamingJob, first: u32) -> Result<JobStatus, String> {
+        /// Workers that are asked at most: each that is away takes its time.
+        const MOST: u32 = 4;
+        let (namespace, name) = (job.namespace().unwrap_or_default(), job.name_any());
+        let workers = job.spec.workers.replicas.unwrap_or(1);
+        let mut others = (0..workers).filter(|w| *w != first);
+        let mut worker = first;
+        for _ in 0..MOST {
+            let host = host(&namespace, &name, worker);
+            let answer = coordinator::status(&self.http, format!("https://{host}/status")).await;
+            let answer = answer.map_err(|e| e.to_string());
+            match next(worker, &answer, &mut others) {
+                Some(other) => worker = other,
+                None if workers > 1 && answer.as_ref().is_ok_and(|s| s.coordinator.is_none()) => {
+                    return Err("no worker coordinates the job at this moment".to_owned());
+                }
+                None => return answer,
+            }
+        }
+        Err("the job's coordinator is not found among its workers".to_owned())
+    }
+
     /// Asks the coordinator; what it said before stays where it does not answer.
     pub async fn ask(&self, job: &StreamingJob, now: DateTime<Utc>) -> Said {
-        let host = host(&job.namespace().unwrap_or_default(), &job.name_any());
-        let answer = coordinator::status(&self.http, format!("https://{host}/status"));
-        let status = answer.await.map_err(|e| e.to_string());
         let key = job.uid().unwrap_or_default();
+        let first = self.heard.lock().get(&key).map_or(0, Said::coordinator);
+        let status = self.asked(job, first).await;
         let mut heard = self.heard.lock();
         match (status, heard.get(&key)) {
             (Err(_), Some(before)) if before.status.is_ok() => before.clone(),
@@ -378,6 +407,19 @@ impl Observer {
                 said
             }
         }
+    }
+}
+
+/// Which worker is asked after one has answered, or has not; `None`: it has said what there is to be said. `others` are asked in turn
+/// where one does not answer.
+fn next(
+    asked: u32,
+    answer: &Result<JobStatus, String>,
+    others: &mut impl Iterator<Item = u32>,
+) -> Option<u32> {
+    match answer {
+        Ok(said) => said.coordinator.filter(|c| *c != asked),
+        Err(_) => others.next(),
     }
 }
 

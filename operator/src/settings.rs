@@ -25,8 +25,6 @@ pub struct Settings {
     pub webhook_host: String,
     /// Folder with the webhook's certificate, where the authority does not make it: `tls.crt`, `tls.key`.
     pub webhook_certificate: Option<PathBuf>,
-    /// How many workers a job may have: one, until several of them share a job. The crash tests, whose pods are none, set more.
-    pub max_replicas: u32,
     /// The name of the webhook's configuration, which is told the authority; empty: somebody else tells it whom to believe.
     pub webhook_configuration: String,
     /// The program that plans SQL.
@@ -45,7 +43,6 @@ impl Default for Settings {
             namespaces: Vec::new(),
             webhook_host: String::new(),
             webhook_certificate: None,
-            max_replicas: 1,
             webhook_configuration: String::new(),
             planner: PathBuf::from("penstock"),
             own_namespace: String::new(),

@@ -69,6 +69,14 @@ impl EngineError {
         Self::new(ErrorKind::Retry, code, object, message)
     }
 
+    /// The same without its cause, which the message tells: what may be told again, and elsewhere.
+    #[must_use]
+    pub fn in_words(&self) -> Self {
+        let cause = self.source.as_ref().map(|s| format!(": {s}"));
+        let message = format!("{}{}", self.message, cause.unwrap_or_default());
+        Self::new(self.kind, self.code, self.object.clone(), message)
+    }
+
     #[must_use]
     pub fn caused_by(mut self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
         self.source = Some(Box::new(source));

@@ -66,16 +66,19 @@ pub fn unsupported(spec: &StreamingJobSpec) -> Vec<Diagnostic> {
     faults
 }
 
+/// Workers of a job.
+const WORKERS: u32 = 64;
+
 /// What a manifest asks of a cluster that comes later.
 pub fn unsupported_in_cluster(spec: &StreamingJobSpec) -> Vec<Diagnostic> {
     let mut faults = Vec::new();
-    if let Some(several) = spec.workers.replicas.filter(|n| *n > 1) {
+    if let Some(many) = spec.workers.replicas.filter(|n| *n > WORKERS) {
         let fault = Diagnostic::error(
             Code::MANY_WORKERS,
             "workers.replicas",
-            format!("{several} workers: more than one come in a later version"),
+            format!("{many} workers: this version runs {WORKERS} at most"),
         );
-        faults.push(fault.with_help("use workers.slots for more threads"));
+        faults.push(fault.with_help("use workers.slots for more threads in each"));
     }
     let mode = spec.autoscaling.as_ref().map(|a| a.mode);
     if mode.is_some_and(|mode| mode != AutoscalingMode::Disabled) {

@@ -6,7 +6,7 @@ use penstock_crds::validate::quantity;
 use penstock_crds::workers::{PodTemplate, Resources};
 use serde_json::{Map, Value, json};
 
-use super::{CONTROL_PORT, Child, HEALTH_PORT, Kind, PUBLIC_PORT, child};
+use super::{CONTROL_PORT, Child, EXCHANGE_PORT, HEALTH_PORT, Kind, PUBLIC_PORT, child};
 use crate::facts::Memory;
 use crate::issue::Issue;
 use crate::names::{
@@ -49,6 +49,10 @@ pub fn stateful_set(
     let of = job.metadata.name.as_deref().unwrap_or_default();
     let mut template = version.template.clone();
     certify(&mut template, issue);
+    if let Some(args) = template["spec"]["containers"][0]["args"].as_array_mut() {
+        // None of the version's either: workers that run learn of those that come and go.
+        args.extend([json!("--workers"), json!(size.0.max(1).to_string())]);
+    }
     if memory.rolled_back.is_some()
         && let Some(args) = template["spec"]["containers"][0]["args"].as_array_mut()
     {
@@ -294,6 +298,12 @@ fn container(
         }
         probe
     };
+    let of = job.metadata.name.as_deref().unwrap_or_default();
+    let namespace = job.metadata.namespace.as_deref().unwrap_or_default();
+    let mut env = vec![
+        json!({"name": "PENSTOCK_POD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}),
+    ];
+    env.extend(added.spec.env.iter().map(|e| json!(e)));
     json!({
         "name": "worker",
         "image": image,
@@ -315,12 +325,16 @@ fn container(
             "--listen", format!("0.0.0.0:{PUBLIC_PORT}"),
             "--control", format!("0.0.0.0:{CONTROL_PORT}"),
             "--certificate", CERTIFICATE,
+            "--exchange", format!("0.0.0.0:{EXCHANGE_PORT}"),
+            "--peers", format!("{}-{{}}.{}.{namespace}.svc", workers(of), workers(of)),
+            "--pod", "$(PENSTOCK_POD)",
         ],
-        "env": added.spec.env,
+        "env": env,
         "ports": [
             {"name": "public", "containerPort": PUBLIC_PORT, "protocol": "TCP"},
             {"name": "health", "containerPort": HEALTH_PORT, "protocol": "TCP"},
             {"name": "control", "containerPort": CONTROL_PORT, "protocol": "TCP"},
+            {"name": "exchange", "containerPort": EXCHANGE_PORT, "protocol": "TCP"},
         ],
         // The supervisor answers at once; a worker that restores is alive.
         "startupProbe": probe("/healthz", HEALTH_PORT, json!({"periodSeconds": 1, "failureThreshold": 60})),

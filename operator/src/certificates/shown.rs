@@ -118,7 +118,7 @@ fn made(
 ) -> Result<Held> {
     // Clocks differ.
     let life = (now - TimeDelta::days(1), now + TimeDelta::days(LIFETIME));
-    let pair = authority.sign(name, usage.clone(), life)?;
+    let pair = authority.sign(name, std::slice::from_ref(usage), life)?;
     Held::new(pair.certificate.as_bytes(), pair.key.as_bytes(), now)
 }
 
@@ -259,7 +259,7 @@ mod tests {
         let pair = |days: i64| {
             let life = (now(), now() + TimeDelta::days(days));
             let usage = ExtendedKeyUsagePurpose::ServerAuth;
-            authority.sign("x", usage, life).unwrap()
+            authority.sign("x", &[usage], life).unwrap()
         };
         let write = |name: &str, text: &str| std::fs::write(folder.join(name), text).unwrap();
         let (first, second) = (pair(1), pair(2));

@@ -123,8 +123,12 @@ async fn carry_out(
     if decision.hold == Some(false) {
         return writer.hold(savepoint, false).await;
     }
+    let coordinator = facts.said.as_ref().and_then(|s| s.coordinator);
     if let Some(ask) = &decision.ask
-        && let Err(error) = shared.observer.demand(savepoint, ask).await
+        && let Err(error) = shared
+            .observer
+            .demand(savepoint, ask, coordinator.unwrap_or(0))
+            .await
     {
         // It is asked again.
         tracing::warn!(savepoint = %savepoint.name_any(), %error, "the job was not asked");

@@ -236,6 +236,10 @@ pub struct BadId {
 /// Where random numbers come from: the system, or a seed in tests and simulation.
 pub trait Entropy: Send + Sync {
     fn bytes16(&mut self) -> [u8; 16];
+
+    fn number(&mut self) -> u64 {
+        u128::from_le_bytes(self.bytes16()) as u64
+    }
 }
 
 /// The system's random numbers.

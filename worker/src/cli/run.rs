@@ -22,7 +22,7 @@ use crate::coordinator::progress::Progress;
 use crate::coordinator::{AcceptLoss, Outcome};
 use crate::error::{EngineError, Result};
 use crate::job::{self, Place, RunOptions, http};
-use crate::network::flight::Address;
+use crate::network::flight::Directory;
 
 #[derive(Debug, Args)]
 pub struct RunArgs {
@@ -80,13 +80,10 @@ impl RunArgs {
     /// Which of several workers this process is.
     fn place(&self) -> Option<Place> {
         let (me, folder) = (self.worker?, self.sockets.as_ref()?);
-        let of = |n: u32| {
-            let address = Address::Socket(folder.join(n.to_string()));
-            (MemberId::new(n), address)
-        };
         Some(Place {
             me: MemberId::new(me),
-            all: (0..self.workers).map(of).collect(),
+            workers: self.workers,
+            directory: Directory::Folder(folder.clone()),
             leads: Arc::new(watch::channel(false).0),
         })
     }

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::run::interrupts;
 
-/// A worker that ended so soon was not killed by chance; after so many of these in a row the job ends.
+/// A worker that ended so soon was not killed by chance; after so many of these in a row, of one worker, the job ends.
 const SOON: Duration = Duration::from_secs(1);
 const RESTARTS: u32 = 5;
 /// Pause before a worker that was killed is started again.
@@ -47,7 +47,7 @@ async fn watch_over(workers: u32) -> std::io::Result<ExitCode> {
     let (stop, mut stopping) = watch::channel(false);
     tokio::spawn(interrupts(stop, true));
     let mut began = vec![Instant::now(); pids.len()];
-    let mut soon = 0;
+    let mut soon = vec![0; pids.len()];
     let mut running = workers;
     let mut code = None;
     let mut by = None;
@@ -68,15 +68,16 @@ async fn watch_over(workers: u32) -> std::io::Result<ExitCode> {
                 if code.is_none() && status.code().is_none() && !asked {
                     eprintln!("worker {number} was ended by signal {}, starting it again", status.signal().unwrap_or(0));
                     let ran = began[number as usize].elapsed();
-                    soon = if ran < SOON { soon + 1 } else { 0 };
-                    if soon <= RESTARTS {
+                    let soon = &mut soon[number as usize];
+                    *soon = if ran < SOON { *soon + 1 } else { 0 };
+                    if *soon <= RESTARTS {
                         tokio::time::sleep(PAUSE).await;
                         pids[number as usize] = start(number)?;
                         began[number as usize] = Instant::now();
                         running += 1;
                         continue;
                     }
-                    eprintln!("error: workers are killed as soon as they are started, {soon} times in a row");
+                    eprintln!("error: worker {number} is killed as soon as it is started, {soon} times in a row");
                 }
                 let ended = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
                 // What the first says: the others are told the same, and one that fails is told of.

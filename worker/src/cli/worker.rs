@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Args;
-use penstock_checkpoint::ids::{Epoch, LogId};
+use penstock_checkpoint::ids::{Epoch, LogId, MemberId};
 use penstock_crds::job::UpgradeStrategy;
 use penstock_crds::units::Quantity;
 use penstock_plan::WAYS_OUT;
@@ -19,7 +19,8 @@ use super::{Output, check, tell, until_ended};
 use crate::coordinator::progress::Progress;
 use crate::coordinator::{AcceptLoss, Asked, GoBack, Outcome, Release};
 use crate::error::{EngineError, ErrorKind, Result};
-use crate::job::{self, RunOptions, http};
+use crate::job::{self, Place, RunOptions, http};
+use crate::network::flight::Directory;
 
 #[derive(Debug, Args)]
 pub struct WorkerArgs {
@@ -61,6 +62,18 @@ pub struct WorkerArgs {
     /// A folder with ca.crt, tls.crt and tls.key.
     #[arg(long)]
     certificate: Option<PathBuf>,
+    /// Address where the job's other workers reach this one, by mutual TLS.
+    #[arg(long, requires_all = ["certificate", "peers", "pod"])]
+    exchange: Option<SocketAddr>,
+    /// Host of each worker, with {} where its number stands.
+    #[arg(long)]
+    peers: Option<String>,
+    /// This pod: its name ends with the worker's number.
+    #[arg(long)]
+    pod: Option<String>,
+    /// Workers that the job has now. Others may come, and these may go.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    workers: u32,
     /// Where to write why the job cannot go on.
     #[arg(long)]
     failure: Option<PathBuf>,
@@ -77,6 +90,33 @@ fn go_back(text: &str) -> std::result::Result<GoBack, String> {
         to: Epoch::new(to),
         request: request.to_owned(),
     })
+}
+
+impl WorkerArgs {
+    /// Which of the job's workers this is; `None`: the only one.
+    fn place(&self) -> Result<Option<Place>> {
+        let (Some(exchange), Some(peers), Some(pod), Some(certificate)) =
+            (self.exchange, &self.peers, &self.pod, &self.certificate)
+        else {
+            return Ok(None);
+        };
+        let number = pod.rsplit_once('-').and_then(|(_, n)| n.parse().ok());
+        let number = number.ok_or_else(|| {
+            let text = format!("--pod {pod}: its name does not end with a worker's number");
+            EngineError::fail("PR0320", "command line", text)
+        })?;
+        Ok(Some(Place {
+            me: MemberId::new(number),
+            workers: self.workers,
+            directory: Directory::Hosts {
+                host: peers.clone(),
+                port: exchange.port(),
+                listen: exchange.ip(),
+                certificate: certificate.clone(),
+            },
+            leads: Arc::new(watch::channel(false).0),
+        }))
+    }
 }
 
 pub fn worker(args: &WorkerArgs, output: Output) -> ExitCode {
@@ -148,7 +188,7 @@ async fn serve(args: &WorkerArgs, checked: check::Checked) -> Result<Outcome> {
         savepoint: args.savepoint.clone(),
         go_back: args.go_back.clone(),
         asked: Some(asking.subscribe()),
-        place: None,
+        place: args.place()?,
         release: args.version.clone().map(|version| Release {
             version,
             rollback: args.rollback,

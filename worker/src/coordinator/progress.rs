@@ -94,6 +94,8 @@ pub struct Now {
     pub on_trial: bool,
     /// The newest epochs of this process, oldest first.
     pub epochs: VecDeque<LastEpoch>,
+    /// The worker that coordinates, where there are several.
+    pub coordinator: Option<u32>,
     /// Savepoints, by name.
     pub pins: BTreeMap<String, PinNow>,
     /// What earlier generations of this process had counted.
@@ -216,6 +218,10 @@ impl Progress {
 
     pub fn phase(&self, phase: Phase) {
         self.now.lock().phase = phase;
+    }
+
+    pub fn coordinator(&self, worker: Option<u32>) {
+        self.now.lock().coordinator = worker;
     }
 
     pub fn is(&self, phase: Phase) -> bool {

@@ -198,6 +198,7 @@ pub fn status(shown: &Shown) -> rpc::JobStatus {
         namespace,
         log_id: now.log.clone(),
         generation: now.generation,
+        coordinator: now.coordinator,
         phase: phase(now.phase),
         engine: env!("CARGO_PKG_VERSION").to_owned(),
         version: now.version.clone(),

@@ -1,35 +1,40 @@
 //! A worker on a machine: its manifest, its volume, its connectors, its sockets.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use penstock_checkpoint::ids::{Entropy, MemberId, Nonce, SystemEntropy};
 use penstock_checkpoint::log::JobLog;
+use penstock_checkpoint::record::Created;
+use penstock_checkpoint::store::CheckpointStore;
 use penstock_crds::job::StreamingJob;
 use penstock_plan::Plan;
 use tokio::sync::watch;
 
-use super::connectors::{self, LogFacts};
+use super::assembly::{Held, Setup, Team, Volume, Works, early_bytes, serve};
+use super::connectors::{self, Connected, LogFacts};
+use super::generations::Proven;
+use super::slots::{GraphSlots, SlotThreads};
 use super::workers::{Ground, Post};
 use super::{
-    Held, Proven, RunOptions, SlotThreads, Team, Volume, Works, WorksParts, early_bytes, given,
-    open_log, open_store, serve, setup, slots, trigger,
+    RunOptions, full_name, given, identity, open_root, open_store, slots, trigger, write_plan,
 };
 use crate::clock::SystemClock;
 use crate::coordinator::progress::Progress;
-use crate::coordinator::{Adopts, Outcome};
+use crate::coordinator::{Adopts, Asked, Outcome};
 use crate::error::{EngineError, Result};
 use crate::member::team::Line;
-use crate::network::flight::{Address, Flight, Manner};
+use crate::network::flight::{Directory, Flight, Manner};
 use crate::network::{Exchange, Peer};
 
 /// Which worker this is, among which.
 #[derive(Debug, Clone)]
 pub struct Place {
     pub me: MemberId,
-    pub all: BTreeMap<MemberId, Address>,
+    /// As many as were there, or were asked for, when this one was started; others may come.
+    pub workers: u32,
+    pub directory: Directory,
     /// True while this worker coordinates.
     pub leads: Arc<watch::Sender<bool>>,
 }
@@ -39,27 +44,26 @@ impl Place {
     ///
     /// # Errors
     /// `PR0320`, when the address cannot be bound.
-    pub(super) fn listen(self) -> Result<Post> {
-        let Self { me, all, leads } = self;
-        let cannot = |e: std::io::Error| {
-            let object = format!("worker {me}");
-            EngineError::fail("PR0320", object, format!("cannot listen: {e}"))
+    pub(super) async fn listen(self) -> Result<Post> {
+        let me = Peer {
+            id: self.me,
+            process: SystemEntropy.number(),
         };
-        let process = u64::from_le_bytes(
-            SystemEntropy.bytes16()[..8]
-                .try_into()
-                .expect("eight of sixteen bytes"),
-        );
-        let peer = Peer { id: me, process };
-        let listening = Flight::listen(peer, &all[&me], Manner::default());
-        let (flight, talks) = listening.map_err(cannot)?;
-        let ids = all.keys().copied().collect();
-        flight.know(all);
+        // What goes to another machine is compressed.
+        let compress = matches!(self.directory, Directory::Hosts { .. });
+        let manner = Manner {
+            compress,
+            ..Manner::default()
+        };
+        let listening = Flight::listen(me, &self.directory, manner).await;
+        let (flight, talks) = listening.map_err(|e| {
+            EngineError::fail("PR0320", me.to_string(), format!("cannot listen: {e}"))
+        })?;
         Ok(Post {
-            all: ids,
+            known: (0..self.workers).map(MemberId::new).collect(),
             net: Arc::new(flight),
             talks,
-            leads,
+            leads: self.leads,
         })
     }
 }
@@ -69,10 +73,42 @@ pub(super) struct Machine {
     pub job: StreamingJob,
     pub plan: Arc<Plan>,
     pub options: RunOptions,
-    pub volume: PathBuf,
-    pub proven: Arc<Proven>,
+    pub proven: Proven,
     pub progress: Arc<Progress>,
     pub stop: watch::Receiver<bool>,
+}
+
+impl Machine {
+    /// A generation of a job that has no other worker.
+    pub async fn alone(&self) -> Result<Outcome> {
+        let (log, adopts) = self.log().await?;
+        self.lead(log, adopts, Team::Here(1), self.stop.clone())
+            .await
+    }
+
+    fn volume(&self) -> PathBuf {
+        let (namespace, name) = full_name(&self.job);
+        let standard = || {
+            PathBuf::from(".penstock/volumes")
+                .join(namespace)
+                .join(name)
+        };
+        self.options.state.clone().unwrap_or_else(standard)
+    }
+
+    /// Folder of the state; `None`: in memory.
+    fn state(&self) -> Option<PathBuf> {
+        (!self.options.memory_state).then(|| self.volume().join("state"))
+    }
+
+    /// By the Secret as it is now.
+    fn store(&self) -> Result<CheckpointStore> {
+        open_store(&self.job, self.options.secrets.as_ref())
+    }
+
+    fn connect(&self, log: LogFacts) -> Result<Connected> {
+        connectors::connect(&self.job, &self.plan, &self.options, log)
+    }
 }
 
 #[async_trait]
@@ -86,24 +122,70 @@ impl Ground for Machine {
     }
 
     async fn log(&self) -> Result<(JobLog, Option<Adopts>)> {
-        // By the Secret as it is now.
-        let store = open_store(&self.job, self.options.secrets.as_ref())?;
+        let store = self.store()?;
         self.proven.prove(&store).await?;
-        let (job, plan, progress) = (&self.job, &*self.plan, &*self.progress);
-        open_log(job, plan, &self.options, progress, &store, &self.volume).await
+        let key_groups = given::key_groups(&self.job);
+        let (log, adopts) = match self.options.log_id {
+            Some(id) => {
+                let place = given::Place {
+                    job: &self.job,
+                    id,
+                    root: &open_root(&self.job, self.options.secrets.as_ref())?,
+                    savepoint: self.options.savepoint.as_deref(),
+                };
+                place.open().await?
+            }
+            None => {
+                let (namespace, name) = full_name(&self.job);
+                let created = Created {
+                    name: format!("{namespace}/{name}"),
+                    key_groups,
+                    parent: None,
+                };
+                let (volume, spec) = (self.volume(), &self.job.spec);
+                (
+                    identity::open_log(&store, &volume, created, spec).await?,
+                    None,
+                )
+            }
+        };
+        let began = log.fold().key_groups();
+        if began != key_groups {
+            let text = format!(
+                "keyGroups is {key_groups}, the job began with {began}: it is fixed for a job's life"
+            );
+            return Err(EngineError::fail("PR0410", "spec.keyGroups", text));
+        }
+        self.progress.log(log.fold().log().to_string());
+        write_plan(&log, &self.plan).await?;
+        Ok((log, adopts))
     }
 
-    async fn lead(&self, log: JobLog, adopts: Option<Adopts>, team: Team) -> Result<Outcome> {
-        let setup = setup(
-            &self.job,
-            &self.plan,
-            &self.options,
+    async fn lead(
+        &self,
+        log: JobLog,
+        adopts: Option<Adopts>,
+        team: Team,
+        stop: watch::Receiver<bool>,
+    ) -> Result<Outcome> {
+        let (job, options) = (&self.job, &self.options);
+        let setup = Setup {
+            connected: self.connect(self.facts(&log))?,
             log,
+            clock: Arc::new(SystemClock),
+            state: self.state(),
+            memory: options.memory,
+            slots: slots(job),
+            threads: SlotThreads::Own,
+            at_once: !trigger(job).planned(),
+            trigger: trigger(job),
+            accept_loss: options.accept_loss.clone(),
+            release: options.release.clone(),
             adopts,
-            &self.volume,
-        )?;
-        let (stop, progress) = (self.stop.clone(), self.progress.clone());
-        serve(&self.job, &self.plan, setup, team, stop, progress).await
+            go_back: options.go_back.clone(),
+            asked: options.asked.clone().unwrap_or_else(Asked::nothing),
+        };
+        serve(job, &self.plan, setup, team, stop, self.progress.clone()).await
     }
 
     fn member(
@@ -113,37 +195,35 @@ impl Ground for Machine {
         exchange: Arc<dyn Exchange>,
         held: Held,
     ) -> Result<Line> {
-        let Self {
-            job, plan, options, ..
-        } = self;
-        let store = open_store(job, options.secrets.as_ref())?.below(&log.id.to_string());
-        let connected = connectors::connect(job, plan, options, log)?;
-        let (key_groups, slots) = (given::key_groups(job), slots(job));
-        let dir = self.volume.join("state");
+        let (key_groups, slots) = (given::key_groups(&self.job), slots(&self.job));
+        let memory = self.options.memory;
+        let dir = self.state();
         let volume = Volume {
             id: me,
-            dir: (!options.memory_state).then_some(&*dir),
+            dir: dir.as_deref(),
             key_groups,
             log: log.id,
-            memory: options.memory,
+            memory,
         };
-        let state = volume.open(plan)?;
-        let works = Works::new(WorksParts {
+        let connected = self.connect(log)?;
+        let works = Works {
             log: log.id,
-            store,
-            key_groups,
-            graph: Arc::new(plan.graph.clone()),
-            sources: connected.sources,
-            sinks: connected.sinks,
-            exchange,
-            clock: Arc::new(SystemClock),
+            store: self.store()?.below(&log.id.to_string()),
             slots,
-            threads: SlotThreads::Own,
-            at_once: !trigger(job).planned(),
-            early_bytes: early_bytes(options.memory, slots),
             held,
-        });
+            factory: Arc::new(GraphSlots {
+                graph: Arc::new(self.plan.graph.clone()),
+                key_groups,
+                exchange,
+                sources: connected.sources,
+                sinks: connected.sinks,
+                clock: Arc::new(SystemClock),
+                early_bytes: early_bytes(memory, slots),
+                at_once: !trigger(&self.job).planned(),
+                threads: SlotThreads::Own,
+            }),
+        };
         let nonces = Box::new(|| Nonce::from_bytes(SystemEntropy.bytes16()));
-        Ok(works.member(me, state, nonces).0)
+        Ok(works.member(me, volume.open(&self.plan)?, nonces).0)
     }
 }

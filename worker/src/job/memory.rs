@@ -19,9 +19,10 @@ use penstock_plan::Plan;
 use penstock_plan::graph::OutputMode;
 use tokio::sync::{Notify, watch};
 
+use super::assembly::{Setup, Team, serve};
 use super::connectors::{Connected, body_format, decode_plan, rules, scan_columns, source_info};
 use super::slots::{SlotThreads, SourceParts};
-use super::{Setup, Team, full_name, serve, write_plan};
+use super::{full_name, write_plan};
 use crate::clock::{Clock, StandingClock};
 use crate::coordinator::progress::Progress;
 use crate::coordinator::{Asked, Outcome, Trigger};

@@ -3,11 +3,14 @@
 //!
 //! ```text
 //! look ─▶ may_lead ─▶ claim ─▶ generation ─▶ the end, told to all
-//!   ▲                              │ a worker is lost, or comes
-//!   └──────────────────────────────┘
+//!   ▲                              │ a worker is lost: at once
+//!   └──────────────────────────────┘ one comes, or goes: at a barrier
 //! ```
+//!
+//! A worker that is told to stop, and no other is, leaves the job to them; when all are, the job stops.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -22,9 +25,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex as AsyncMutex, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use super::assembly::{Held, Team};
 use super::connectors::LogFacts;
-use super::{Held, Team};
-use crate::coordinator::progress::Progress;
+use super::generations::cut_short;
+use crate::coordinator::progress::{Phase, Progress};
 use crate::coordinator::{Adopts, Outcome};
 use crate::error::{EngineError, ErrorKind, Result};
 use crate::member::protocol::FromMember;
@@ -51,8 +55,14 @@ pub(crate) trait Ground: Send + Sync {
     fn facts(&self, log: &JobLog) -> LogFacts;
     /// The job's log, as it is now.
     async fn log(&self) -> Result<(JobLog, Option<Adopts>)>;
-    /// Runs a generation as its coordinator, and as one of its members.
-    async fn lead(&self, log: JobLog, adopts: Option<Adopts>, team: Team) -> Result<Outcome>;
+    /// Runs a generation as its coordinator, and as one of its members, until its end or `stop`.
+    async fn lead(
+        &self,
+        log: JobLog,
+        adopts: Option<Adopts>,
+        team: Team,
+        stop: watch::Receiver<bool>,
+    ) -> Result<Outcome>;
     /// Begins a member; it ends with its line.
     fn member(
         &self,
@@ -65,7 +75,8 @@ pub(crate) trait Ground: Send + Sync {
 
 /// Among which workers this one is, and how it reaches them.
 pub(crate) struct Post {
-    pub all: Vec<MemberId>,
+    /// That are said to be there; others may come.
+    pub known: BTreeSet<MemberId>,
     pub net: Arc<dyn Net>,
     /// Conversations that others begin.
     pub talks: mpsc::UnboundedReceiver<Talk>,
@@ -74,18 +85,20 @@ pub(crate) struct Post {
 }
 
 /// What a conversation between workers is about.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 enum About {
     /// Whether there is a coordinator.
     Look,
     /// Who begins it coordinates, and the other is to be a member.
     Membership(Membership),
-    /// The job has come to its end.
-    End(Ended),
+    /// This worker has been told to stop, and goes.
+    Leave(Peer),
+    /// The job has come to its end, or this worker, its coordinator, to its own.
+    End(Peer, Ended),
 }
 
 /// What a member must know before its first message.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Membership {
     from: Peer,
     /// To whom it is said; another process that is this worker now refuses.
@@ -98,8 +111,13 @@ struct Membership {
     markers: i32,
 }
 
-/// How the job came to its end: its outcome, or kind, code, object and words of what nobody here mends.
-type Ended = std::result::Result<Outcome, (ErrorKind, String, String, String)>;
+/// How the job came to its end.
+#[derive(Debug, Serialize, Deserialize)]
+enum Ended {
+    With(Outcome),
+    /// What nobody here mends.
+    By(#[serde(with = "remote::error")] EngineError),
+}
 
 /// What a worker says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,15 +125,23 @@ struct Seen {
     who: Peer,
     /// Of whom it has heard as the coordinator within three leases.
     coordinator: Option<Peer>,
+    /// It has been told to stop.
+    leaves: bool,
 }
 
-/// What the others say of who coordinates, those that answer.
-type Others = BTreeMap<Peer, Option<Peer>>;
+/// What the others say, those that answer.
+type Others = BTreeMap<Peer, Seen>;
+
+/// Those of them that stay.
+fn staying(others: &Others) -> impl Iterator<Item = Peer> + Clone {
+    others.values().filter(|o| !o.leaves).map(|o| o.who)
+}
 
 /// Whether a worker may claim the job: no worker hears of a coordinator but of this one, and of the members of the last claim a
 /// majority says so, itself counted, or none of them answers and it is silent for three leases.
 fn may_lead(me: Peer, last: &[MemberId], others: &Others, silent: Duration) -> bool {
-    if !others.values().all(|c| c.is_none_or(|c| c == me)) {
+    let mut say = others.values().map(|o| o.coordinator);
+    if !say.all(|c| c.is_none_or(|c| c == me)) {
         return false;
     }
     let answers = |m: &MemberId| others.keys().any(|o| o.id == *m);
@@ -126,13 +152,10 @@ fn may_lead(me: Peer, last: &[MemberId], others: &Others, silent: Duration) -> b
 
 /// A worker, until the job ends, it is told to stop, or it cannot go on.
 pub(crate) struct Worker {
-    me: Peer,
-    all: Vec<MemberId>,
     net: Arc<dyn Net>,
     ground: Arc<dyn Ground>,
     shared: Arc<Shared>,
     progress: Arc<Progress>,
-    stop: watch::Receiver<bool>,
     began: Instant,
 }
 
@@ -148,12 +171,17 @@ struct Heard {
 /// What a worker's two halves tell each other.
 struct Shared {
     me: Peer,
+    known: Mutex<BTreeSet<MemberId>>,
     heard: Mutex<Option<Heard>>,
     leads: Arc<watch::Sender<bool>>,
+    stop: watch::Receiver<bool>,
+    /// Who has said that it goes.
+    left: watch::Sender<BTreeSet<Peer>>,
     /// The highest generation that was coordinated here or elsewhere, as far as this worker knows.
     newest: Mutex<Generation>,
     /// Another worker coordinates a newer generation than this one does.
     superseded: watch::Sender<Generation>,
+    /// How the job ended, as another worker tells.
     ended: watch::Sender<Option<Ended>>,
     /// Held by whoever has the volume open.
     volume: Arc<AsyncMutex<()>>,
@@ -165,13 +193,34 @@ impl Shared {
         *self.heard.lock() = Some(Heard { from, at, over });
     }
 
-    fn seen(&self, me: Peer) -> Seen {
+    /// It does not coordinate any more.
+    fn over(&self, from: Peer) {
+        if let Some(heard) = &mut *self.heard.lock() {
+            heard.over |= heard.from == from;
+        }
+    }
+
+    fn is_stopping(&self) -> bool {
+        *self.stop.borrow()
+    }
+
+    fn others(&self) -> Vec<MemberId> {
+        let known = self.known.lock();
+        known
+            .iter()
+            .copied()
+            .filter(|id| *id != self.me.id)
+            .collect()
+    }
+
+    fn seen(&self) -> Seen {
         let heard = *self.heard.lock();
         let recent = heard.filter(|h| !h.over && h.at.elapsed() < LEASE * LOST);
-        let leading = self.leads.borrow().then_some(me);
+        let leading = self.leads.borrow().then_some(self.me);
         Seen {
-            who: me,
+            who: self.me,
             coordinator: leading.or(recent.map(|h| h.from)),
+            leaves: self.is_stopping(),
         }
     }
 }
@@ -181,8 +230,8 @@ enum Led {
     Ended(Outcome),
     /// Another one does, or it is not time.
     Not,
-    /// A worker came that the generation went without.
-    Joined,
+    /// The workers are others from now on.
+    Changed,
 }
 
 impl Worker {
@@ -194,7 +243,7 @@ impl Worker {
         stop: watch::Receiver<bool>,
     ) -> Self {
         let Post {
-            all,
+            known,
             net,
             talks,
             leads,
@@ -202,28 +251,28 @@ impl Worker {
         let me = net.me();
         let shared = Arc::new(Shared {
             me,
+            known: Mutex::new(known),
             heard: Mutex::default(),
             leads,
+            stop,
+            left: watch::Sender::default(),
             newest: Mutex::new(Generation::ZERO),
             superseded: watch::channel(Generation::ZERO).0,
             ended: watch::channel(None).0,
             volume: Arc::default(),
         });
         let host = Arc::new(Host {
-            me,
+            progress: progress.clone(),
             net: net.clone(),
             ground: ground.clone(),
             shared: shared.clone(),
         });
         process::spawn(host.run(talks));
         Self {
-            me,
-            all,
             net,
             ground,
             shared,
             progress,
-            stop,
             began: Instant::now(),
         }
     }
@@ -233,32 +282,43 @@ impl Worker {
         self.shared.heard.lock().is_some()
     }
 
-    /// Until the job has ended, here or elsewhere; an error that passes is for the caller to come again after.
+    /// Until the job has ended, here or elsewhere, or this worker has left it; an error that passes is for the caller to come again
+    /// after.
     pub(crate) async fn run(&self) -> Result<Outcome> {
         let mut ended = self.shared.ended.subscribe();
-        let mut stop = self.stop.clone();
+        // When it is said that this worker leaves: whoever coordinates may have been told to stop too.
+        let mut leaves = None;
         loop {
             // It did, and that is over.
             self.shared.leads.send_if_modified(std::mem::take);
-            let seen = self.shared.seen(self.me);
-            if seen.coordinator.is_none_or(|c| c == self.me) {
-                let led = tokio::select! {
-                    led = self.lead() => led,
-                    over = over(&mut ended) => return over,
-                };
-                match led? {
-                    Led::Ended(outcome) => return Ok(outcome),
-                    Led::Joined => continue,
-                    Led::Not => {}
+            let coordinator = self.shared.seen().coordinator;
+            self.progress.coordinator(coordinator.map(|c| c.id.get()));
+            match coordinator.filter(|c| *c != self.shared.me) {
+                None if self.shared.is_stopping() => return Ok(cut_short(&self.progress)),
+                None => {
+                    let led = tokio::select! {
+                        led = self.lead() => led,
+                        over = over(&mut ended) => return over,
+                    };
+                    match led? {
+                        Led::Ended(outcome) => return Ok(outcome),
+                        Led::Changed => continue,
+                        Led::Not => {}
+                    }
                 }
+                Some(coordinator) if self.shared.is_stopping() => {
+                    let due = *leaves.get_or_insert(Instant::now() + LEASE);
+                    if Instant::now() >= due {
+                        leaves = Some(Instant::now() + LEASE);
+                        self.say(coordinator.id, &About::Leave(self.shared.me))
+                            .await;
+                    }
+                }
+                Some(_) => {}
             }
             tokio::select! {
                 over = over(&mut ended) => return over,
                 () = tokio::time::sleep(LEASE / 4) => {}
-            }
-            let coordinated = self.shared.seen(self.me).coordinator.is_some();
-            if *stop.borrow_and_update() && !coordinated {
-                return Ok(super::cut_short(&self.progress));
             }
         }
     }
@@ -266,46 +326,47 @@ impl Worker {
     /// Tells every worker how the job ended, unless one of them has said so. Who does not hear of it coordinates next, and comes to
     /// the same end.
     pub(crate) async fn tell_end(&self, ended: &Result<Outcome>) {
-        if self.shared.ended.borrow().is_some() {
+        let left = matches!(ended, Ok(Outcome::Stopped { .. })) && !*self.shared.leads.borrow();
+        if left || self.shared.ended.borrow().is_some() {
             return;
         }
-        let ended: Ended = match ended {
-            Ok(outcome) => Ok(outcome.clone()),
-            Err(e) => Err((
-                e.kind,
-                e.code.to_owned(),
-                e.object.clone(),
-                e.message.clone(),
-            )),
+        let ended = match ended {
+            Ok(outcome) => Ended::With(outcome.clone()),
+            Err(error) => Ended::By(error.in_words()),
         };
-        let tell = self.others().map(|other| {
-            let about = encode(&About::End(ended.clone()));
-            async move {
-                if let Ok(mut talk) = self.net.talk(other, about?).await {
-                    // It closes when it has heard.
-                    let _ = tokio::time::timeout(ASK, talk.from.recv()).await;
-                }
-                Ok::<(), EngineError>(())
-            }
-        });
-        join_all(tell).await;
+        let about = About::End(self.shared.me, ended);
+        let others = self.shared.others();
+        join_all(others.into_iter().map(|other| self.say(other, &about))).await;
     }
 
-    fn others(&self) -> impl Iterator<Item = MemberId> {
-        let me = self.me.id;
-        self.all.iter().copied().filter(move |other| *other != me)
+    /// To one that may not be there.
+    async fn say(&self, other: MemberId, about: &About) {
+        let said = async {
+            let mut talk = self.net.talk(other, encode(about)?).await?;
+            // It closes when it has heard.
+            talk.from.recv().await;
+            Ok::<(), EngineError>(())
+        };
+        if !matches!(tokio::time::timeout(ASK, said).await, Ok(Ok(()))) {
+            tracing::debug!(worker = %other, "it was not told");
+        }
     }
 
     /// What the others see, those that answer; `None` where this worker is not what is found at its own address: a newer process
     /// is, or nobody gets there.
     async fn look(&self) -> Option<Others> {
-        let asked = self.all.iter().map(|other| async move {
+        let all = self.shared.known.lock().clone();
+        let asked = all.iter().map(|other| async move {
             let seen = tokio::time::timeout(ASK, ask(&*self.net, *other)).await;
             seen.ok()?.ok()
         });
+        // Who knows of no other needs no way to itself: in a cluster its name may not be found yet.
+        if all.len() == 1 {
+            return Some(Others::new());
+        }
         let seen = join_all(asked).await.into_iter().flatten();
-        let mut seen: Others = seen.map(|s| (s.who, s.coordinator)).collect();
-        let here = seen.remove(&self.me).is_some();
+        let mut seen: Others = seen.map(|s| (s.who, s)).collect();
+        let here = seen.remove(&self.shared.me).is_some();
         (here || planted(Bug::AnyProcess)).then_some(seen)
     }
 
@@ -322,7 +383,7 @@ impl Worker {
                 if !coordinated.load(Ordering::Relaxed) {
                     return Ok(Led::Not);
                 }
-                let object = self.me.to_string();
+                let object = self.shared.me.to_string();
                 let text = "another worker coordinates a newer generation";
                 Err(EngineError::new(ErrorKind::Fenced, "PR0401", object, text))
             }
@@ -343,8 +404,8 @@ impl Worker {
         let before = self.shared.heard.lock().map(|heard| heard.from);
         let late = |others: &Others| {
             // Whoever coordinated goes first, if it is there.
-            let first = |other: &&Peer| other.id < self.me.id || Some(**other) == before;
-            let rank = others.keys().filter(first).count();
+            let first = |other: &Peer| other.id < self.shared.me.id || Some(*other) == before;
+            let rank = staying(others).filter(first).count();
             let turn = LEASE * u32::try_from(rank).unwrap_or(u32::MAX);
             rank == 0 || self.silent() >= LEASE * LOST + turn
         };
@@ -354,7 +415,8 @@ impl Worker {
             if !late(&others) {
                 return None;
             }
-            if others.len() + 1 >= self.all.len() || Instant::now() >= until {
+            let missed = self.shared.known.lock().len() > others.len() + 1;
+            if !missed || Instant::now() >= until {
                 return Some(others);
             }
             tokio::time::sleep(LEASE / 8).await;
@@ -362,45 +424,73 @@ impl Worker {
     }
 
     async fn coordinate(&self, others: &Others, coordinated: &AtomicBool) -> Result<Led> {
-        let me = self.me;
+        let me = self.shared.me;
         let (log, adopts) = self.ground.log().await?;
         let last = log.fold().claim().map(|c| c.members.clone());
         if !may_lead(me, &last.unwrap_or_default(), others, self.silent()) {
             return Ok(Led::Not);
         }
         self.shared.leads.send_replace(true);
+        self.progress.coordinator(Some(me.id.get()));
         let held = Arc::new(self.shared.volume.clone().lock_owned().await);
         let facts = self.ground.facts(&log);
-        let lines = others.keys().map(|o| (*o, self.line(*o, facts)));
+        let lines = staying(others).map(|o| (o, self.line(o, facts)));
         let lines: BTreeMap<Peer, Line> = lines.collect();
-        let answers = |id: &MemberId| others.keys().any(|o| o.id == *id);
-        let absent: Vec<MemberId> = self.others().filter(|o| !answers(o)).collect();
+        let members: BTreeSet<Peer> = lines.keys().copied().collect();
         let team = Team::Workers {
             me,
             lines,
             exchange: self.net.clone(),
             held: Some(held),
         };
-        tracing::info!(workers = others.len() + 1, "coordinating");
+        tracing::info!(workers = members.len() + 1, "coordinating");
         coordinated.store(true, Ordering::Relaxed);
-        tokio::select! {
-            ended = self.ground.lead(log, adopts, team) => ended.map(Led::Ended),
-            () = self.come(&absent) => Ok(Led::Joined),
+        let mut told = self.shared.stop.clone();
+        let (stop, stopping) = watch::channel(*told.borrow_and_update());
+        let mut lead = pin!(self.ground.lead(log, adopts, team, stopping));
+        loop {
+            let goes_on = !*stop.borrow();
+            tokio::select! {
+                ended = &mut lead => return match ended? {
+                    Outcome::Stopped { .. } if !self.shared.is_stopping() => Ok(Led::Changed),
+                    ended => Ok(Led::Ended(ended)),
+                },
+                () = self.change(&members), if goes_on => {
+                    stop.send_replace(true);
+                }
+                Ok(_) = told.wait_for(|stop| *stop), if goes_on => {
+                    stop.send_replace(true);
+                }
+            }
         }
     }
 
-    /// Until one of these answers.
-    async fn come(&self, absent: &[MemberId]) {
-        if absent.is_empty() {
-            return std::future::pending().await;
-        }
-        loop {
-            tokio::time::sleep(LOOK).await;
-            let asked = absent.iter().map(|other| ask(&*self.net, *other));
-            if join_all(asked).await.iter().any(Result::is_ok) {
-                tracing::info!("a worker has come");
-                return;
+    /// Until one of the generation's members leaves, or another worker comes.
+    async fn change(&self, members: &BTreeSet<Peer>) {
+        let mut left = self.shared.left.subscribe();
+        let leaves = async {
+            let goes = |left: &BTreeSet<Peer>| !left.is_disjoint(members);
+            // The sender is the worker's own.
+            if left.wait_for(goes).await.is_err() {
+                std::future::pending::<()>().await;
             }
+        };
+        let comes = async {
+            loop {
+                tokio::time::sleep(LOOK).await;
+                let others = self.shared.others().into_iter();
+                let absent = others.filter(|id| members.iter().all(|m| m.id != *id));
+                let asked = absent.map(|id| tokio::time::timeout(ASK, ask(&*self.net, id)));
+                let asked: Vec<_> = asked.collect();
+                let answers = join_all(asked).await.into_iter().flatten().flatten();
+                if answers.into_iter().any(|seen| !seen.leaves) {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = leaves => tracing::info!("a worker leaves"),
+            () = comes => tracing::info!("a worker has come"),
         }
     }
 
@@ -436,17 +526,12 @@ async fn ask(net: &dyn Net, other: MemberId) -> Result<Seen> {
 /// The job's end, told by another worker.
 async fn over(ended: &mut watch::Receiver<Option<Ended>>) -> Result<Outcome> {
     let told = ended.wait_for(Option::is_some).await;
-    match told.ok().and_then(|told| told.clone()) {
-        Some(Ok(outcome)) => Ok(outcome),
-        Some(Err((kind, code, object, message))) => {
-            let known = penstock_crds::codes::explain(&code).map(|entry| entry.code.as_str());
-            Err(EngineError::new(
-                kind,
-                known.unwrap_or("PR0304"),
-                object,
-                message,
-            ))
-        }
+    let told = told.ok().and_then(|told| match told.as_ref()? {
+        Ended::With(outcome) => Some(Ok(outcome.clone())),
+        Ended::By(error) => Some(Err(error.in_words())),
+    });
+    match told {
+        Some(ended) => ended,
         // The host lives as long as the process.
         None => std::future::pending().await,
     }
@@ -454,7 +539,7 @@ async fn over(ended: &mut watch::Receiver<Option<Ended>>) -> Result<Outcome> {
 
 /// The half of a worker that answers the others.
 struct Host {
-    me: Peer,
+    progress: Arc<Progress>,
     net: Arc<dyn Net>,
     ground: Arc<dyn Ground>,
     shared: Arc<Shared>,
@@ -465,17 +550,33 @@ impl Host {
         // Ends the membership that runs.
         let mut running: Option<oneshot::Sender<()>> = None;
         while let Some(talk) = talks.recv().await {
+            self.shared.known.lock().insert(talk.with);
             match decode::<About>(&talk.about) {
                 Ok(About::Look) => {
-                    let seen = encode(&self.shared.seen(self.me)).unwrap_or_default();
+                    let seen = encode(&self.shared.seen()).unwrap_or_default();
                     let _ = talk.to.send(seen);
                 }
-                Ok(About::End(ended)) => {
+                Ok(About::Leave(who)) => {
+                    self.shared.known.lock().remove(&who.id);
+                    self.shared.left.send_modify(|left| {
+                        left.insert(who);
+                    });
+                    let _ = talk.to.send(Bytes::new());
+                }
+                // It leaves the job to the others.
+                Ok(About::End(from, Ended::With(Outcome::Stopped { .. })))
+                    if !self.shared.is_stopping() =>
+                {
+                    self.shared.known.lock().remove(&from.id);
+                    self.shared.over(from);
+                    let _ = talk.to.send(Bytes::new());
+                }
+                Ok(About::End(_, ended)) => {
                     self.shared.ended.send_replace(Some(ended));
                     let _ = talk.to.send(Bytes::new());
                 }
                 Ok(About::Membership(membership)) => {
-                    if membership.to != self.me || !self.accepts(membership.generation) {
+                    if membership.to != self.shared.me || !self.accepts(membership.generation) {
                         continue;
                     }
                     self.shared.hear(membership.from);
@@ -512,8 +613,9 @@ impl Host {
             // Of one that is newer more has been heard by now.
             _ = ending => return,
         };
-        if let Some(heard) = &mut *self.shared.heard.lock() {
-            heard.over |= heard.from == from;
+        self.shared.over(from);
+        if !*self.shared.leads.borrow() {
+            self.progress.phase(Phase::Pending);
         }
         if let Err(error) = attended {
             tracing::warn!(%error, %generation, "this worker's part of the generation has ended");
@@ -525,7 +627,7 @@ impl Host {
 
     async fn member(&self, talk: &mut Talk, membership: Membership) -> Result<()> {
         if membership.plan_hash != self.ground.plan_hash() {
-            let object = self.me.to_string();
+            let object = self.shared.me.to_string();
             let text = "it has another plan than the coordinator: the workers were started with different manifests";
             return Err(EngineError::retry("PR0320", object, text));
         }
@@ -538,11 +640,17 @@ impl Host {
         let exchange: Arc<dyn Exchange> = self.net.clone();
         let line = self
             .ground
-            .member(self.me.id, facts, exchange, Some(held))?;
+            .member(self.shared.me.id, facts, exchange, Some(held))?;
         let Line { to, mut from } = line;
         let with = membership.from;
         let beat = || self.shared.hear(with);
-        remote::attend(talk, &to, &mut from, beat).await
+        let said = |said: &FromMember| {
+            if matches!(said, FromMember::Started) {
+                self.progress.phase(Phase::Running);
+            }
+        };
+        self.progress.phase(Phase::Restoring);
+        remote::attend(talk, &to, &mut from, beat, said).await
     }
 }
 
@@ -562,7 +670,14 @@ mod tests {
     }
 
     fn others(answers: &[(u32, Option<u32>)]) -> Others {
-        let one = |(n, coordinator): &(u32, Option<u32>)| (peer(*n), coordinator.map(peer));
+        let one = |(n, coordinator): &(u32, Option<u32>)| {
+            let seen = Seen {
+                who: peer(*n),
+                coordinator: coordinator.map(peer),
+                leaves: false,
+            };
+            (seen.who, seen)
+        };
         answers.iter().map(one).collect()
     }
 

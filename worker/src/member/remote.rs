@@ -119,12 +119,13 @@ async fn speak(
 }
 
 /// The member's side: hands messages to and fro until the coordinator ends the conversation, or is silent: it may be stopped and
-/// still hold it. `beat` is called for each word of the coordinator.
+/// still hold it. `beat` is called for each word of the coordinator, `saying` for each message of the member.
 pub async fn attend(
     talk: &mut Talk,
     to: &mpsc::UnboundedSender<ToMember>,
     from: &mut mpsc::UnboundedReceiver<FromMember>,
     beat: impl Fn(),
+    saying: impl Fn(&FromMember),
 ) -> Result<()> {
     let mut heard = Instant::now();
     loop {
@@ -148,6 +149,7 @@ pub async fn attend(
             }
             said = from.recv() => {
                 let Some(said) = said else { return Ok(()) };
+                saying(&said);
                 let _ = talk.to.send(encode(&Answer::Say(said))?);
             }
         }
@@ -174,12 +176,18 @@ pub mod error {
     }
 
     pub fn serialize<S: Serializer>(e: &EngineError, to: S) -> Result<S::Ok, S::Error> {
-        let cause = e.source.as_ref().map(|s| format!(": {s}"));
+        let EngineError {
+            kind,
+            code,
+            object,
+            message,
+            source: _,
+        } = e.in_words();
         let plain = Plain {
-            kind: e.kind,
-            code: e.code.to_owned(),
-            object: e.object.clone(),
-            message: format!("{}{}", e.message, cause.unwrap_or_default()),
+            kind,
+            code: code.to_owned(),
+            object,
+            message,
         };
         plain.serialize(to)
     }

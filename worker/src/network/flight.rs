@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -20,14 +21,18 @@ use async_trait::async_trait;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
+use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use penstock_checkpoint::ids::MemberId;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 use tokio::sync::{Notify, mpsc};
+use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::transport::{Channel as Connection, Endpoint, Server};
 use tonic::{Request, Response, Status, Streaming};
+use tower::service_fn;
 
+use super::tls::{TlsClient, TlsListener};
 use super::wire::{self, Decoder, Encoder, Pair};
 use super::{
     CHANNEL_BATCHES, CHANNEL_BYTES, Channel, Exchange, Failing, Inlet, Net, Outlet, Peer, Shared,
@@ -41,11 +46,37 @@ const FRAME_BYTES: usize = 1 << 30;
 /// How long a worker may take to be connected to.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Where a worker is reached.
+/// Where the workers of a job find each other.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Address {
-    /// A socket in a folder that only its owner may enter: workers of one machine.
-    Socket(PathBuf),
+pub enum Directory {
+    /// Sockets in a folder that only its owner may enter: workers of one machine.
+    Folder(PathBuf),
+    /// Ports behind mutual TLS: workers of a cluster.
+    Hosts {
+        /// With `{}` where a worker's number stands.
+        host: String,
+        port: u16,
+        /// Where this one listens.
+        listen: IpAddr,
+        /// A folder with `ca.crt`, `tls.crt` and `tls.key`, made out to all hosts.
+        certificate: PathBuf,
+    },
+}
+
+impl Directory {
+    fn host(host: &str, of: MemberId) -> String {
+        host.replace("{}", &of.to_string())
+    }
+}
+
+/// How others are connected to.
+enum Ways {
+    Folder(PathBuf),
+    Hosts {
+        host: String,
+        port: u16,
+        tls: TlsClient,
+    },
 }
 
 /// What a stream is for: its first frame says so.
@@ -77,7 +108,7 @@ pub struct Manner {
 pub struct Flight {
     me: Peer,
     manner: Manner,
-    peers: Mutex<BTreeMap<MemberId, Address>>,
+    ways: Ways,
     clients: Mutex<BTreeMap<MemberId, FlightServiceClient<Connection>>>,
     links: Mutex<BTreeMap<(u64, usize, MemberId), Weak<Link>>>,
     /// Receiving ends that only one side has asked for yet.
@@ -87,36 +118,37 @@ pub struct Flight {
 }
 
 impl Flight {
-    /// Listens until the process ends.
-    /// Conversations that others begin come out of the channel.
+    /// Listens until the process ends. Conversations that others begin come out of the channel.
     ///
     /// # Errors
-    /// When the address cannot be bound.
-    pub fn listen(
+    /// When the address cannot be bound, or the certificate is not what it should be.
+    pub async fn listen(
         me: Peer,
-        at: &Address,
+        directory: &Directory,
         manner: Manner,
     ) -> io::Result<(Arc<Self>, mpsc::UnboundedReceiver<Talk>)> {
+        let ways = match directory {
+            Directory::Folder(folder) => Ways::Folder(folder.clone()),
+            Directory::Hosts {
+                host,
+                port,
+                certificate,
+                listen: _,
+            } => Ways::Hosts {
+                host: host.clone(),
+                port: *port,
+                tls: TlsClient::new(certificate)?,
+            },
+        };
         let (talks_to, talks) = mpsc::unbounded_channel();
         let flight = Arc::new(Self {
             me,
             manner,
-            peers: Mutex::default(),
+            ways,
             clients: Mutex::default(),
             links: Mutex::default(),
             inlets: Mutex::default(),
             failing: Mutex::default(),
-        });
-        let Address::Socket(path) = at;
-        // Of a process that was killed.
-        match std::fs::remove_file(path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            Ok(()) | Err(_) => {}
-        }
-        let listener = UnixListener::bind(path)?;
-        let incoming = stream::unfold(listener, |listener| async move {
-            let accepted = listener.accept().await.map(|(stream, _)| stream);
-            Some((accepted, listener))
         });
         let service = FlightServiceServer::new(Door {
             flight: flight.clone(),
@@ -126,17 +158,39 @@ impl Flight {
             .initial_connection_window_size(manner.window)
             .initial_stream_window_size(manner.window)
             .add_service(service.max_decoding_message_size(FRAME_BYTES));
-        tokio::spawn(async move {
-            if let Err(error) = server.serve_with_incoming(incoming).await {
-                tracing::error!(%error, "no worker can reach this one any more");
+        match directory {
+            Directory::Folder(folder) => {
+                let path = folder.join(me.id.to_string());
+                // Of a process that was killed.
+                match std::fs::remove_file(&path) {
+                    Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                    Ok(()) | Err(_) => {}
+                }
+                let listener = UnixListener::bind(path)?;
+                let incoming = stream::unfold(listener, |listener| async move {
+                    let accepted = listener.accept().await.map(|(stream, _)| stream);
+                    Some((accepted, listener))
+                });
+                tokio::spawn(served(server.serve_with_incoming(incoming)));
             }
-        });
+            Directory::Hosts {
+                host,
+                port,
+                listen,
+                certificate,
+            } => {
+                let at = SocketAddr::from((*listen, *port));
+                // Who has a certificate for this worker's name is one of its job.
+                let own = Directory::host(host, me.id);
+                let listener = TlsListener::bind(at, certificate, &own).await?;
+                let incoming = stream::unfold(listener, |mut listener| async move {
+                    let (stream, _) = listener.next().await;
+                    Some((Ok::<_, io::Error>(stream), listener))
+                });
+                tokio::spawn(served(server.serve_with_incoming(incoming)));
+            }
+        }
         Ok((flight, talks))
-    }
-
-    /// Where the others are.
-    pub fn know(&self, peers: BTreeMap<MemberId, Address>) {
-        *self.peers.lock() = peers;
     }
 
     /// Connects at the first call.
@@ -145,19 +199,32 @@ impl Flight {
         if let Some(client) = clients.get(&with) {
             return Ok(client.clone());
         }
-        let peers = self.peers.lock();
-        let Some(Address::Socket(path)) = peers.get(&with) else {
-            return Err(away(with, "nobody has said where it is"));
+        let connection = match &self.ways {
+            Ways::Folder(folder) => {
+                let path = folder.join(with.to_string());
+                self.endpoint(with, format!("unix://{}", path.display()))?
+                    .connect_lazy()
+            }
+            Ways::Hosts { host, port, tls } => {
+                let (host, port, tls) = (Directory::host(host, with), *port, tls.clone());
+                let endpoint = self.endpoint(with, format!("http://{host}:{port}"))?;
+                endpoint.connect_with_connector_lazy(service_fn(move |_| {
+                    let (host, tls) = (host.clone(), tls.clone());
+                    async move { tls.connect(host, port).await.map(TokioIo::new) }
+                }))
+            }
         };
-        let endpoint = Endpoint::from_shared(format!("unix://{}", path.display()))
-            .map_err(|e| away(with, &e.to_string()))?
-            .connect_timeout(PATIENCE)
-            .initial_connection_window_size(self.manner.window)
-            .initial_stream_window_size(self.manner.window);
-        let client = FlightServiceClient::new(endpoint.connect_lazy())
-            .max_decoding_message_size(FRAME_BYTES);
+        let client = FlightServiceClient::new(connection).max_decoding_message_size(FRAME_BYTES);
         clients.insert(with, client.clone());
         Ok(client)
+    }
+
+    fn endpoint(&self, with: MemberId, at: String) -> Result<Endpoint> {
+        let endpoint = Endpoint::from_shared(at).map_err(|e| away(with, &e.to_string()))?;
+        Ok(endpoint
+            .connect_timeout(PATIENCE)
+            .initial_connection_window_size(self.manner.window)
+            .initial_stream_window_size(self.manner.window))
     }
 
     /// The stream of an exchange to another worker; all its channels share it.
@@ -215,6 +282,12 @@ impl Flight {
     }
 }
 
+async fn served(serving: impl Future<Output = std::result::Result<(), tonic::transport::Error>>) {
+    if let Err(error) = serving.await {
+        tracing::error!(%error, "no worker can reach this one any more");
+    }
+}
+
 /// Carries an exchange's frames out and its credits in, until the last outlet is gone.
 async fn carry(
     mut client: FlightServiceClient<Connection>,
@@ -223,7 +296,7 @@ async fn carry(
     link: &Weak<Link>,
 ) -> std::result::Result<(), String> {
     let first = opening_frame(opening);
-    let frames = stream::once(async { first }).chain(unfolded(outgoing));
+    let frames = stream::once(async { first }).chain(UnboundedReceiverStream::new(outgoing));
     let begun = tokio::time::timeout(PATIENCE, client.do_exchange(frames)).await;
     let begun = begun.map_err(|_| "no answer in time")?;
     let mut credits = begun.map_err(words)?.into_inner();
@@ -257,7 +330,8 @@ impl Net for Arc<Flight> {
             about: about.clone(),
         };
         let first = opening_frame(&opening);
-        let frames = stream::once(async { first }).chain(frames_of(outgoing));
+        let frames =
+            stream::once(async { first }).chain(UnboundedReceiverStream::new(outgoing).map(frame));
         let begun = tokio::time::timeout(PATIENCE, client.do_exchange(frames)).await;
         let begun = begun.map_err(|_| away(Status::deadline_exceeded("no answer in time")))?;
         let from = pump(begun.map_err(away)?.into_inner());
@@ -504,7 +578,7 @@ impl FlightService for Door {
                     to,
                     from: pump(incoming),
                 });
-                let frames = frames_of(outgoing).map(Ok);
+                let frames = UnboundedReceiverStream::new(outgoing).map(frame).map(Ok);
                 Ok(Response::new(frames.boxed()))
             }
             Opening::Exchange { to, .. } if to != self.flight.me => {
@@ -524,7 +598,9 @@ impl FlightService for Door {
                         flight.broke(generation, from.id, &text);
                     }
                 });
-                Ok(Response::new(unfolded(outgoing).map(Ok).boxed()))
+                Ok(Response::new(
+                    UnboundedReceiverStream::new(outgoing).map(Ok).boxed(),
+                ))
             }
         }
     }
@@ -583,24 +659,9 @@ fn frame(words: Bytes) -> FlightData {
 
 fn opening_frame(opening: &Opening) -> FlightData {
     let mut words = Vec::new();
-    // A vector takes everything, and the words are plain.
-    let written = ciborium::into_writer(opening, &mut words);
-    debug_assert!(written.is_ok());
+    ciborium::into_writer(opening, &mut words)
+        .expect("a vector takes all, and the words are plain");
     frame(words.into())
-}
-
-fn unfolded<T: Send + 'static>(
-    from: mpsc::UnboundedReceiver<T>,
-) -> impl futures::Stream<Item = T> + Send {
-    stream::unfold(from, |mut from| async move {
-        from.recv().await.map(|item| (item, from))
-    })
-}
-
-fn frames_of(
-    words: mpsc::UnboundedReceiver<Bytes>,
-) -> impl futures::Stream<Item = FlightData> + Send {
-    unfolded(words).map(frame)
 }
 
 /// The words of a stream, until it ends or breaks: for whom it is the same.

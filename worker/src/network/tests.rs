@@ -1,17 +1,20 @@
 //! What every way between two members must do; the way within a process and the one between processes pass the same suite.
 
-use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arrow::array::{Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Schema};
+use bytes::Bytes;
 use penstock_checkpoint::ids::MemberId;
-use tokio::sync::Notify;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use tokio::sync::{Notify, mpsc};
 
-use super::flight::{Address, Flight, Manner};
+use super::flight::{Directory, Flight, Manner};
 use super::hub::Hub;
-use super::{Channel, Exchange, Inlet, Outlet, Peer};
+use super::{Channel, Exchange, Inlet, Net, Outlet, Peer, Talk};
+use crate::error::{EngineError, ErrorKind};
 use crate::message::{Barrier, BarrierKind, Batch, EventTime, Lane, Message, RowKind};
 
 const FROM: Peer = Peer::here(MemberId::new(0));
@@ -41,12 +44,26 @@ impl Way {
         }
     }
 
-    fn between(manner: Manner) -> Self {
+    async fn between(manner: Manner) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        let at = |name: &str| Address::Socket(folder.path().join(name));
-        let listen = |me, name| Flight::listen(me, &at(name), manner).expect("listens").0;
-        let (from, to) = (listen(FROM, "from"), listen(TO, "to"));
-        from.know(BTreeMap::from([(TO.id, at("to"))]));
+        let sockets = Directory::Folder(folder.path().to_owned());
+        let listen = |me| Flight::listen(me, &sockets, manner);
+        let (from, _) = listen(FROM).await.expect("listens");
+        let (to, _) = listen(TO).await.expect("listens");
+        Self {
+            from: Arc::new(from),
+            to: Arc::new(to),
+            _folder: Some(folder),
+        }
+    }
+
+    /// By mutual TLS, over addresses of this machine.
+    async fn secure(manner: Manner) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        certify(&authority(), folder.path(), &["127.0.1.0", "127.0.1.1"]);
+        let port = free_port();
+        let (from, _) = secured(FROM, port, folder.path(), manner).await;
+        let (to, _) = secured(TO, port, folder.path(), manner).await;
         Self {
             from: Arc::new(from),
             to: Arc::new(to),
@@ -110,6 +127,47 @@ impl Ends {
             assert!(sent < 10_000, "a channel has a bound");
         }
         sent
+    }
+}
+
+type Listening = (Arc<Flight>, mpsc::UnboundedReceiver<Talk>);
+
+async fn secured(me: Peer, port: u16, certificate: &Path, manner: Manner) -> Listening {
+    let directory = Directory::Hosts {
+        host: "127.0.1.{}".to_owned(),
+        port,
+        listen: format!("127.0.1.{}", me.id).parse().expect("an address"),
+        certificate: certificate.to_owned(),
+    };
+    let listening = Flight::listen(me, &directory, manner).await;
+    listening.expect("listens")
+}
+
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.1.0:0").expect("a port");
+    listener.local_addr().expect("an address").port()
+}
+
+fn authority() -> CertifiedIssuer<'static, KeyPair> {
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    let key = KeyPair::generate().expect("a key");
+    CertifiedIssuer::self_signed(params, key).expect("signed")
+}
+
+/// What workers of these names show, and whom they believe.
+fn certify(authority: &CertifiedIssuer<'_, KeyPair>, folder: &Path, names: &[&str]) {
+    let names: Vec<String> = names.iter().map(|&n| n.to_owned()).collect();
+    let params = CertificateParams::new(names).expect("names");
+    let key = KeyPair::generate().expect("a key");
+    let signed = params.signed_by(&key, authority).expect("signed");
+    let files = [
+        ("ca.crt", authority.pem()),
+        ("tls.crt", signed.pem()),
+        ("tls.key", key.serialize_pem()),
+    ];
+    for (name, text) in files {
+        std::fs::write(folder.join(name), text).expect("written");
     }
 }
 
@@ -238,59 +296,102 @@ async fn between_processes() {
         compress: true,
     };
     for manner in [Manner::default(), narrow, compressed] {
-        messages_arrive_as_they_were_and_in_order(Way::between(manner)).await;
-        a_full_channel_has_no_room_until_it_is_taken_from_and_marks_pass(Way::between(manner))
-            .await;
-        a_channel_that_is_held_holds_no_other_up(Way::between(manner)).await;
+        messages_arrive_as_they_were_and_in_order(Way::between(manner).await).await;
+        let way = Way::between(manner).await;
+        a_full_channel_has_no_room_until_it_is_taken_from_and_marks_pass(way).await;
+        a_channel_that_is_held_holds_no_other_up(Way::between(manner).await).await;
     }
+}
+
+#[tokio::test]
+async fn between_machines() {
+    let narrow = Manner {
+        window: Some(64 << 10),
+        compress: true,
+    };
+    messages_arrive_as_they_were_and_in_order(Way::secure(narrow).await).await;
+    let way = Way::secure(narrow).await;
+    a_full_channel_has_no_room_until_it_is_taken_from_and_marks_pass(way).await;
+    a_channel_that_is_held_holds_no_other_up(Way::secure(narrow).await).await;
+}
+
+#[tokio::test]
+async fn who_is_no_worker_of_the_job_is_not_spoken_to() {
+    let own = tempfile::tempdir().expect("a folder");
+    let signer = authority();
+    certify(&signer, own.path(), &["127.0.1.0", "127.0.1.1"]);
+    let port = free_port();
+    let (_to, mut talks) = secured(TO, port, own.path(), Manner::default()).await;
+    let about = || Bytes::from_static(b"x");
+    // Of another job, whose authority is the same; and of another authority.
+    let other = authority();
+    for (id, signer, name) in [(2, &signer, "127.0.2.0"), (3, &other, "127.0.1.3")] {
+        let from = Peer::here(MemberId::new(id));
+        let foreign = tempfile::tempdir().expect("a folder");
+        certify(signer, foreign.path(), &[name]);
+        let (from, _) = secured(from, port, foreign.path(), Manner::default()).await;
+        let refused = from.talk(TO.id, about()).await.map(|_| ());
+        assert_eq!(refused.expect_err("refused").code, "PR0320");
+        assert!(talks.try_recv().is_err(), "nothing was heard");
+    }
+    let (from, _) = secured(FROM, port, own.path(), Manner::default()).await;
+    let _talk = from.talk(TO.id, about()).await.expect("of the job");
+    assert_eq!(talks.recv().await.expect("a talk").with, FROM.id);
+}
+
+/// A worker that has begun a generation, and what it is told of its end.
+async fn begun(
+    folder: &Path,
+    generation: u64,
+) -> (Arc<Flight>, mpsc::UnboundedReceiver<EngineError>) {
+    let sockets = Directory::Folder(folder.to_owned());
+    let listening = Flight::listen(FROM, &sockets, Manner::default()).await;
+    let (from, _) = listening.expect("listens");
+    let (told, failures) = mpsc::unbounded_channel();
+    from.begin(generation, Box::new(move |e| drop(told.send(e))));
+    (from, failures)
+}
+
+fn channel(generation: u64) -> Channel {
+    Channel {
+        generation,
+        edge: 0,
+        from: 0,
+        to: 1,
+    }
+}
+
+async fn told(failures: &mut mpsc::UnboundedReceiver<EngineError>) -> EngineError {
+    let told = tokio::time::timeout(Duration::from_secs(20), failures.recv()).await;
+    told.expect("it is told").expect("of an error")
 }
 
 #[tokio::test]
 async fn a_member_that_is_gone_breaks_the_generation_that_runs() {
     let folder = tempfile::tempdir().expect("a folder");
-    let at = |name: &str| Address::Socket(folder.path().join(name));
-    let (from, _talks) = Flight::listen(FROM, &at("from"), Manner::default()).expect("listens");
-    from.know(BTreeMap::from([(TO.id, at("to"))]));
-    let (told, mut failures) = tokio::sync::mpsc::unbounded_channel();
-    from.begin(3, Box::new(move |e| drop(told.send(e))));
-    let channel = |generation| Channel {
-        generation,
-        edge: 0,
-        from: 0,
-        to: 1,
-    };
+    let (from, mut failures) = begun(folder.path(), 3).await;
+    let outlet = |generation| from.outlet(channel(generation), TO, Arc::default());
     // Nobody listens at the other end; of a generation that is over nobody wants to know.
-    let _old = from
-        .outlet(channel(2), TO, Arc::default())
-        .expect("an outlet");
-    let _new = from
-        .outlet(channel(3), TO, Arc::default())
-        .expect("an outlet");
-    let told = tokio::time::timeout(Duration::from_secs(20), failures.recv()).await;
-    let error = told.expect("it is told").expect("of an error");
+    let _old = outlet(2).expect("an outlet");
+    let _new = outlet(3).expect("an outlet");
+    let error = told(&mut failures).await;
     assert_eq!(error.code, "PR0320");
-    assert_eq!(error.kind, crate::error::ErrorKind::Retry);
+    assert_eq!(error.kind, ErrorKind::Retry);
     assert!(failures.try_recv().is_err(), "once");
 }
 
 #[tokio::test]
 async fn rows_for_a_process_that_was_replaced_reach_no_other() {
     let folder = tempfile::tempdir().expect("a folder");
-    let at = |name: &str| Address::Socket(folder.path().join(name));
-    let (from, _) = Flight::listen(FROM, &at("from"), Manner::default()).expect("listens");
+    let (from, mut failures) = begun(folder.path(), 1).await;
     let newer = Peer { process: 9, ..TO };
-    let (_to, _) = Flight::listen(newer, &at("to"), Manner::default()).expect("listens");
-    from.know(BTreeMap::from([(TO.id, at("to"))]));
-    let (told, mut failures) = tokio::sync::mpsc::unbounded_channel();
-    from.begin(1, Box::new(move |e| drop(told.send(e))));
-    let channel = Channel {
-        generation: 1,
-        edge: 0,
-        from: 0,
-        to: 1,
-    };
-    let _outlet = from.outlet(channel, TO, Arc::default()).expect("an outlet");
-    let told = tokio::time::timeout(Duration::from_secs(20), failures.recv()).await;
-    let error = told.expect("it is told").expect("of an error");
+    let sockets = Directory::Folder(folder.path().to_owned());
+    let _to = Flight::listen(newer, &sockets, Manner::default())
+        .await
+        .expect("listens");
+    let _outlet = from
+        .outlet(channel(1), TO, Arc::default())
+        .expect("an outlet");
+    let error = told(&mut failures).await;
     assert!(error.message.contains("another process"), "{error}");
 }

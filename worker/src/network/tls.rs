@@ -1,5 +1,6 @@
-//! Mutual TLS for the port of requests: who connects shows a certificate of the controller's authority, made out to the
-//! controller. Handshakes run beside each other, so one that stalls keeps nobody waiting.
+//! Mutual TLS: who connects shows a certificate of the controller's authority, made out to whom it must be made out to; on the port
+//! of requests to the controller, on that of the exchange to the workers of the same job. Handshakes run beside each other, so one
+//! that stalls keeps nobody waiting.
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,11 +11,11 @@ use std::time::Duration;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
-use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector, client};
 
 /// How long a client may take to show who it is.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -57,7 +58,7 @@ impl TlsListener {
                             let _ = sender.send((stream, from)).await;
                         }
                         Ok(Ok(_)) => {
-                            tracing::warn!(%from, "refused: not the controller's certificate")
+                            tracing::warn!(%from, "refused: the certificate is somebody else's")
                         }
                         Ok(Err(error)) => tracing::warn!(%from, %error, "refused"),
                         Err(_) => tracing::warn!(%from, "refused: no handshake in time"),
@@ -69,16 +70,23 @@ impl TlsListener {
     }
 }
 
-impl axum::serve::Listener for TlsListener {
-    type Io = TlsStream<TcpStream>;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+impl TlsListener {
+    /// The next connection.
+    pub async fn next(&mut self) -> (TlsStream<TcpStream>, SocketAddr) {
         match self.ready.recv().await {
             Some(accepted) => accepted,
             // The task that accepts lives as long as the runtime.
             None => std::future::pending().await,
         }
+    }
+}
+
+impl axum::serve::Listener for TlsListener {
+    type Io = TlsStream<TcpStream>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        self.next().await
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -98,23 +106,69 @@ fn is(stream: &TlsStream<TcpStream>, name: &ServerName<'_>) -> bool {
         .is_some_and(|c| c.verify_is_valid_for_subject_name(name).is_ok())
 }
 
-fn config(folder: &Path) -> io::Result<ServerConfig> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+/// Connects to others of the authority, and shows who this is.
+#[derive(Clone)]
+pub struct TlsClient(TlsConnector);
+
+impl TlsClient {
+    /// `folder`: as of `TlsListener::bind`.
+    ///
+    /// # Errors
+    /// When the files are not there or not what they should be.
+    pub fn new(folder: &Path) -> io::Result<Self> {
+        let (roots, chain, key) = read(folder)?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(io::Error::other)?
+            .with_root_certificates(roots)
+            .with_client_auth_cert(chain, key)
+            .map_err(io::Error::other)?;
+        Ok(Self(TlsConnector::from(Arc::new(config))))
+    }
+
+    /// # Errors
+    /// When nobody is there, or somebody else than `host`.
+    pub async fn connect(
+        &self,
+        host: String,
+        port: u16,
+    ) -> io::Result<client::TlsStream<TcpStream>> {
+        let stream = TcpStream::connect((host.as_str(), port)).await?;
+        stream.set_nodelay(true)?;
+        let name = ServerName::try_from(host).map_err(io::Error::other)?;
+        self.0.connect(name, stream).await
+    }
+}
+
+type Files = (
+    RootCertStore,
+    Vec<CertificateDer<'static>>,
+    PrivateKeyDer<'static>,
+);
+
+fn read(folder: &Path) -> io::Result<Files> {
     let mut roots = RootCertStore::empty();
     for root in CertificateDer::pem_file_iter(folder.join("ca.crt")).map_err(io::Error::other)? {
         roots
             .add(root.map_err(io::Error::other)?)
             .map_err(io::Error::other)?;
     }
-    let verifier =
-        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
-            .build()
-            .map_err(io::Error::other)?;
     let chain = CertificateDer::pem_file_iter(folder.join("tls.crt"))
         .map_err(io::Error::other)?
         .collect::<Result<Vec<_>, _>>()
         .map_err(io::Error::other)?;
     let key = PrivateKeyDer::from_pem_file(folder.join("tls.key")).map_err(io::Error::other)?;
+    Ok((roots, chain, key))
+}
+
+fn config(folder: &Path) -> io::Result<ServerConfig> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let (roots, chain, key) = read(folder)?;
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+            .build()
+            .map_err(io::Error::other)?;
     ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(io::Error::other)?

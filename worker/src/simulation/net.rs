@@ -99,7 +99,7 @@ impl Board {
         };
         state.doors.insert(me, door.clone());
         Post {
-            all: (0..all).map(MemberId::new).collect(),
+            known: (0..all).map(MemberId::new).collect(),
             net: Arc::new(Way {
                 board: self.clone(),
                 me,

@@ -1,7 +1,6 @@
 //! A world: one job, its store, broker and input, and the processes that run it. Owns how a process is put together, from the
 //! same parts as `penstock run`, and nothing of what befalls it.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,15 +31,14 @@ use crate::clock::{Clock, Millis};
 use crate::coordinator::progress::Progress;
 use crate::coordinator::{Adopts, Asked, Outcome, Settings, Trigger};
 use crate::error::{EngineError, Result};
+use crate::job::assembly::{Assembly, Held, Nonces, Team, Works, assemble, state_fingerprint};
 use crate::job::connectors::LogFacts;
+use crate::job::connectors::{self, Connected};
+use crate::job::generations::{cut_short, one_after_another};
+use crate::job::slots::{GraphSlots, SlotThreads};
 use crate::job::workers::{Ground, Post, Worker};
-use crate::job::{
-    Assembly, Connected, Held, Nonces, SlotThreads, Team, Works, WorksParts, assemble, connectors,
-    cut_short, one_after_another, state_fingerprint,
-};
 use crate::member::storage;
 use crate::member::team::Line;
-use crate::network::hub::Hub;
 use crate::network::{Exchange, Peer};
 use crate::planted::Bug;
 use crate::process::simulated::Process;
@@ -382,15 +380,8 @@ impl Machine {
         };
         let states = (0..members).map(state).collect::<Result<Vec<_>>>()?;
         let log = self.open(seed).await?;
-        self.assemble(
-            log,
-            seed,
-            states,
-            BTreeMap::new(),
-            Arc::new(Hub::default()),
-            None,
-        )
-        .await
+        self.assemble(log, seed, states, Team::Here(members), self.stop.clone())
+            .await
     }
 
     async fn assemble(
@@ -398,16 +389,12 @@ impl Machine {
         log: JobLog,
         seed: u64,
         states: Vec<(Peer, StateWorker)>,
-        lines: BTreeMap<Peer, Line>,
-        exchange: Arc<dyn Exchange>,
-        held: Held,
+        team: Team,
+        stop: watch::Receiver<bool>,
     ) -> Result<Outcome> {
         let world = &self.world;
         let Job { spec, plan } = &world.job;
         let sinks = spec.spec.sinks.iter();
-        let ids = states.iter().map(|(id, _)| *id);
-        let mut members: Vec<Peer> = ids.chain(lines.keys().copied()).collect();
-        members.sort_unstable();
         let settings = Settings {
             job: "simulated".to_owned(),
             trigger: self.trigger,
@@ -417,7 +404,7 @@ impl Machine {
                 duration: Duration::from_secs(1),
             },
             plan_hash: plan.plan_hash.clone(),
-            members,
+            members: team.members(),
             slots: world.slots,
             sinks: sinks.map(|s| (s.name.clone(), s.shards as u16)).collect(),
             key_groups: GROUPS,
@@ -430,31 +417,51 @@ impl Machine {
             asked: Asked::nothing(),
         };
         let mut seeds = SeededEntropy::new(seed ^ 5);
+        let mut connected = self.connect()?;
+        let sources = std::mem::take(&mut connected.infos);
+        let id = log.fold().log();
+        let (exchange, lines, held) = team.ways();
         assemble(Assembly {
             settings,
             log,
-            graph: Arc::new(plan.graph.clone()),
-            connected: self.connect()?,
+            sources,
+            works: self.works(id, connected, exchange, held),
             states,
             lines,
-            exchange,
-            clock: Arc::new(world.clock),
-            threads: SlotThreads::Shared,
-            at_once: true,
-            early_bytes: EARLY_BYTES,
-            held,
-            nonces: Box::new(move || {
-                let seed = u64::from_le_bytes(seeds.bytes16()[..8].try_into().unwrap());
-                nonces(seed)
-            }),
-            stop: self.stop.clone(),
+            nonces: Box::new(move || nonces(seeds.number())),
+            stop,
             progress: self.progress.clone(),
         })
         .await
     }
-}
 
-const EARLY_BYTES: usize = 16 << 20;
+    fn works(
+        &self,
+        log: LogId,
+        connected: Connected,
+        exchange: Arc<dyn Exchange>,
+        held: Held,
+    ) -> Works {
+        let world = &self.world;
+        Works {
+            log,
+            store: self.store.clone(),
+            slots: world.slots,
+            held,
+            factory: Arc::new(GraphSlots {
+                graph: Arc::new(world.job.plan.graph.clone()),
+                key_groups: GROUPS,
+                exchange,
+                sources: connected.sources,
+                sinks: connected.sinks,
+                clock: Arc::new(world.clock),
+                early_bytes: 16 << 20,
+                at_once: true,
+                threads: SlotThreads::Shared,
+            }),
+        }
+    }
+}
 
 fn nonces(seed: u64) -> Nonces {
     let mut own = SeededEntropy::new(seed);
@@ -476,20 +483,19 @@ impl Ground for Machine {
         Ok((self.open(seed).await?, None))
     }
 
-    async fn lead(&self, log: JobLog, _: Option<Adopts>, team: Team) -> Result<Outcome> {
-        let Team::Workers {
-            me,
-            lines,
-            exchange,
-            held,
-        } = team
-        else {
+    async fn lead(
+        &self,
+        log: JobLog,
+        _: Option<Adopts>,
+        team: Team,
+        stop: watch::Receiver<bool>,
+    ) -> Result<Outcome> {
+        let Team::Workers { me, .. } = &team else {
             unreachable!("workers are processes of their own")
         };
         let seed = self.seed();
-        let states = vec![(me, self.state(0, seed)?)];
-        self.assemble(log, seed, states, lines, exchange, held)
-            .await
+        let states = vec![(*me, self.state(0, seed)?)];
+        self.assemble(log, seed, states, team, stop).await
     }
 
     fn member(
@@ -500,22 +506,7 @@ impl Ground for Machine {
         held: Held,
     ) -> Result<Line> {
         let seed = self.seed();
-        let connected = self.connect()?;
-        let works = Works::new(WorksParts {
-            log: log.id,
-            store: self.store.clone(),
-            key_groups: GROUPS,
-            graph: Arc::new(self.world.job.plan.graph.clone()),
-            sources: connected.sources,
-            sinks: connected.sinks,
-            exchange,
-            clock: Arc::new(self.world.clock),
-            slots: self.world.slots,
-            threads: SlotThreads::Shared,
-            at_once: true,
-            early_bytes: EARLY_BYTES,
-            held,
-        });
+        let works = self.works(log.id, self.connect()?, exchange, held);
         Ok(works.member(me, self.state(0, seed)?, nonces(seed ^ 5)).0)
     }
 }

@@ -66,19 +66,20 @@ impl Bed {
         Self { folder }
     }
 
-    fn start(&self, workers: u32) -> Child {
-        Command::new(env!("CARGO_BIN_EXE_penstock"))
+    fn start(&self, workers: u32) -> Running {
+        let child = Command::new(env!("CARGO_BIN_EXE_penstock"))
             .args(["run", "job.yaml", "--workers", &workers.to_string()])
             .current_dir(self.folder.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .expect("it starts")
+            .expect("it starts");
+        Running(Some(child))
     }
 
     fn run(&self, workers: u32) -> Output {
-        self.start(workers).wait_with_output().expect("it ends")
+        self.start(workers).ended()
     }
 
     fn forget(&self) {
@@ -109,6 +110,43 @@ impl Bed {
     }
 }
 
+/// A run with its workers.
+struct Running(Option<Child>);
+
+impl Running {
+    fn id(&self) -> u32 {
+        self.0.as_ref().expect("it runs").id()
+    }
+
+    fn tell(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.id()).expect("a process id"));
+        kill_process(pid.expect("not zero"), signal).expect("told");
+    }
+
+    fn ended(mut self) -> Output {
+        let child = self.0.take().expect("it runs");
+        child.wait_with_output().expect("it ends")
+    }
+
+    /// For a minute at most.
+    fn until(&mut self, what: &str, mut there: impl FnMut(&Self) -> bool) {
+        for _ in 0..LOOKS {
+            if there(self) {
+                return;
+            }
+            std::thread::sleep(LOOK);
+        }
+        let mut child = self.0.take().expect("it runs");
+        let before = child.try_wait();
+        child.kill().expect("killed");
+        let output = child.wait_with_output().expect("it ends");
+        panic!(
+            "waited in vain until {what} ({before:?}):\n{}",
+            errors(&output)
+        );
+    }
+}
+
 /// The workers of a run, by their numbers.
 fn workers(parent: u32) -> BTreeMap<u32, Pid> {
     let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
@@ -124,16 +162,6 @@ fn workers(parent: u32) -> BTreeMap<u32, Pid> {
         workers.insert(number.parse().expect("a number"), pid);
     }
     workers
-}
-
-fn until(what: &str, mut there: impl FnMut() -> bool) {
-    for _ in 0..LOOKS {
-        if there() {
-            return;
-        }
-        std::thread::sleep(LOOK);
-    }
-    panic!("waited in vain until {what}");
 }
 
 /// Epochs that the log of the job has by now.
@@ -185,22 +213,22 @@ fn any_number_of_workers_gives_the_rows_of_one() {
 #[test]
 fn whichever_worker_is_killed_each_row_comes_once() {
     let bed = Bed::new(NUMBERS);
-    let run = bed.start(3);
+    let mut run = bed.start(3);
     let folder = bed.folder.path();
     for victims in [vec![2], vec![0], vec![1, 2], vec![0, 1, 2]] {
         let before = records(folder, "numbers");
-        until("it commits", || records(folder, "numbers") > before + 1);
+        run.until("it commits", |_| records(folder, "numbers") > before + 1);
         let workers = workers(run.id());
         assert_eq!(workers.len(), 3, "all are there: {workers:?}");
         for victim in &victims {
             kill_process(workers[victim], Signal::KILL).expect("killed");
         }
-        until("all are there again", || {
+        run.until("all are there again", |run| {
             let now = self::workers(run.id());
             now.len() == 3 && victims.iter().all(|v| now[v] != workers[v])
         });
     }
-    let output = run.wait_with_output().expect("it ends");
+    let output = run.ended();
     assert!(output.status.success(), "{}", errors(&output));
     let numbers = bed.numbers();
     assert_eq!(numbers.len(), 80_000, "{}", errors(&output));
@@ -210,20 +238,18 @@ fn whichever_worker_is_killed_each_row_comes_once() {
 #[test]
 fn a_run_that_was_stopped_goes_on_with_another_number_of_workers() {
     let bed = Bed::new(NUMBERS);
-    for (run, workers) in [3, 2].into_iter().enumerate() {
-        let before = records(bed.folder.path(), "numbers");
-        let child = bed.start(workers);
-        until("it commits", || {
-            records(bed.folder.path(), "numbers") > before + 5
-        });
-        let pid = Pid::from_raw(i32::try_from(child.id()).expect("a process id"));
-        kill_process(pid.expect("not zero"), Signal::INT).expect("told");
-        let output = child.wait_with_output().expect("it ends");
-        assert!(output.status.success(), "run {run}: {}", errors(&output));
+    let folder = bed.folder.path();
+    for workers in [3, 2] {
+        let before = records(folder, "numbers");
+        let mut run = bed.start(workers);
+        run.until("it commits", |_| records(folder, "numbers") > before + 5);
+        run.tell(Signal::INT);
+        let output = run.ended();
+        let told = errors(&output);
+        assert!(output.status.success(), "{workers} workers: {told}");
         assert!(
-            errors(&output).contains("stopped at epoch"),
-            "run {run}: {}",
-            errors(&output)
+            told.contains("stopped at epoch"),
+            "{workers} workers: {told}"
         );
     }
     let output = bed.run(1);
@@ -248,11 +274,11 @@ fn what_stops_the_job_is_told_once_and_ends_all() {
 fn workers_do_not_outlive_the_process_that_started_them() {
     let bed = Bed::new(NUMBERS);
     let mut run = bed.start(3);
-    until("all are there", || workers(run.id()).len() == 3);
+    run.until("all are there", |run| workers(run.id()).len() == 3);
     let workers = workers(run.id());
-    run.kill().expect("killed");
-    run.wait().expect("it is gone");
-    until("they are gone", || {
+    run.tell(Signal::KILL);
+    run.until("they are gone", |_| {
         workers.values().all(|pid| test_kill_process(*pid).is_err())
     });
+    run.ended();
 }

@@ -6,7 +6,7 @@ use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt};
 use penstock_crds::diagnostic::Diagnostic;
 use penstock_crds::job::StreamingJob;
-use penstock_crds::rpc::Epoch;
+use penstock_crds::rpc::{Epoch, JobStatus};
 use penstock_crds::savepoint::{JobRef, Savepoint, SavepointPhase, SavepointSpec};
 use penstock_crds::validate;
 use penstock_operator::{clock, names};
@@ -138,7 +138,11 @@ pub async fn epochs(
     if let Some(context) = context {
         scope.extend(["--context", context]);
     }
-    let text = pod::page("kubectl", &scope, &names::pod(job, 0), "/epochs").await?;
+    // Any worker knows which one coordinates.
+    let status = pod::page("kubectl", &scope, &names::pod(job, 0), "/status").await?;
+    let status: JobStatus = serde_json::from_str(&status).map_err(|e| other(&e))?;
+    let pod = names::pod(job, status.coordinator.unwrap_or(0));
+    let text = pod::page("kubectl", &scope, &pod, "/epochs").await?;
     if output == Output::Json {
         return Ok(text + "\n");
     }

@@ -6,7 +6,8 @@ use bytes::Bytes;
 use penstock_crds::manifest;
 
 use super::*;
-use crate::job::{one_after_another, plan_of};
+use crate::job::generations::one_after_another;
+use crate::job::plan_of;
 use crate::sinks::{
     DirectSender, Marker, Rolling, ShardPublisher, Sink, SinkEncoder, StagedRecords,
 };
