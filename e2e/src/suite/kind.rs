@@ -46,6 +46,14 @@ const FIRST: &str = "canary-first";
 /// Scenarios whose job reads and writes over that listener.
 const SECURE: &[&str] = &["secret-rotated"];
 
+/// Scenarios whose job has several workers.
+const SEVERAL: &[(&str, u32)] = &[
+    ("workers", 3),
+    ("workers-lifecycle", 3),
+    ("workers-node-drained", 3),
+    ("workers-node-stopped", 3),
+];
+
 /// What a scenario does while a slice comes, and at the end, when the results were compared.
 type Disturb = fn(&mut Job<'_>, When) -> Result<()>;
 

@@ -113,8 +113,11 @@ impl Machine {
 
 #[async_trait]
 impl Ground for Machine {
-    fn plan_hash(&self) -> &str {
-        &self.plan.plan_hash
+    fn runs(&self) -> u64 {
+        let release = self.options.release.as_ref();
+        let version = release.map_or("", |r| r.version.as_str());
+        let text = format!("{} {version}", self.plan.plan_hash);
+        xxhash_rust::xxh3::xxh3_64(text.as_bytes())
     }
 
     fn facts(&self, log: &JobLog) -> LogFacts {

@@ -49,8 +49,8 @@ const ASK: Duration = Duration::from_millis(300);
 /// What a worker stands on: the job with its log and its volume, on a machine or in a simulation.
 #[async_trait]
 pub(crate) trait Ground: Send + Sync {
-    /// Of the plan that it runs.
-    fn plan_hash(&self) -> &str;
+    /// What tells the job that it runs, its plan and its version, from another.
+    fn runs(&self) -> u64;
     /// What members must know of a log.
     fn facts(&self, log: &JobLog) -> LogFacts;
     /// The job's log, as it is now.
@@ -105,8 +105,8 @@ struct Membership {
     to: Peer,
     generation: Generation,
     log: LogId,
-    /// Of the coordinator; a worker that has another one does not take part.
-    plan_hash: String,
+    /// What the coordinator runs; a worker that runs something else does not take part.
+    runs: u64,
     /// Partitions of the sinks' marker topics.
     markers: i32,
 }
@@ -127,14 +127,17 @@ struct Seen {
     coordinator: Option<Peer>,
     /// It has been told to stop.
     leaves: bool,
+    runs: u64,
 }
 
 /// What the others say, those that answer.
 type Others = BTreeMap<Peer, Seen>;
 
-/// Those of them that stay.
-fn staying(others: &Others) -> impl Iterator<Item = Peer> + Clone {
-    others.values().filter(|o| !o.leaves).map(|o| o.who)
+impl Seen {
+    /// Whether it may be a member of those that run this.
+    fn joins(&self, runs: u64) -> bool {
+        !self.leaves && self.runs == runs
+    }
 }
 
 /// Whether a worker may claim the job: no worker hears of a coordinator but of this one, and of the members of the last claim a
@@ -171,6 +174,7 @@ struct Heard {
 /// What a worker's two halves tell each other.
 struct Shared {
     me: Peer,
+    runs: u64,
     known: Mutex<BTreeSet<MemberId>>,
     heard: Mutex<Option<Heard>>,
     leads: Arc<watch::Sender<bool>>,
@@ -221,6 +225,7 @@ impl Shared {
             who: self.me,
             coordinator: leading.or(recent.map(|h| h.from)),
             leaves: self.is_stopping(),
+            runs: self.runs,
         }
     }
 }
@@ -251,6 +256,7 @@ impl Worker {
         let me = net.me();
         let shared = Arc::new(Shared {
             me,
+            runs: ground.runs(),
             known: Mutex::new(known),
             heard: Mutex::default(),
             leads,
@@ -390,6 +396,12 @@ impl Worker {
         }
     }
 
+    /// Those of the others that may be members with this one.
+    fn joining(&self, others: &Others) -> impl Iterator<Item = Peer> {
+        let joining = others.values().filter(|o| o.joins(self.shared.runs));
+        joining.map(|o| o.who)
+    }
+
     /// How long no coordinator has been heard of.
     fn silent(&self) -> Duration {
         match *self.shared.heard.lock() {
@@ -405,7 +417,7 @@ impl Worker {
         let late = |others: &Others| {
             // Whoever coordinated goes first, if it is there.
             let first = |other: &Peer| other.id < self.shared.me.id || Some(*other) == before;
-            let rank = staying(others).filter(first).count();
+            let rank = self.joining(others).filter(first).count();
             let turn = LEASE * u32::try_from(rank).unwrap_or(u32::MAX);
             rank == 0 || self.silent() >= LEASE * LOST + turn
         };
@@ -434,7 +446,7 @@ impl Worker {
         self.progress.coordinator(Some(me.id.get()));
         let held = Arc::new(self.shared.volume.clone().lock_owned().await);
         let facts = self.ground.facts(&log);
-        let lines = staying(others).map(|o| (o, self.line(o, facts)));
+        let lines = self.joining(others).map(|o| (o, self.line(o, facts)));
         let lines: BTreeMap<Peer, Line> = lines.collect();
         let members: BTreeSet<Peer> = lines.keys().copied().collect();
         let team = Team::Workers {
@@ -483,7 +495,7 @@ impl Worker {
                 let asked = absent.map(|id| tokio::time::timeout(ASK, ask(&*self.net, id)));
                 let asked: Vec<_> = asked.collect();
                 let answers = join_all(asked).await.into_iter().flatten().flatten();
-                if answers.into_iter().any(|seen| !seen.leaves) {
+                if answers.into_iter().any(|seen| seen.joins(self.shared.runs)) {
                     return;
                 }
             }
@@ -496,7 +508,7 @@ impl Worker {
 
     fn line(&self, to: Peer, facts: LogFacts) -> Line {
         let (net, shared) = (self.net.clone(), self.shared.clone());
-        let plan_hash = self.ground.plan_hash().to_owned();
+        let runs = shared.runs;
         remote::line(to.id, move |generation| async move {
             {
                 let mut newest = shared.newest.lock();
@@ -508,7 +520,7 @@ impl Worker {
                 to,
                 generation,
                 log: facts.id,
-                plan_hash,
+                runs,
                 markers: facts.markers,
             });
             net.talk(to.id, encode(&about)?).await
@@ -626,9 +638,9 @@ impl Host {
     }
 
     async fn member(&self, talk: &mut Talk, membership: Membership) -> Result<()> {
-        if membership.plan_hash != self.ground.plan_hash() {
+        if membership.runs != self.shared.runs {
             let object = self.shared.me.to_string();
-            let text = "it has another plan than the coordinator: the workers were started with different manifests";
+            let text = "it runs another version of the job than the coordinator: the workers were started with different manifests";
             return Err(EngineError::retry("PR0320", object, text));
         }
         // Of the generation before, if that still ends.
@@ -675,6 +687,7 @@ mod tests {
                 who: peer(*n),
                 coordinator: coordinator.map(peer),
                 leaves: false,
+                runs: 0,
             };
             (seen.who, seen)
         };

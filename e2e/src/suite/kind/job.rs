@@ -1,14 +1,14 @@
 //! Owns one job of a scenario, in a namespace of its own: its manifest, what is asked about it, and what is done to it.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Value;
 
 use super::cluster::{kubectl, page_of_pod, until};
 use super::feed::Feed;
-use super::{FIRST, PATIENCE, Place, SECURE, USER, condition};
+use super::{FIRST, PATIENCE, Place, SECURE, SEVERAL, USER, condition};
 use crate::bed::{S3_ACCESS, S3_SECRET, Server, root, testbed};
 use crate::dump;
 use crate::engine::{Status, Watched};
@@ -78,6 +78,10 @@ impl<'a> Job<'a> {
             )?
             .set(&["spec", "state"], "{volume: {size: 1Gi}}")?
             .set(&["spec", "upgrade"], "{acceptAfter: 5s}")?
+            .set(
+                &["spec", "workers"],
+                &format!("{{replicas: {}, slots: 2}}", job.workers()),
+            )?
             .save(&job.manifest)?;
         if SECURE.contains(&job.scenario.as_str()) {
             job.over_tls()?;
@@ -167,8 +171,61 @@ impl<'a> Job<'a> {
         self.kubectl(&["apply", "-f", &file]).map(|_| ())
     }
 
+    /// How many workers it begins with.
+    fn workers(&self) -> u32 {
+        let several = SEVERAL.iter().find(|(name, _)| *name == self.scenario);
+        several.map_or(1, |(_, workers)| *workers)
+    }
+
+    /// The pod of its first worker.
     pub fn worker(&self) -> String {
-        format!("{}-worker-0", self.name)
+        self.pod(0)
+    }
+
+    pub fn pod(&self, worker: u32) -> String {
+        format!("{}-worker-{worker}", self.name)
+    }
+
+    /// What the job's coordinator says, and which worker that is. Any worker knows.
+    fn asked(&self) -> Option<(u32, Status)> {
+        let ask = |worker: u32| -> Option<Value> {
+            let text = page_of_pod(&self.namespace, &self.pod(worker), "/status").ok()?;
+            serde_json::from_slice(&text).ok()
+        };
+        let first = (0..self.workers()).find_map(|worker| Some((worker, ask(worker)?)));
+        let (asked, said) = first?;
+        let coordinator = said["coordinator"].as_u64()? as u32;
+        let said = match coordinator == asked {
+            true => said,
+            false => ask(coordinator)?,
+        };
+        Some((coordinator, Status::of(&said)))
+    }
+
+    /// The worker that coordinates.
+    pub fn coordinator(&self) -> Result<u32> {
+        let asked = self.asked().context("no worker says who coordinates")?;
+        Ok(asked.0)
+    }
+
+    /// Changes the number of workers as a person does, and waits until all of them take part.
+    pub fn scale(&mut self, workers: u32) -> Result<()> {
+        let (name, began) = (format!("streamingjob/{}", self.name), Instant::now());
+        self.kubectl(&["scale", &name, &format!("--replicas={workers}")])?;
+        self.until("as many pods are ready", |job| {
+            let is = job.get()?;
+            let ready = is["status"]["readyReplicas"].as_u64();
+            Ok(job.pods()? == workers as usize
+                && ready == Some(u64::from(workers))
+                && job.is("Running")?)
+        })?;
+        let begun = Watched::until(self, "it runs", PATIENCE, |s| s.running)?.epoch;
+        self.until_status("it commits", |s| s.running && s.epoch > begun)?;
+        println!(
+            "kind: {workers} workers commit {:.1} s after the number was changed",
+            began.elapsed().as_secs_f64()
+        );
+        Ok(())
     }
 
     /// Changes the manifest, for the next `apply`.
@@ -320,7 +377,11 @@ impl<'a> Job<'a> {
 
     /// Deletes the worker's pod and waits for another one in its place.
     pub fn delete_pod(&mut self) -> Result<()> {
-        let pod = self.worker();
+        self.delete_pod_of(0)
+    }
+
+    pub fn delete_pod_of(&mut self, worker: u32) -> Result<()> {
+        let pod = self.pod(worker);
         let before = self.uid("pod", &pod)?;
         self.kubectl(&["delete", "pod", &pod, "--wait=false"])?;
         self.until("another pod is there", |job| {
@@ -330,24 +391,28 @@ impl<'a> Job<'a> {
 
     /// `kill -9` of the engine, when it has committed something in its life, below the supervisor, which starts another one.
     pub fn kill_engine(&mut self) -> Result<()> {
+        self.kill_engine_of(0)
+    }
+
+    pub fn kill_engine_of(&mut self, worker: u32) -> Result<()> {
         let begun = Watched::until(self, "it runs", PATIENCE, |s| s.running)?.epoch;
         self.until_status("it commits", |s| s.running && s.epoch > begun)?;
-        let killed = self.engines("kill -9 ${p#/proc/} &&")?;
+        let killed = self.engines(worker, "kill -9 ${p#/proc/} &&")?;
         let [killed] = killed.as_slice() else {
             bail!("processes {killed:?} were killed, which should be one");
         };
         self.until("another engine was started", |job| {
-            let engines = job.engines("")?;
+            let engines = job.engines(worker, "")?;
             Ok(!engines.is_empty() && !engines.contains(killed))
         })
     }
 
     /// Ids of the engine's processes, for which `act`, a part of a shell's line, was done.
-    fn engines(&self, act: &str) -> Result<Vec<u32>> {
+    fn engines(&self, worker: u32, act: &str) -> Result<Vec<u32>> {
         let script = format!(
             "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline 2>/dev/null | grep -q '^[^ ]*penstock --output json worker ' && {act} echo ${{p#/proc/}}; done; true"
         );
-        let said = self.kubectl(&["exec", &self.worker(), "--", "sh", "-c", &script])?;
+        let said = self.kubectl(&["exec", &self.pod(worker), "--", "sh", "-c", &script])?;
         let ids = said.lines().map(|id| id.trim().parse());
         ids.collect::<Result<_, _>>()
             .with_context(|| format!("no ids of processes: {said}"))
@@ -429,7 +494,11 @@ impl<'a> Job<'a> {
 
     /// Where the worker runs.
     pub fn node(&self) -> Result<String> {
-        let text = self.kubectl(&["get", "pod", &self.worker(), "-o", "json"])?;
+        self.node_of(0)
+    }
+
+    pub fn node_of(&self, worker: u32) -> Result<String> {
+        let text = self.kubectl(&["get", "pod", &self.pod(worker), "-o", "json"])?;
         let pod: Value = serde_json::from_str(&text)?;
         let node = pod["spec"]["nodeName"]
             .as_str()
@@ -463,14 +532,13 @@ impl<'a> Job<'a> {
 impl Watched for Job<'_> {
     /// From within the pod: no worker shows it to others.
     fn status(&mut self) -> Result<Option<Status>> {
-        let answer = page_of_pod(&self.namespace, &self.worker(), "/status").ok();
-        let body: Option<Value> = answer.and_then(|text| serde_json::from_slice(&text).ok());
-        Ok(body.map(|body| Status::of(&body)))
+        Ok(self.asked().map(|(_, status)| status))
     }
 
     fn tail(&self) -> String {
         let seen = self.kubectl(&["get", "streamingjobs,statefulsets,pods", "-o", "wide"]);
-        let logs = self.kubectl(&["logs", &self.worker(), "--tail=10"]);
+        let of_job = format!("penstock.dev/job={}", self.name);
+        let logs = self.kubectl(&["logs", "-l", &of_job, "--tail=10", "--prefix"]);
         format!(
             "{}\n{}",
             seen.unwrap_or_default(),

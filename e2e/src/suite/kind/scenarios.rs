@@ -15,7 +15,24 @@ use crate::engine::{Status, Watched};
 use crate::suite::await_caught_up;
 
 /// In CI.
-pub const CORE: [(&str, Disturb); 9] = [
+pub const CORE: [(&str, Disturb); 10] = [
+    // Three workers: one and the one that coordinates are killed and their pods deleted, then there are five, and two.
+    ("workers", |job, when| match when {
+        During(1) => {
+            job.reads()?;
+            let coordinator = job.coordinator()?;
+            job.kill_engine_of((coordinator + 1) % 3)?;
+            job.kill_engine_of(job.coordinator()?)
+        }
+        During(2) => {
+            let coordinator = job.coordinator()?;
+            job.delete_pod_of(coordinator)?;
+            job.delete_pod_of((coordinator + 1) % 3)
+        }
+        During(4) => job.scale(5),
+        During(6) => job.scale(2),
+        _ => Ok(()),
+    }),
     ("apply", |_, _| Ok(())),
     ("controller-killed", |job, when| match when {
         // The job was applied just now: children are being made.
@@ -196,7 +213,93 @@ pub const CORE: [(&str, Disturb); 9] = [
 ];
 
 /// Beyond the core.
-pub const MORE: [(&str, Disturb); 16] = [
+pub const MORE: [(&str, Disturb); 19] = [
+    // Three workers that are stopped, changed, wrongly changed and saved together.
+    ("workers-lifecycle", |job, when| match when {
+        During(1) => {
+            job.reads()?;
+            job.patch(r#"{"spec": {"suspend": true}}"#)?;
+            job.wait_reason("Suspended")?;
+            ensure!(job.pods()? == 0, "a suspended job has pods");
+            job.patch(r#"{"spec": {"suspend": false}}"#)?;
+            job.wait_reason("Running")
+        }
+        During(2) => {
+            let before = job.version()?;
+            job.edited()?;
+            ensure!(job.version()? != before, "the same version runs");
+            Ok(())
+        }
+        // It does not start: nothing of it is published, and the version before comes back.
+        During(3) => {
+            job.patch(r#"{"spec": {"workers": {"image": "localhost/no-such-image:1"}, "upgrade": {"progressDeadline": "10s"}}}"#)?;
+            job.wait_reason("RolledBack")?;
+            job.patch_json(
+                r#"[{"op": "remove", "path": "/spec/workers/image"}, {"op": "remove", "path": "/spec/upgrade/progressDeadline"}]"#,
+            )?;
+            job.wait_reason("Running")
+        }
+        During(4) => {
+            job.feed.pause()?;
+            await_caught_up(job, PATIENCE)?;
+            job.savepoint("before")?;
+            job.delete()?;
+            job.rename("flights-again")?;
+            job.edit(&["spec", "restoreFrom"], "{savepoint: {name: before}}")?;
+            job.apply()?;
+            job.feed.resume();
+            job.wait_reason("Running")
+        }
+        _ => Ok(()),
+    }),
+    ("workers-node-stopped", |job, when| match when {
+        During(2) => {
+            job.reads()?;
+            let node = job.node_of(job.coordinator()?)?;
+            controller_away_from(&node)?;
+            docker(&["stop", "-t", "1", &node])?;
+            let gone = Instant::now();
+            let mut before = None;
+            job.until_status("the others go on", |s| {
+                s.running && s.epoch > *before.get_or_insert(s.epoch) + 1
+            })?;
+            println!(
+                "kind: the others commit {:.1} s after the coordinator's node was stopped",
+                gone.elapsed().as_secs_f64()
+            );
+            std::thread::sleep(Duration::from_secs(30));
+            docker(&["start", &node])?;
+            job.wait_reason("Running")
+        }
+        _ => Ok(()),
+    }),
+    // Evictions ask the budget, which lets one worker go at a time.
+    ("workers-node-drained", |job, when| match when {
+        During(2) => {
+            job.reads()?;
+            let node = job.node_of(1)?;
+            job.mend = Some(Box::new({
+                let node = node.clone();
+                move || kubectl(&["uncordon", &node]).map(drop)
+            }));
+            let of_job = format!("penstock.dev/job={}", job.name);
+            let words = [
+                "drain",
+                &node,
+                "--ignore-daemonsets",
+                "--delete-emptydir-data",
+            ];
+            let which = ["--pod-selector", &of_job, "--timeout=100s"];
+            kubectl(&[&words[..], &which].concat())?;
+            job.until_status("it commits", |s| s.running)?;
+            job.mended()?;
+            job.until("all workers are ready", |job| {
+                Ok(job.get()?["status"]["readyReplicas"] == 3)
+            })?;
+            job.wait_reason("Running")
+        }
+        _ => Ok(()),
+    }),
     ("storm", |job, when| match when {
         During(2) => {
             job.reads()?;
