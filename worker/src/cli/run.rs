@@ -125,8 +125,19 @@ pub fn run(args: RunArgs, output: Output) -> ExitCode {
     });
     let speaks = || leads.as_ref().is_none_or(|leads| *leads.now.borrow());
     match until_ended(serve(&args, checked, options, leads.clone(), output)) {
-        Ok(outcome) if speaks() => say_end(&outcome, output),
-        Ok(_) => ExitCode::SUCCESS,
+        Ok(outcome) => {
+            let code = match speaks() {
+                true => say_end(&outcome, output),
+                false => ExitCode::SUCCESS,
+            };
+            match outcome {
+                // Whether all of them stop knows who started them.
+                Outcome::Stopped { pending: None, .. } if leads.is_some() => {
+                    ExitCode::from(team::LEFT)
+                }
+                _ => code,
+            }
+        }
         Err(error) => {
             if speaks() {
                 tell::failure(&error, output);

@@ -18,7 +18,9 @@ use super::run::interrupts;
 /// A worker that ended so soon was not killed by chance; after so many of these in a row, of one worker, the job ends.
 const SOON: Duration = Duration::from_secs(1);
 const RESTARTS: u32 = 5;
-/// Pause before a worker that was killed is started again.
+/// Exit code of a worker that was told to stop while the others were not.
+pub const LEFT: u8 = 3;
+/// Pause before a worker that was killed, or left, is started again.
 const PAUSE: Duration = Duration::from_millis(100);
 /// How long workers may take to end once one of them has said that the job has.
 const GRACE: Duration = Duration::from_secs(60);
@@ -65,8 +67,12 @@ async fn watch_over(workers: u32) -> std::io::Result<ExitCode> {
                 let status: ExitStatus = status;
                 running -= 1;
                 pids[number as usize] = None;
-                if code.is_none() && status.code().is_none() && !asked {
-                    eprintln!("worker {number} was ended by signal {}, starting it again", status.signal().unwrap_or(0));
+                let ended = status.code().and_then(|code| u8::try_from(code).ok());
+                if code.is_none() && matches!(ended, None | Some(LEFT)) && !asked {
+                    match status.signal() {
+                        Some(signal) => eprintln!("worker {number} was ended by signal {signal}, starting it again"),
+                        None => eprintln!("worker {number} was told to stop, starting it again: to stop the job tell the process that started it"),
+                    }
                     let ran = began[number as usize].elapsed();
                     let soon = &mut soon[number as usize];
                     *soon = if ran < SOON { *soon + 1 } else { 0 };
@@ -79,7 +85,11 @@ async fn watch_over(workers: u32) -> std::io::Result<ExitCode> {
                     }
                     eprintln!("error: worker {number} is killed as soon as it is started, {soon} times in a row");
                 }
-                let ended = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
+                let ended = match ended {
+                    Some(LEFT) => 0,
+                    Some(code) => code,
+                    None => 1,
+                };
                 // What the first says: the others are told the same, and one that fails is told of.
                 if code.is_none_or(|c| c == 0) {
                     code = Some(ended);

@@ -220,8 +220,18 @@ impl Progress {
         self.now.lock().phase = phase;
     }
 
-    pub fn coordinator(&self, worker: Option<u32>) {
-        self.now.lock().coordinator = worker;
+    /// Which worker coordinates, as far as this one knows, and whether it is this one. Of how the job is at this moment another one
+    /// shows nothing; what it has counted stays.
+    pub fn coordinator(&self, worker: Option<u32>, this: bool) {
+        let mut now = self.now.lock();
+        now.coordinator = worker;
+        if !this {
+            (now.lag, now.watermark, now.held_back_by) = (None, None, None);
+            now.lags.clear();
+            for counts in now.operators.values_mut() {
+                (counts.state_keys, counts.memory_bytes, counts.disk_bytes) = (0, 0, 0);
+            }
+        }
     }
 
     pub fn is(&self, phase: Phase) -> bool {

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use penstock_checkpoint::gc::Retention;
 use penstock_checkpoint::ids::{Entropy, LogId, MemberId, Nonce, SystemEntropy};
 use penstock_checkpoint::log::JobLog;
 use penstock_checkpoint::store::CheckpointStore;
 use penstock_crds::job::StreamingJob;
 use penstock_plan::Plan;
-use tokio::sync::{OwnedMutexGuard, mpsc, watch};
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::connectors::Connected;
@@ -33,8 +34,36 @@ use crate::process;
 use crate::state::{Budget, Planted, StateOptions, StateWorker};
 use crate::task::Policy;
 
-/// The right to have the volume open; each member that has it open keeps a part of it.
-pub(crate) type Held = Option<Arc<OwnedMutexGuard<()>>>;
+/// A worker's volume, which one generation has at a time, with what the generation before left open.
+pub(crate) type Kept = Arc<AsyncMutex<Option<StateWorker>>>;
+
+/// The right to have the volume open; whoever has it open keeps a part of it.
+pub(crate) struct Hold(Mutex<OwnedMutexGuard<Option<StateWorker>>>);
+
+pub(crate) type Held = Option<Arc<Hold>>;
+
+impl Hold {
+    pub(crate) fn new(of: OwnedMutexGuard<Option<StateWorker>>) -> Held {
+        Some(Arc::new(Self(Mutex::new(of))))
+    }
+
+    /// What the generation before left, if it can go on with this log.
+    pub(crate) fn take(&self, log: LogId) -> Option<StateWorker> {
+        let kept = self.0.lock().take();
+        kept.filter(|state| state.serves_again(&log.to_string()))
+    }
+
+    fn keep(&self, state: StateWorker) {
+        **self.0.lock() = Some(state);
+    }
+}
+
+/// Makes what is committed survive a kill: the next start of the process replays nothing.
+pub(crate) fn flush(state: &StateWorker) {
+    if let Err(error) = state.flush() {
+        tracing::warn!(%error, "the volume was not flushed; the next start replays");
+    }
+}
 
 /// Who takes part in a generation.
 pub(crate) enum Team {
@@ -70,6 +99,13 @@ impl Team {
         match self {
             Self::Here(_) => self.members(),
             Self::Workers { me, .. } => vec![*me],
+        }
+    }
+
+    pub(crate) fn held(&self) -> Option<&Hold> {
+        match self {
+            Self::Here(_) => None,
+            Self::Workers { held, .. } => held.as_deref(),
         }
     }
 
@@ -149,7 +185,9 @@ pub(super) async fn serve(
             log: log.fold().log(),
             memory: memory_of_each,
         };
-        Ok((*peer, options.open(plan)?))
+        let kept = team.held().and_then(|held| held.take(options.log));
+        let state = kept.map_or_else(|| options.open(plan), Ok)?;
+        Ok((*peer, state))
     };
     let states = own.iter().map(volume).collect::<Result<Vec<_>>>()?;
     let spec = &job.spec.checkpoint;
@@ -355,8 +393,11 @@ impl Works {
         };
         let held = self.held.clone();
         let running = process::spawn(async move {
-            member.run().await;
-            drop(held);
+            let state = member.run().await;
+            match held {
+                Some(held) => held.keep(state),
+                None => flush(&state),
+            }
         });
         (Line { to, from }, running)
     }

@@ -83,6 +83,7 @@ async fn generations(
     let ended = ended.map(|ended| ended.unwrap_or_else(|| cut_short(&progress)));
     if let Some(worker) = &worker {
         worker.tell_end(&ended).await;
+        worker.close().await;
     }
     ended
 }

@@ -226,7 +226,9 @@ impl Ground for Machine {
                 threads: SlotThreads::Own,
             }),
         };
+        let kept = works.held.as_ref().and_then(|held| held.take(log.id));
+        let state = kept.map_or_else(|| volume.open(&self.plan), Ok)?;
         let nonces = Box::new(|| Nonce::from_bytes(SystemEntropy.bytes16()));
-        Ok(works.member(me, volume.open(&self.plan)?, nonces).0)
+        Ok(works.member(me, state, nonces).0)
     }
 }

@@ -22,10 +22,10 @@ use parking_lot::Mutex;
 use penstock_checkpoint::ids::{Generation, LogId, MemberId};
 use penstock_checkpoint::log::JobLog;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Mutex as AsyncMutex, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-use super::assembly::{Held, Team};
+use super::assembly::{Held, Hold, Kept, Team, flush};
 use super::connectors::LogFacts;
 use super::generations::cut_short;
 use crate::coordinator::progress::{Phase, Progress};
@@ -43,6 +43,8 @@ const GATHER: Duration = Duration::from_secs(5);
 const GATHER_AGAIN: Duration = LEASE;
 /// How often a coordinator looks for workers that it goes without.
 const LOOK: Duration = Duration::from_secs(1);
+/// How long a generation's members may take to end.
+const CLOSE: Duration = Duration::from_secs(20);
 /// How long another worker may take to say what it sees.
 const ASK: Duration = Duration::from_millis(300);
 
@@ -187,8 +189,7 @@ struct Shared {
     superseded: watch::Sender<Generation>,
     /// How the job ended, as another worker tells.
     ended: watch::Sender<Option<Ended>>,
-    /// Held by whoever has the volume open.
-    volume: Arc<AsyncMutex<()>>,
+    volume: Kept,
 }
 
 impl Shared {
@@ -298,8 +299,10 @@ impl Worker {
             // It did, and that is over.
             self.shared.leads.send_if_modified(std::mem::take);
             let coordinator = self.shared.seen().coordinator;
-            self.progress.coordinator(coordinator.map(|c| c.id.get()));
-            match coordinator.filter(|c| *c != self.shared.me) {
+            let this = coordinator == Some(self.shared.me);
+            self.progress
+                .coordinator(coordinator.map(|c| c.id.get()), this);
+            match coordinator.filter(|_| !this) {
                 None if self.shared.is_stopping() => return Ok(cut_short(&self.progress)),
                 None => {
                     let led = tokio::select! {
@@ -343,6 +346,17 @@ impl Worker {
         let about = About::End(self.shared.me, ended);
         let others = self.shared.others();
         join_all(others.into_iter().map(|other| self.say(other, &about))).await;
+    }
+
+    /// Makes what is committed survive the end of this process, once nobody has the volume open.
+    pub(crate) async fn close(&self) {
+        let volume = self.shared.volume.lock();
+        // What hangs in a connector keeps no process from its end.
+        if let Ok(kept) = tokio::time::timeout(CLOSE, volume).await
+            && let Some(state) = &*kept
+        {
+            flush(state);
+        }
     }
 
     /// To one that may not be there.
@@ -443,8 +457,8 @@ impl Worker {
             return Ok(Led::Not);
         }
         self.shared.leads.send_replace(true);
-        self.progress.coordinator(Some(me.id.get()));
-        let held = Arc::new(self.shared.volume.clone().lock_owned().await);
+        self.progress.coordinator(Some(me.id.get()), true);
+        let held = Hold::new(self.shared.volume.clone().lock_owned().await);
         let facts = self.ground.facts(&log);
         let lines = self.joining(others).map(|o| (o, self.line(o, facts)));
         let lines: BTreeMap<Peer, Line> = lines.collect();
@@ -453,7 +467,7 @@ impl Worker {
             me,
             lines,
             exchange: self.net.clone(),
-            held: Some(held),
+            held,
         };
         tracing::info!(workers = members.len() + 1, "coordinating");
         coordinated.store(true, Ordering::Relaxed);
@@ -644,7 +658,7 @@ impl Host {
             return Err(EngineError::retry("PR0320", object, text));
         }
         // Of the generation before, if that still ends.
-        let held = Arc::new(self.shared.volume.clone().lock_owned().await);
+        let held = Hold::new(self.shared.volume.clone().lock_owned().await);
         let facts = LogFacts {
             id: membership.log,
             markers: membership.markers,
@@ -652,7 +666,7 @@ impl Host {
         let exchange: Arc<dyn Exchange> = self.net.clone();
         let line = self
             .ground
-            .member(self.shared.me.id, facts, exchange, Some(held))?;
+            .member(self.shared.me.id, facts, exchange, held)?;
         let Line { to, mut from } = line;
         let with = membership.from;
         let beat = || self.shared.hear(with);

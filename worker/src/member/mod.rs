@@ -143,8 +143,8 @@ impl Running {
 }
 
 impl Member {
-    /// Serves until `Halt` or until the coordinator is gone.
-    pub async fn run(mut self) {
+    /// Serves until `Halt` or until the coordinator is gone. Gives its state back.
+    pub async fn run(mut self) -> StateWorker {
         let (slot_tx, mut slot_rx) = mpsc::unbounded_channel();
         let (news_tx, mut news_rx) = mpsc::unbounded_channel();
         let (upload_tx, mut upload_rx) = mpsc::unbounded_channel::<Result<Box<Snapshot>>>();
@@ -188,9 +188,6 @@ impl Member {
                 let _ = self.outbox.send(FromMember::Failed(error));
             }
         }
-        if let Err(error) = self.state.flush() {
-            tracing::warn!(%error, "the volume was not flushed; the next start replays");
-        }
         if let Some(running) = running {
             for slot in &running.slots {
                 let _ = slot.commands.send(SlotCommand::Halt);
@@ -199,6 +196,7 @@ impl Member {
                 (slot.ended)();
             }
         }
+        self.state
     }
 
     /// The coordinator may be gone; then nobody needs the answer.

@@ -35,6 +35,7 @@ impl Member {
         if state.chains.is_empty() {
             self.state.nothing_to_restore();
         }
+        self.state.retain(&groups);
         let opened = self.state.open_groups(&groups, &|epoch, sum| {
             let stands = ancestors
                 .iter()

@@ -494,7 +494,9 @@ impl Ground for Machine {
             unreachable!("workers are processes of their own")
         };
         let seed = self.seed();
-        let states = vec![(*me, self.state(0, seed)?)];
+        let kept = team.held().and_then(|held| held.take(self.world.log_id));
+        let state = kept.map_or_else(|| self.state(0, seed), Ok)?;
+        let states = vec![(*me, state)];
         self.assemble(log, seed, states, team, stop).await
     }
 
@@ -507,6 +509,8 @@ impl Ground for Machine {
     ) -> Result<Line> {
         let seed = self.seed();
         let works = self.works(log.id, self.connect()?, exchange, held);
-        Ok(works.member(me, self.state(0, seed)?, nonces(seed ^ 5)).0)
+        let kept = works.held.as_ref().and_then(|held| held.take(log.id));
+        let state = kept.map_or_else(|| self.state(0, seed), Ok)?;
+        Ok(works.member(me, state, nonces(seed ^ 5)).0)
     }
 }

@@ -57,7 +57,7 @@ pub struct StateStats {
     pub backend_reads: u64,
 }
 
-/// One per process and generation. Dropping it applies the commits that wait; it does not flush.
+/// One per process; a generation may take it over from the one before. Dropping it applies the commits that wait; it does not flush.
 pub struct StateWorker {
     options: StateOptions,
     shared: Option<Shared>,
@@ -159,6 +159,20 @@ impl StateWorker {
         })
     }
 
+    /// Whether it can serve the next generation of its process as if it had just been opened: it is of that log, and everything that
+    /// was committed is applied. Key groups stay open, and are used where their identity allows.
+    pub fn serves_again(&self, log_id: &str) -> bool {
+        self.slots.store(0, Ordering::Relaxed);
+        self.options.log_id == log_id && self.applier.wait().is_ok()
+    }
+
+    /// Closes all key groups but these.
+    pub fn retain(&self, groups: &[u16]) {
+        self.backends
+            .lock()
+            .retain(|group, _| groups.contains(group));
+    }
+
     /// To be said before a key group is opened, when the history holds no state: a job without any needs no instances.
     pub fn nothing_to_restore(&mut self) {
         if !self.options.stateful {
@@ -174,6 +188,14 @@ impl StateWorker {
         group: u16,
         is_ancestor: &dyn Fn(u64, u32) -> bool,
     ) -> Result<Option<u64>> {
+        let open = self.backends.lock().get(&group).cloned();
+        if let Some(backend) = open {
+            match backend.identity()? {
+                None => return Ok(None),
+                Some(id) if self.usable(&id, group, is_ancestor) => return Ok(Some(id.epoch)),
+                Some(_) => self.close_group(group),
+            }
+        }
         #[cfg(test)]
         if let Some(volume) = &self.volume {
             let kept = volume

@@ -236,6 +236,34 @@ fn whichever_worker_is_killed_each_row_comes_once() {
 }
 
 #[test]
+fn a_worker_that_alone_is_told_to_stop_leaves_the_job_to_the_others_and_comes_back() {
+    let bed = Bed::new(NUMBERS);
+    let mut run = bed.start(3);
+    let folder = bed.folder.path();
+    // One that coordinates is among them.
+    for leaves in [2, 0, 1] {
+        let before = records(folder, "numbers");
+        run.until("it commits", |_| records(folder, "numbers") > before + 1);
+        let workers = workers(run.id());
+        assert_eq!(workers.len(), 3, "all are there: {workers:?}");
+        kill_process(workers[&leaves], Signal::TERM).expect("told");
+        run.until("it has left and another one is there", |run| {
+            let now = self::workers(run.id());
+            now.len() == 3 && now[&leaves] != workers[&leaves]
+        });
+    }
+    let output = run.ended();
+    let told = errors(&output);
+    assert!(output.status.success(), "{told}");
+    assert_eq!(told.matches("was told to stop").count(), 3, "{told}");
+    // They went at barriers: nobody was lost.
+    assert!(!told.contains("PR0320"), "{told}");
+    let numbers = bed.numbers();
+    assert_eq!(numbers.len(), 80_000, "{told}");
+    assert!(numbers.values().all(|times| *times == 1));
+}
+
+#[test]
 fn a_run_that_was_stopped_goes_on_with_another_number_of_workers() {
     let bed = Bed::new(NUMBERS);
     let folder = bed.folder.path();
