@@ -225,6 +225,9 @@ impl Progress {
     pub fn coordinator(&self, worker: Option<u32>, this: bool) {
         let mut now = self.now.lock();
         now.coordinator = worker;
+        if worker.is_none() && now.phase == Phase::Running {
+            now.phase = Phase::Pending;
+        }
         if !this {
             (now.lag, now.watermark, now.held_back_by) = (None, None, None);
             now.lags.clear();

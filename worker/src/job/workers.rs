@@ -41,6 +41,8 @@ use crate::process;
 /// How long a first coordinator waits for the others to come up, and a later one for a worker that is started again.
 const GATHER: Duration = Duration::from_secs(5);
 const GATHER_AGAIN: Duration = LEASE;
+/// Leases without a coordinator after which a minority of its members goes on.
+const GONE: u32 = 10;
 /// How often a coordinator looks for workers that it goes without.
 const LOOK: Duration = Duration::from_secs(1);
 /// How long a generation's members may take to end.
@@ -142,8 +144,9 @@ impl Seen {
     }
 }
 
-/// Whether a worker may claim the job: no worker hears of a coordinator but of this one, and of the members of the last claim a
-/// majority says so, itself counted, or none of them answers and it is silent for three leases.
+/// Whether a worker may claim the job: no worker hears of a coordinator but of this one, and of the members of the last claim that
+/// have not left since (`last`) a majority says so, itself counted; or it is silent for three leases and none of them answers, or for
+/// ten: those that are missing may be gone for good.
 fn may_lead(me: Peer, last: &[MemberId], others: &Others, silent: Duration) -> bool {
     let mut say = others.values().map(|o| o.coordinator);
     if !say.all(|c| c.is_none_or(|c| c == me)) {
@@ -152,7 +155,8 @@ fn may_lead(me: Peer, last: &[MemberId], others: &Others, silent: Duration) -> b
     let answers = |m: &MemberId| others.keys().any(|o| o.id == *m);
     let say = last.iter().filter(|m| **m == me.id || answers(m)).count();
     let any = last.iter().any(|m| *m != me.id && answers(m));
-    2 * say > last.len() || last.is_empty() || !any && silent >= LEASE * LOST
+    let patience = LEASE * if any { GONE } else { LOST };
+    2 * say > last.len() || last.is_empty() || silent >= patience
 }
 
 /// A worker, until the job ends, it is told to stop, or it cannot go on.
@@ -203,6 +207,23 @@ impl Shared {
         if let Some(heard) = &mut *self.heard.lock() {
             heard.over |= heard.from == from;
         }
+    }
+
+    fn leaves(&self, who: Peer) {
+        self.known.lock().remove(&who.id);
+        self.left.send_modify(|left| {
+            left.insert(who);
+        });
+    }
+
+    /// Whoever speaks is there: of one that has left, another process.
+    fn comes(&self, id: MemberId) {
+        self.known.lock().insert(id);
+        self.left.send_if_modified(|left| {
+            let before = left.len();
+            left.retain(|l| l.id != id);
+            left.len() < before
+        });
     }
 
     fn is_stopping(&self) -> bool {
@@ -315,12 +336,12 @@ impl Worker {
                         Led::Not => {}
                     }
                 }
-                Some(coordinator) if self.shared.is_stopping() => {
+                Some(_) if self.shared.is_stopping() => {
                     let due = *leaves.get_or_insert(Instant::now() + LEASE);
                     if Instant::now() >= due {
                         leaves = Some(Instant::now() + LEASE);
-                        self.say(coordinator.id, &About::Leave(self.shared.me))
-                            .await;
+                        // Not the coordinator alone: whoever comes after it must not wait for this one's word.
+                        self.say_to_all(&About::Leave(self.shared.me)).await;
                     }
                 }
                 Some(_) => {}
@@ -343,9 +364,7 @@ impl Worker {
             Ok(outcome) => Ended::With(outcome.clone()),
             Err(error) => Ended::By(error.in_words()),
         };
-        let about = About::End(self.shared.me, ended);
-        let others = self.shared.others();
-        join_all(others.into_iter().map(|other| self.say(other, &about))).await;
+        self.say_to_all(&About::End(self.shared.me, ended)).await;
     }
 
     /// Makes what is committed survive the end of this process, once nobody has the volume open.
@@ -357,6 +376,11 @@ impl Worker {
         {
             flush(state);
         }
+    }
+
+    async fn say_to_all(&self, about: &About) {
+        let others = self.shared.others();
+        join_all(others.into_iter().map(|other| self.say(other, about))).await;
     }
 
     /// To one that may not be there.
@@ -452,8 +476,11 @@ impl Worker {
     async fn coordinate(&self, others: &Others, coordinated: &AtomicBool) -> Result<Led> {
         let me = self.shared.me;
         let (log, adopts) = self.ground.log().await?;
+        let left = self.shared.left.borrow().clone();
         let last = log.fold().claim().map(|c| c.members.clone());
-        if !may_lead(me, &last.unwrap_or_default(), others, self.silent()) {
+        let mut last = last.unwrap_or_default();
+        last.retain(|id| left.iter().all(|l| l.id != *id));
+        if !may_lead(me, &last, others, self.silent()) {
             return Ok(Led::Not);
         }
         self.shared.leads.send_replace(true);
@@ -576,24 +603,21 @@ impl Host {
         // Ends the membership that runs.
         let mut running: Option<oneshot::Sender<()>> = None;
         while let Some(talk) = talks.recv().await {
-            self.shared.known.lock().insert(talk.with);
             match decode::<About>(&talk.about) {
                 Ok(About::Look) => {
+                    self.shared.comes(talk.with);
                     let seen = encode(&self.shared.seen()).unwrap_or_default();
                     let _ = talk.to.send(seen);
                 }
                 Ok(About::Leave(who)) => {
-                    self.shared.known.lock().remove(&who.id);
-                    self.shared.left.send_modify(|left| {
-                        left.insert(who);
-                    });
+                    self.shared.leaves(who);
                     let _ = talk.to.send(Bytes::new());
                 }
                 // It leaves the job to the others.
                 Ok(About::End(from, Ended::With(Outcome::Stopped { .. })))
                     if !self.shared.is_stopping() =>
                 {
-                    self.shared.known.lock().remove(&from.id);
+                    self.shared.leaves(from);
                     self.shared.over(from);
                     let _ = talk.to.send(Bytes::new());
                 }
@@ -605,6 +629,7 @@ impl Host {
                     if membership.to != self.shared.me || !self.accepts(membership.generation) {
                         continue;
                     }
+                    self.shared.comes(membership.from.id);
                     self.shared.hear(membership.from);
                     let (end, ending) = oneshot::channel();
                     // The one before, if it still runs, is over.
@@ -752,11 +777,21 @@ mod tests {
         ));
         assert!(!may_lead(peer(1), &last, &others(&[]), Duration::ZERO));
         assert!(
-            !may_lead(peer(7), &last, &others(&[(2, None)]), LONG),
+            !may_lead(peer(7), &last, &others(&[(2, None)]), Duration::ZERO),
             "one of three"
         );
         let two = others(&[(1, None), (2, None)]);
         assert!(may_lead(peer(7), &last, &two, Duration::ZERO));
+    }
+
+    #[test]
+    fn a_minority_waits_for_the_others_but_not_for_ever() {
+        let last = [0, 1, 2, 3, 4].map(id);
+        let seen = others(&[(1, None)]);
+        assert!(!may_lead(peer(0), &last, &seen, LEASE * (GONE - 1)));
+        assert!(may_lead(peer(0), &last, &seen, LEASE * GONE));
+        let heard = others(&[(1, Some(3))]);
+        assert!(!may_lead(peer(0), &last, &heard, LONG));
     }
 
     #[test]
