@@ -26,6 +26,28 @@ impl EventTime {
     }
 }
 
+/// How far subtasks of one task are in event time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Progressed {
+    pub to: EventTime,
+    /// They have nothing to read from: others go on without them.
+    pub idle: bool,
+}
+
+impl Progressed {
+    /// The least of those that are not idle; the greatest of those that are, when all are.
+    #[must_use]
+    pub fn with(self, other: Self) -> Self {
+        match (self.idle, other.idle) {
+            (false, true) => self,
+            (true, false) => other,
+            (false, false) if other.to < self.to => other,
+            (true, true) if other.to > self.to => other,
+            (false, false) | (true, true) => self,
+        }
+    }
+}
+
 /// What one row of a changelog means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -110,4 +132,21 @@ pub enum Message {
     Barrier(Barrier),
     /// No further message; counts as aligned and as `EventTime::MAX`.
     End,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_idle_holds_nobody_back() {
+        let at = |to, idle| Progressed {
+            to: EventTime::from_micros(to),
+            idle,
+        };
+        assert_eq!(at(3, false).with(at(1, true)), at(3, false));
+        assert_eq!(at(1, true).with(at(3, false)), at(3, false));
+        assert_eq!(at(3, false).with(at(5, false)), at(3, false));
+        assert_eq!(at(3, true).with(at(5, true)), at(5, true));
+    }
 }

@@ -72,7 +72,7 @@ impl Coordinator {
         let mut watermarks: BTreeMap<OperatorUid, Micros> = snapshot
             .watermarks
             .iter()
-            .map(|(uid, t)| (OperatorUid::new(uid.clone()), Micros::new(t.micros())))
+            .map(|(uid, at)| (OperatorUid::new(uid.clone()), Micros::new(at.to.micros())))
             .collect();
         for (i, t) in &self.floor {
             let uid = OperatorUid::new(format!("source:{}", self.sources[*i].name));

@@ -370,8 +370,8 @@ impl Progress {
         let least = snapshot
             .watermarks
             .values()
+            .map(|at| at.to)
             .min()
-            .copied()
             .filter(|t| *t > EventTime::MIN);
         now.watermark = least.map(EventTime::micros);
         now.held_back_by = snapshot

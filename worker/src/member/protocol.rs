@@ -9,7 +9,7 @@ use penstock_checkpoint::recovery::RestorePlan;
 
 use super::seat::Seat;
 use crate::error::EngineError;
-use crate::message::{Barrier, EventTime};
+use crate::message::{Barrier, EventTime, Progressed};
 use crate::network::Peer;
 use crate::sinks::Turn;
 use crate::sources::SplitId;
@@ -149,7 +149,7 @@ pub struct Snapshot {
     pub packs: Vec<PackRef>,
     pub bytes: u64,
     pub splits: BTreeMap<usize, BTreeMap<SplitId, SplitProgress>>,
-    pub watermarks: BTreeMap<String, EventTime>,
+    pub watermarks: BTreeMap<String, Progressed>,
     pub counts: Vec<SlotCounts>,
     /// Rows staged for sinks in this epoch.
     pub rows_out: u64,

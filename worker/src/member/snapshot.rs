@@ -131,9 +131,9 @@ pub(super) fn merge(barrier: Barrier, reports: Vec<SlotReport>) -> Snapshot {
         for (source, splits) in report.splits {
             snapshot.splits.entry(source).or_default().extend(splits);
         }
-        for (uid, t) in report.watermarks {
-            let least = snapshot.watermarks.entry(uid).or_insert(t);
-            *least = (*least).min(t);
+        for (uid, at) in report.watermarks {
+            let all = snapshot.watermarks.entry(uid).or_insert(at);
+            *all = all.with(at);
         }
         snapshot.counts.push(report.counts);
     }

@@ -240,9 +240,9 @@ fn merged(mut all: Box<Snapshot>, part: Snapshot) -> Box<Snapshot> {
     for (source, splits) in splits {
         all.splits.entry(source).or_default().extend(splits);
     }
-    for (uid, t) in watermarks {
-        let least = all.watermarks.entry(uid).or_insert(t);
-        *least = (*least).min(t);
+    for (uid, at) in watermarks {
+        let together = all.watermarks.entry(uid).or_insert(at);
+        *together = together.with(at);
     }
     all.counts.extend(counts);
     all.rows_out += rows_out;

@@ -1,7 +1,7 @@
 //! Barrier alignment and watermark minimum over the input channels of one operator. Pure: what arrived goes in, what the
 //! operator is to see comes out. Nothing else knows of alignment.
 
-use crate::message::{Barrier, EventTime, Message};
+use crate::message::{Barrier, EventTime, Message, Progressed};
 use crate::planted::{Bug, planted};
 
 /// What the operator is to see next.
@@ -62,8 +62,11 @@ impl Align {
         }
     }
 
-    pub fn watermark(&self) -> EventTime {
-        self.watermark
+    pub fn progressed(&self) -> Progressed {
+        Progressed {
+            to: self.watermark,
+            idle: self.channels.iter().all(|c| c.idle),
+        }
     }
 
     /// Whether a message may be taken from this channel now.

@@ -1,7 +1,7 @@
 //! The input channels of one task: picks what the task sees next, channels in turn so that none starves another, and says
 //! when they have run dry. What marks mean is `align`'s.
 
-use crate::message::{BarrierKind, EventTime};
+use crate::message::{BarrierKind, EventTime, Progressed};
 use crate::network::Inlet;
 
 use super::align::{Align, Step};
@@ -38,8 +38,8 @@ impl Inputs {
         }
     }
 
-    pub fn watermark(&self) -> EventTime {
-        self.align.watermark()
+    pub fn progressed(&self) -> Progressed {
+        self.align.progressed()
     }
 
     /// What comes next. A channel that waits for the others' barrier counts as dry: what it holds is the next epoch's.

@@ -1,7 +1,7 @@
 //! One operator of one slot as a task: aligned input, synchronous calls, output to its routes. Waits by returning.
 
 use crate::error::Result;
-use crate::message::{Barrier, BarrierKind, Batch, EventTime, Message};
+use crate::message::{Barrier, BarrierKind, Batch, EventTime, Message, Progressed};
 use crate::operators::{Context, Operator, Output, Progress};
 use crate::state::{SlotState, TableId};
 
@@ -171,8 +171,8 @@ impl OperatorTask {
         }
     }
 
-    pub fn watermark(&self) -> EventTime {
-        self.inputs.watermark()
+    pub fn progressed(&self) -> Progressed {
+        self.inputs.progressed()
     }
 
     pub fn passed(&self) -> Option<Barrier> {

@@ -155,8 +155,8 @@ impl SinkTask {
         }
     }
 
-    pub fn watermark(&self) -> crate::message::EventTime {
-        self.inputs.watermark()
+    pub fn progressed(&self) -> crate::message::Progressed {
+        self.inputs.progressed()
     }
 
     pub fn passed(&self) -> Option<Barrier> {

@@ -9,7 +9,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::clock::Clock;
 use crate::error::{EngineError, Result};
-use crate::message::{Barrier, EventTime};
+use crate::message::{Barrier, Progressed};
 use crate::sinks::StagedRecords;
 use crate::sources::SplitId;
 use crate::state::{FrozenLayer, SlotState};
@@ -79,7 +79,7 @@ pub struct SlotReport {
     pub staged: Vec<(usize, u16, StagedRecords)>,
     /// Source index to splits.
     pub splits: BTreeMap<usize, Vec<(SplitId, SplitProgress)>>,
-    pub watermarks: Vec<(String, EventTime)>,
+    pub watermarks: Vec<(String, Progressed)>,
     pub counts: SlotCounts,
     /// Late rows for dead letters: a row may be judged in several slots, so the member stages them, each once.
     pub late: Vec<DeadLetter>,
@@ -376,16 +376,12 @@ impl Slot {
         Ok(true)
     }
 
-    fn watermarks(&self) -> Vec<(String, EventTime)> {
-        let sources = self.sources.iter().map(|s| (s.uid.clone(), s.watermark()));
-        let operators = self
-            .operators
-            .iter()
-            .map(|o| (o.uid.clone(), o.watermark()));
-        sources
-            .chain(operators)
-            .chain(self.sinks.iter().map(|s| (s.uid.clone(), s.watermark())))
-            .collect()
+    fn watermarks(&self) -> Vec<(String, Progressed)> {
+        let sources = self.sources.iter().map(|s| (&s.uid, s.progressed()));
+        let operators = self.operators.iter().map(|o| (&o.uid, o.progressed()));
+        let sinks = self.sinks.iter().map(|s| (&s.uid, s.progressed()));
+        let all = sources.chain(operators).chain(sinks);
+        all.map(|(uid, at)| (uid.clone(), at)).collect()
     }
 
     fn times(&self) -> Vec<(String, TaskTimes)> {

@@ -13,7 +13,7 @@ use penstock_plan::graph::hidden;
 
 use crate::error::{EngineError, Result};
 use crate::keys::split_hash;
-use crate::message::{Barrier, BarrierKind, Batch, EventTime, Message};
+use crate::message::{Barrier, BarrierKind, Batch, EventTime, Message, Progressed};
 use crate::sinks::Record;
 use crate::sources::{BadRecord, Polled, Position, SourceBatch, SourceReader, SplitId, SplitRange};
 
@@ -203,10 +203,14 @@ impl SourceTask {
         &self.rules
     }
 
-    pub fn watermark(&self) -> EventTime {
+    pub fn progressed(&self) -> Progressed {
+        let none = Progressed {
+            to: EventTime::MIN,
+            idle: false,
+        };
         self.watermark
             .as_ref()
-            .map_or(EventTime::MIN, SourceWatermark::current)
+            .map_or(none, SourceWatermark::progressed)
     }
 
     pub fn held_back_by(&self) -> Option<SplitId> {

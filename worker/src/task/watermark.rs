@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::message::EventTime;
+use crate::message::{EventTime, Progressed};
 use crate::sources::SplitId;
 
 /// A source's rule, in microseconds.
@@ -95,8 +95,11 @@ impl SourceWatermark {
         })
     }
 
-    pub fn current(&self) -> EventTime {
-        self.said
+    pub fn progressed(&self) -> Progressed {
+        Progressed {
+            to: self.said,
+            idle: self.said_idle,
+        }
     }
 
     /// The split that holds the watermark back.

@@ -30,6 +30,8 @@ spec:
   sinks:
     - name: out
       print: {}
+  # The one split leaves two slots idle: event time goes on without them.
+  workers: {slots: 3}
   trigger: {continuous: {}}
   checkpoint: {interval: 100ms, storage: {local: {path: FOLDER/log}}}
 "#;

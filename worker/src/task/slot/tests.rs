@@ -11,7 +11,7 @@ use super::super::inputs::Inputs;
 use super::*;
 use crate::clock::StandingClock;
 use crate::formats::json::Timestamps;
-use crate::message::{BarrierKind, Batch, Message};
+use crate::message::{BarrierKind, Batch, EventTime, Message};
 use crate::network::{LocalOutlet, Outlet, local};
 use crate::sinks::DirectSender;
 use crate::sinks::memory::MemorySink;
