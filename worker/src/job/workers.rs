@@ -320,10 +320,9 @@ impl Worker {
             // It did, and that is over.
             self.shared.leads.send_if_modified(std::mem::take);
             let coordinator = self.shared.seen().coordinator;
-            let this = coordinator == Some(self.shared.me);
-            self.progress
-                .coordinator(coordinator.map(|c| c.id.get()), this);
-            match coordinator.filter(|_| !this) {
+            let known = coordinator.map(|c| c.id.get());
+            self.progress.coordinator(known, false);
+            match coordinator {
                 None if self.shared.is_stopping() => return Ok(cut_short(&self.progress)),
                 None => {
                     let led = tokio::select! {
@@ -400,14 +399,14 @@ impl Worker {
     /// is, or nobody gets there.
     async fn look(&self) -> Option<Others> {
         let all = self.shared.known.lock().clone();
-        let asked = all.iter().map(|other| async move {
-            let seen = tokio::time::timeout(ASK, ask(&*self.net, *other)).await;
-            seen.ok()?.ok()
-        });
         // Who knows of no other needs no way to itself: in a cluster its name may not be found yet.
         if all.len() == 1 {
             return Some(Others::new());
         }
+        let asked = all.iter().map(|other| async move {
+            let seen = tokio::time::timeout(ASK, ask(&*self.net, *other)).await;
+            seen.ok()?.ok()
+        });
         let seen = join_all(asked).await.into_iter().flatten();
         let mut seen: Others = seen.map(|s| (s.who, s)).collect();
         let here = seen.remove(&self.shared.me).is_some();
