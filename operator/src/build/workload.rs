@@ -49,9 +49,14 @@ pub fn stateful_set(
     let of = job.metadata.name.as_deref().unwrap_or_default();
     let mut template = version.template.clone();
     certify(&mut template, issue);
+    let mut size = size;
     if let Some(args) = template["spec"]["containers"][0]["args"].as_array_mut() {
-        // None of the version's either: workers that run learn of those that come and go.
-        args.extend([json!("--workers"), json!(size.0.max(1).to_string())]);
+        match args.iter().any(|a| a == "--exchange") {
+            // None of the version's either: workers that run learn of those that come and go.
+            true => args.extend([json!("--workers"), json!(size.0.max(1).to_string())]),
+            // A version of before: its workers would not know of each other.
+            false => size = Size(size.0.min(1)),
+        }
     }
     if memory.rolled_back.is_some()
         && let Some(args) = template["spec"]["containers"][0]["args"].as_array_mut()

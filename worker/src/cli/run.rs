@@ -132,7 +132,9 @@ pub fn run(args: RunArgs, output: Output) -> ExitCode {
             };
             match outcome {
                 // Whether all of them stop knows who started them.
-                Outcome::Stopped { pending: None, .. } if leads.is_some() => {
+                Outcome::Stopped { pending, .. }
+                    if leads.is_some() && (pending.is_none() || !speaks()) =>
+                {
                     ExitCode::from(team::LEFT)
                 }
                 _ => code,

@@ -196,6 +196,17 @@ async fn serve(args: &WorkerArgs, checked: check::Checked) -> Result<Outcome> {
             stateless: checked.job.spec.upgrade.strategy == UpgradeStrategy::Stateless,
         }),
     };
+    if let Some(place) = &options.place {
+        let (mut leads, asking) = (place.leads.subscribe(), asking.clone());
+        tokio::spawn(async move {
+            while leads.changed().await.is_ok() {
+                if !*leads.borrow_and_update() {
+                    // Whoever coordinates next is asked anew.
+                    asking.send_replace(Asked::default());
+                }
+            }
+        });
+    }
     let job = Arc::new(checked.job);
     let progress = Arc::new(Progress::default());
     let shown = http::Shown {

@@ -96,6 +96,8 @@ pub struct Now {
     pub epochs: VecDeque<LastEpoch>,
     /// The worker that coordinates, where there are several.
     pub coordinator: Option<u32>,
+    /// It is another one, or none at this moment.
+    pub follows: bool,
     /// Savepoints, by name.
     pub pins: BTreeMap<String, PinNow>,
     /// What earlier generations of this process had counted.
@@ -225,10 +227,11 @@ impl Progress {
     pub fn coordinator(&self, worker: Option<u32>, this: bool) {
         let mut now = self.now.lock();
         now.coordinator = worker;
+        now.follows = !this;
         if worker.is_none() && now.phase == Phase::Running {
             now.phase = Phase::Pending;
         }
-        if !this {
+        if worker.is_some() && !this {
             (now.lag, now.watermark, now.held_back_by) = (None, None, None);
             now.lags.clear();
             for counts in now.operators.values_mut() {

@@ -141,6 +141,17 @@ struct Controlled {
     asking: Arc<watch::Sender<Asked>>,
 }
 
+impl Controlled {
+    /// Of the worker that coordinates; another one would carry it out when it does, and then nobody wants it any more.
+    fn ask(&self, what: impl FnOnce(&mut Asked)) -> StatusCode {
+        if self.shown.progress.now().follows {
+            return StatusCode::SERVICE_UNAVAILABLE;
+        }
+        self.asking.send_modify(what);
+        StatusCode::ACCEPTED
+    }
+}
+
 impl FromRef<Controlled> for Shown {
     fn from_ref(of: &Controlled) -> Self {
         of.shown.clone()
@@ -149,14 +160,12 @@ impl FromRef<Controlled> for Shown {
 
 /// Asks for a savepoint; `/status` shows it when it is there.
 async fn savepoint(State(of): State<Controlled>, Path(name): Path<String>) -> StatusCode {
-    of.asking.send_modify(|asked| asked.pin(&name));
-    StatusCode::ACCEPTED
+    of.ask(|asked| asked.pin(&name))
 }
 
 /// Gives a savepoint up; `/status` does not show it any more when it is gone.
 async fn no_savepoint(State(of): State<Controlled>, Path(name): Path<String>) -> StatusCode {
-    of.asking.send_modify(|asked| asked.unpin(&name));
-    StatusCode::ACCEPTED
+    of.ask(|asked| asked.unpin(&name))
 }
 
 /// Ready is who runs, or has run to the end; who restores is alive and not ready.

@@ -60,7 +60,10 @@ impl Place {
             EngineError::fail("PR0320", me.to_string(), format!("cannot listen: {e}"))
         })?;
         Ok(Post {
-            known: (0..self.workers).map(MemberId::new).collect(),
+            known: (0..self.workers)
+                .map(MemberId::new)
+                .chain([self.me])
+                .collect(),
             net: Arc::new(flight),
             talks,
             leads: self.leads,

@@ -45,7 +45,7 @@ const GATHER_AGAIN: Duration = LEASE;
 const GONE: u32 = 10;
 /// How often a coordinator looks for workers that it goes without.
 const LOOK: Duration = Duration::from_secs(1);
-/// How long a generation's members may take to end.
+/// How long the generation before may take to let go of the volume.
 const CLOSE: Duration = Duration::from_secs(20);
 /// How long another worker may take to say what it sees.
 const ASK: Duration = Duration::from_millis(300);
@@ -183,7 +183,10 @@ struct Shared {
     runs: u64,
     known: Mutex<BTreeSet<MemberId>>,
     heard: Mutex<Option<Heard>>,
+    /// The newest generation of this process is, or was, its own; until it looks for a coordinator again.
     leads: Arc<watch::Sender<bool>>,
+    /// It coordinates at this moment.
+    leading: AtomicBool,
     stop: watch::Receiver<bool>,
     /// Who has said that it goes.
     left: watch::Sender<BTreeSet<Peer>>,
@@ -207,6 +210,22 @@ impl Shared {
         if let Some(heard) = &mut *self.heard.lock() {
             heard.over |= heard.from == from;
         }
+    }
+
+    /// The volume, once the generation before has let go of it.
+    async fn hold(&self) -> Result<Held> {
+        let volume = self.volume.clone().lock_owned();
+        let held = tokio::time::timeout(CLOSE, volume).await;
+        held.map(Hold::new).map_err(|_| {
+            let text = "its part of the generation before does not end: a connector hangs";
+            EngineError::fail("PR0304", self.me.to_string(), text)
+        })
+    }
+
+    /// Whether this one has coordinated what this worker took part in last.
+    fn is_of(&self, from: Peer) -> bool {
+        let heard = *self.heard.lock();
+        !self.leading.load(Ordering::Relaxed) && heard.is_some_and(|h| h.from == from)
     }
 
     fn leaves(&self, who: Peer) {
@@ -242,13 +261,30 @@ impl Shared {
     fn seen(&self) -> Seen {
         let heard = *self.heard.lock();
         let recent = heard.filter(|h| !h.over && h.at.elapsed() < LEASE * LOST);
-        let leading = self.leads.borrow().then_some(self.me);
+        let leading = self.leading.load(Ordering::Relaxed).then_some(self.me);
         Seen {
             who: self.me,
             coordinator: leading.or(recent.map(|h| h.from)),
             leaves: self.is_stopping(),
             runs: self.runs,
         }
+    }
+}
+
+/// For as long as a worker coordinates, whatever ends that.
+struct Leading<'a>(&'a Shared);
+
+impl<'a> Leading<'a> {
+    fn begin(of: &'a Shared) -> Self {
+        of.leads.send_replace(true);
+        of.leading.store(true, Ordering::Relaxed);
+        Self(of)
+    }
+}
+
+impl Drop for Leading<'_> {
+    fn drop(&mut self) {
+        self.0.leading.store(false, Ordering::Relaxed);
     }
 }
 
@@ -282,6 +318,7 @@ impl Worker {
             known: Mutex::new(known),
             heard: Mutex::default(),
             leads,
+            leading: AtomicBool::new(false),
             stop,
             left: watch::Sender::default(),
             newest: Mutex::new(Generation::ZERO),
@@ -320,8 +357,11 @@ impl Worker {
             // It did, and that is over.
             self.shared.leads.send_if_modified(std::mem::take);
             let coordinator = self.shared.seen().coordinator;
-            let known = coordinator.map(|c| c.id.get());
-            self.progress.coordinator(known, false);
+            // The only worker of a job coordinates again in a moment, and shows what it last knew until then.
+            if self.shared.known.lock().len() > 1 {
+                let known = coordinator.map(|c| c.id.get());
+                self.progress.coordinator(known, false);
+            }
             match coordinator {
                 None if self.shared.is_stopping() => return Ok(cut_short(&self.progress)),
                 None => {
@@ -355,9 +395,17 @@ impl Worker {
     /// Tells every worker how the job ended, unless one of them has said so. Who does not hear of it coordinates next, and comes to
     /// the same end.
     pub(crate) async fn tell_end(&self, ended: &Result<Outcome>) {
-        let left = matches!(ended, Ok(Outcome::Stopped { .. })) && !*self.shared.leads.borrow();
-        if left || self.shared.ended.borrow().is_some() {
+        if self.shared.ended.borrow().is_some() {
             return;
+        }
+        let led = *self.shared.leads.borrow();
+        match ended {
+            Ok(Outcome::Stopped { .. }) if !led => {
+                return self.say_to_all(&About::Leave(self.shared.me)).await;
+            }
+            // Of what it has not coordinated it knows nothing.
+            _ if !led => return,
+            _ => {}
         }
         let ended = match ended {
             Ok(outcome) => Ended::With(outcome.clone()),
@@ -474,6 +522,10 @@ impl Worker {
 
     async fn coordinate(&self, others: &Others, coordinated: &AtomicBool) -> Result<Led> {
         let me = self.shared.me;
+        let mut named = others.values().filter_map(|o| o.coordinator);
+        if named.any(|c| c != me) {
+            return Ok(Led::Not);
+        }
         let (log, adopts) = self.ground.log().await?;
         let left = self.shared.left.borrow().clone();
         let last = log.fold().claim().map(|c| c.members.clone());
@@ -482,9 +534,9 @@ impl Worker {
         if !may_lead(me, &last, others, self.silent()) {
             return Ok(Led::Not);
         }
-        self.shared.leads.send_replace(true);
+        let held = self.shared.hold().await?;
+        let _leading = Leading::begin(&self.shared);
         self.progress.coordinator(Some(me.id.get()), true);
-        let held = Hold::new(self.shared.volume.clone().lock_owned().await);
         let facts = self.ground.facts(&log);
         let lines = self.joining(others).map(|o| (o, self.line(o, facts)));
         let lines: BTreeMap<Peer, Line> = lines.collect();
@@ -620,8 +672,10 @@ impl Host {
                     self.shared.over(from);
                     let _ = talk.to.send(Bytes::new());
                 }
-                Ok(About::End(_, ended)) => {
-                    self.shared.ended.send_replace(Some(ended));
+                Ok(About::End(from, ended)) => {
+                    if self.shared.is_of(from) {
+                        self.shared.ended.send_replace(Some(ended));
+                    }
                     let _ = talk.to.send(Bytes::new());
                 }
                 Ok(About::Membership(membership)) => {
@@ -664,7 +718,7 @@ impl Host {
             _ = ending => return,
         };
         self.shared.over(from);
-        if !*self.shared.leads.borrow() {
+        if !self.shared.leading.load(Ordering::Relaxed) {
             self.progress.phase(Phase::Pending);
         }
         if let Err(error) = attended {
@@ -682,7 +736,20 @@ impl Host {
             return Err(EngineError::retry("PR0320", object, text));
         }
         // Of the generation before, if that still ends.
-        let held = Hold::new(self.shared.volume.clone().lock_owned().await);
+        let held = match self.shared.hold().await {
+            Ok(held) => held,
+            Err(stuck) => {
+                let EngineError {
+                    code,
+                    object,
+                    message,
+                    ..
+                } = stuck.in_words();
+                // This process does not mend it, its successor does.
+                self.shared.ended.send_replace(Some(Ended::By(stuck)));
+                return Err(EngineError::retry(code, object, message));
+            }
+        };
         let facts = LogFacts {
             id: membership.log,
             markers: membership.markers,

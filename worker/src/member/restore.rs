@@ -103,7 +103,19 @@ impl Member {
     /// Downloads a base's files beside the volume and puts them in the place of the key group's instance.
     async fn fetch_base(&self, group: u16, base: &BaseRef) -> Result<()> {
         let folder = self.state.incoming_base(group);
-        std::fs::create_dir_all(&folder).map_err(|e| disk(&folder, e))?;
+        let fetched = self.fetch_into(&folder, group, base).await;
+        // The instance has links to them.
+        match std::fs::remove_dir_all(&folder) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(error = %e, folder = %folder.display(), "it stays on the volume");
+            }
+            Ok(()) | Err(_) => {}
+        }
+        fetched
+    }
+
+    async fn fetch_into(&self, folder: &Path, group: u16, base: &BaseRef) -> Result<()> {
+        std::fs::create_dir_all(folder).map_err(|e| disk(folder, e))?;
         let mut reads = Vec::with_capacity(base.files.len());
         for file in &base.files {
             reads.push(fetch(

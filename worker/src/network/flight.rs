@@ -45,6 +45,9 @@ use crate::message::Message;
 const FRAME_BYTES: usize = 1 << 30;
 /// How long a worker may take to be connected to.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How often a connection is tried, and how long it may be silent then: of a machine that is gone nothing else tells.
+const TRIED: Duration = Duration::from_secs(1);
+const SILENT: Duration = Duration::from_secs(2);
 
 /// Where the workers of a job find each other.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -157,6 +160,8 @@ impl Flight {
         let server = Server::builder()
             .initial_connection_window_size(manner.window)
             .initial_stream_window_size(manner.window)
+            .http2_keepalive_interval(Some(TRIED))
+            .http2_keepalive_timeout(Some(SILENT))
             .add_service(service.max_decoding_message_size(FRAME_BYTES));
         match directory {
             Directory::Folder(folder) => {
@@ -223,6 +228,9 @@ impl Flight {
         let endpoint = Endpoint::from_shared(at).map_err(|e| away(with, &e.to_string()))?;
         Ok(endpoint
             .connect_timeout(PATIENCE)
+            .http2_keep_alive_interval(TRIED)
+            .keep_alive_timeout(SILENT)
+            .keep_alive_while_idle(true)
             .initial_connection_window_size(self.manner.window)
             .initial_stream_window_size(self.manner.window))
     }
