@@ -305,10 +305,10 @@ fn container(
     };
     let of = job.metadata.name.as_deref().unwrap_or_default();
     let namespace = job.metadata.namespace.as_deref().unwrap_or_default();
-    let mut env = vec![
+    let mut env: Vec<Value> = added.spec.env.iter().map(|e| json!(e)).collect();
+    env.push(
         json!({"name": "PENSTOCK_POD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}),
-    ];
-    env.extend(added.spec.env.iter().map(|e| json!(e)));
+    );
     json!({
         "name": "worker",
         "image": image,
