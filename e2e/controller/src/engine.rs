@@ -341,6 +341,7 @@ impl Engine {
             "savepoints": savepoints,
             "namespace": namespace,
             "log_id": "simulated",
+            "coordinator": 0,
             "generation": log.generation,
             "phase": "Running",
             "engine": "simulated",

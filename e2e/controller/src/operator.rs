@@ -37,7 +37,6 @@ impl How {
             "namespaces": self.namespaces,
             "ownNamespace": self.own,
             "planner": self.planner,
-            "maxReplicas": 3,
         });
         let path = self.folder.join(format!("{}.yaml", self.own));
         std::fs::write(&path, settings.to_string())?;
