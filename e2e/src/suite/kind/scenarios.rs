@@ -273,7 +273,6 @@ pub const MORE: [(&str, Disturb); 19] = [
         }
         _ => Ok(()),
     }),
-    // Evictions ask the budget, which lets one worker go at a time.
     ("workers-node-drained", |job, when| match when {
         During(2) => {
             job.reads()?;
@@ -291,7 +290,10 @@ pub const MORE: [(&str, Disturb); 19] = [
             ];
             let which = ["--pod-selector", &of_job, "--timeout=100s"];
             kubectl(&[&words[..], &which].concat())?;
-            job.until_status("it commits", |s| s.running)?;
+            let mut first = None;
+            job.until_status("it commits", |s| {
+                s.running && s.epoch > *first.get_or_insert(s.epoch)
+            })?;
             job.mended()?;
             job.until("all workers are ready", |job| {
                 Ok(job.get()?["status"]["readyReplicas"] == 3)
