@@ -122,7 +122,6 @@ codes! {
     GCS = "PS0062", "Google Cloud Storage comes later", "The schema has storage.gcs; this version does not keep logs there yet. Use s3 or local.";
     AZURE = "PS0063", "Azure Blob Storage comes later", "The schema has storage.azure; this version does not keep logs there yet. Use s3 or local.";
     MANY_WORKERS = "PS0064", "too many workers", "This version runs a job on 64 workers at most. Use workers.slots for more threads in each.";
-    AUTOSCALING_LATER = "PS0065", "Autoscaling comes later", "The schema has autoscaling; in this version its mode is Disabled.";
     // Test files.
     TEST_NAME = "PS0070", "test names no such source or sink", "`input` names sources of the manifest that its SQL reads, `expect` names its sinks.";
     TEST_COLUMN = "PS0071", "test names no such column", "A row of `input` has columns that the source reads from the body, a row of `expect` columns of the rows that the SQL inserts into the sink. Members beyond those, and broken bodies, are given by $raw.";

@@ -47,6 +47,9 @@ pub struct JobStatus {
     pub lag: Option<Lag>,
     /// Rows each second, since the epoch before the newest.
     pub rates: Rates,
+    /// How loaded it is; absent for the first seconds of a generation.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub load: Option<Load>,
     /// What the operators hold.
     #[serde(default)]
     pub state: StateSize,
@@ -122,6 +125,23 @@ pub struct Rates {
     /// Written.
     #[serde(rename = "out")]
     pub rows_out: f64,
+}
+
+/// How loaded a job is, over the last seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Load {
+    /// Workers that take part.
+    pub workers: u32,
+    /// Rows read, and rows that came, each second.
+    pub read: f64,
+    /// See `read`.
+    pub came: f64,
+    /// Share of its time that the busiest slot worked, 0 to 1.
+    pub busiest: f64,
+    /// The mean of all slots.
+    pub busy: f64,
+    /// Into how many parts the work can be divided: key groups, or splits of a job without state.
+    pub parts: u32,
 }
 
 /// What the operators' state takes, estimated. What is in memory may be on disk too.

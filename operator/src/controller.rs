@@ -207,6 +207,7 @@ async fn look_after(
         authority: authority.identity(),
         turns: Semaphore::new(READS),
         heard: Arc::default(),
+        loads: Mutex::default(),
     });
     let writer = Arc::new(Writer {
         events: Recorder::new(client.clone(), Reporter::from(MANAGER)),
@@ -427,6 +428,19 @@ async fn look_at(job: &StreamingJob, shared: &Shared) -> Result<Duration, Reconc
         }
     }
     let decision = decide(&facts, &shared.settings);
+    let before = facts
+        .job
+        .status
+        .as_ref()
+        .and_then(|s| s.autoscaling.as_ref());
+    if let Some(now) = decision
+        .status
+        .autoscaling
+        .as_ref()
+        .filter(|d| Some(*d) != before)
+    {
+        shared.metrics.decided(now);
+    }
     let done = shared.writer.carry_out(&facts, &decision).await;
     if let Err(kube::Error::Api(refusal)) = &done
         && matches!(refusal.code, 400 | 403 | 422)

@@ -12,6 +12,7 @@ use penstock_crds::units::Quantity;
 use penstock_crds::validate::{self, Place};
 use serde_json::Value;
 
+use crate::autoscale;
 use crate::build::{self, Child, Size};
 use crate::facts::{Ended, Facts, Memory, gave_up, is_ready, version_of};
 use crate::issue::{self, Issue};
@@ -111,8 +112,12 @@ pub fn decide(facts: &Facts, settings: &Settings) -> Decision {
     let size = match memory.ended {
         Some(_) => Size(0),
         None if facts.job.spec.suspend => Size(0),
-        None => Size(facts.job.spec.workers.replicas.unwrap_or(1)),
+        None => match autoscale::of(&facts.job, &facts.load, facts.asked_for(), facts.now) {
+            Some(decision) if autoscale::is_active(&facts.job) => Size(decision.workers),
+            _ => Size(facts.job.spec.workers.replicas.unwrap_or(1)),
+        },
     };
+    let scaled = scaled(facts, size);
     let mut apply = build::surroundings(&facts.job, &version, settings);
     let state = volumes::of_the_set(facts);
     let issue = issue::of(&facts.job, &version.name, &facts.authority, facts.now);
@@ -155,7 +160,7 @@ pub fn decide(facts: &Facts, settings: &Settings) -> Decision {
         grow: volumes::grow(facts),
         abandon,
         status: status::of(facts, &version.name, size, &standing),
-        events: events(facts, &standing),
+        events: events(facts, &standing).into_iter().chain(scaled).collect(),
         steps: Vec::new(),
         savepoint: None,
         hold: Some(facts.job.spec.deletion_policy != DeletionPolicy::Retain)
@@ -163,6 +168,18 @@ pub fn decide(facts: &Facts, settings: &Settings) -> Decision {
         apply,
         again,
     }
+}
+
+/// A change of the number of workers, by the autoscaler.
+fn scaled(facts: &Facts, size: Size) -> Option<Event> {
+    let is = facts.asked_for().filter(|n| *n > 0 && *n != size.0)?;
+    let decision = autoscale::of(&facts.job, &facts.load, Some(is), facts.now);
+    let decision = decision.filter(|d| autoscale::is_active(&facts.job) && d.workers == size.0)?;
+    Some(Event {
+        warning: false,
+        reason: "Scaled",
+        note: format!("from {is} to {} workers: {}", size.0, decision.reason),
+    })
 }
 
 /// The version that the StatefulSet runs, as a job.

@@ -12,6 +12,7 @@ use penstock_crds::savepoint::Savepoint;
 use penstock_crds::units::Timestamp;
 use serde_json::Value;
 
+use crate::autoscale::History;
 use crate::kind::Kind;
 use crate::names::{self, GENERATION, MEMORY, VERSION};
 
@@ -36,6 +37,8 @@ pub struct Facts {
     pub versions: BTreeMap<String, ConfigMap>,
     /// What the job's coordinator said last.
     pub said: Option<Said>,
+    /// What was heard of its load.
+    pub load: History,
     /// The service account that the spec names, if it names one that is there.
     pub account: Option<ServiceAccount>,
     /// The identity of the authority that signs certificates.
@@ -81,6 +84,7 @@ impl Facts {
             claims: Vec::new(),
             versions: BTreeMap::new(),
             said: None,
+            load: History::default(),
             account: None,
             authority: String::new(),
             sql_faults: Vec::new(),
@@ -123,6 +127,12 @@ impl Facts {
         let annotations = set.and_then(|s| s.metadata.annotations.as_ref());
         let written_for: Option<i64> = annotations.and_then(|a| a.get(GENERATION)?.parse().ok());
         written_for > self.job.metadata.generation
+    }
+
+    /// Workers that were asked for last.
+    pub fn asked_for(&self) -> Option<u32> {
+        let set = self.stateful_set.as_ref()?.spec.as_ref()?;
+        u32::try_from(set.replicas?).ok()
     }
 
     /// Workers that are ready.

@@ -22,6 +22,7 @@
 pub mod address;
 pub mod admission;
 pub mod apply;
+pub mod autoscale;
 pub mod build;
 pub mod certificates;
 pub mod clock;

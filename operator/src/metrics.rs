@@ -15,6 +15,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::runtime::reflector::Store;
 use parking_lot::Mutex;
+use penstock_crds::status::AutoscalingStatus;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, text::encode};
 use prometheus_client::metrics::MetricType;
@@ -35,6 +36,13 @@ pub struct ByKind {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ByResult {
     pub result: &'static str,
+}
+
+/// Words of fixed lists.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByDecision {
+    pub direction: String,
+    pub reason: String,
 }
 
 /// A word of Kubernetes' list of reasons.
@@ -158,6 +166,7 @@ pub struct Metrics {
     pods: Pods,
     expiry: Family<OfShown, Gauge>,
     writes: Family<ByKind, Counter>,
+    decisions: Family<ByDecision, Counter>,
     errors: Family<ByReason, Counter>,
     seconds: Family<ByResult, Histogram>,
     leading: Gauge,
@@ -172,6 +181,7 @@ impl Default for Metrics {
             pods: Pods::default(),
             expiry: Family::default(),
             writes: Family::default(),
+            decisions: Family::default(),
             errors: Family::default(),
             seconds: Family::new_with_constructor(|| {
                 Histogram::new(exponential_buckets(0.001, 2.0, 14))
@@ -180,6 +190,11 @@ impl Default for Metrics {
             settled: Gauge::default(),
         };
         let r = &mut this.registry;
+        r.register(
+            "autoscaler_decisions",
+            "Decisions about the number of workers that differ from the one before",
+            this.decisions.clone(),
+        );
         r.register(
             "controller_writes",
             "Writes to the API server, by kind of object",
@@ -219,6 +234,15 @@ impl Default for Metrics {
 impl Metrics {
     pub fn wrote(&self, kind: &'static str) {
         self.writes.get_or_create(&ByKind { kind }).inc();
+    }
+
+    /// The autoscaler has decided something else than before.
+    pub fn decided(&self, decision: &AutoscalingStatus) {
+        let of = ByDecision {
+            direction: decision.decision.to_lowercase(),
+            reason: decision.reason.clone(),
+        };
+        self.decisions.get_or_create(&of).inc();
     }
 
     /// A job was looked at, for so long; what kept it from being brought forward.
@@ -379,6 +403,11 @@ mod tests {
     fn every_documented_metric_has_a_sample_and_no_other_is_there() {
         let metrics = Metrics::default();
         metrics.wrote("Pod");
+        metrics.decided(&AutoscalingStatus {
+            decision: "Up".to_owned(),
+            reason: "Load".to_owned(),
+            at: penstock_crds::units::Timestamp::from(DateTime::UNIX_EPOCH),
+        });
         metrics.looked(
             Some(&kube::Error::LinesCodecMaxLineLengthExceeded),
             std::time::Duration::ZERO,

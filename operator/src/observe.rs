@@ -21,6 +21,7 @@ use penstock_crds::rpc::JobStatus;
 use penstock_crds::savepoint::Savepoint;
 use tokio::sync::{OnceCell, Semaphore};
 
+use crate::autoscale::{self, History, Sample};
 use crate::build::{CONTROL_PORT, is_worker};
 use crate::clock::in_time;
 use crate::coordinator::{self, Unanswered};
@@ -100,6 +101,8 @@ pub struct Observer {
     pub turns: Semaphore,
     pub http: reqwest::Client,
     pub heard: Heard,
+    /// What was heard of jobs whose number of workers follows their load, by uid.
+    pub loads: Mutex<BTreeMap<String, History>>,
     /// The identity of the authority that signs certificates.
     pub authority: String,
 }
@@ -132,6 +135,7 @@ impl Observer {
             if pods.is_empty() {
                 // Who comes next has said nothing yet.
                 self.heard.lock().remove(&uid);
+                self.loads.lock().remove(&uid);
                 return None;
             }
             Some(self.ask(&job, now).await)
@@ -153,6 +157,7 @@ impl Observer {
                 Some((version, serde_json::from_value(value.clone()).ok()?))
             })
             .collect();
+        let load = self.load(&job);
         Ok(Facts {
             now,
             stateful_set: set,
@@ -169,6 +174,7 @@ impl Observer {
             claims,
             versions,
             said,
+            load,
             account: account?,
             authority: self.authority.clone(),
             // Asked for where it makes a difference.
@@ -393,6 +399,15 @@ impl Observer {
         Err("the job's coordinator is not found among its workers".to_owned())
     }
 
+    /// What was heard of a job's load.
+    pub fn load(&self, job: &StreamingJob) -> History {
+        let loads = self.loads.lock();
+        loads
+            .get(&job.uid().unwrap_or_default())
+            .cloned()
+            .unwrap_or_default()
+    }
+
     /// Asks the coordinator; what it said before stays where it does not answer.
     pub async fn ask(&self, job: &StreamingJob, now: DateTime<Utc>) -> Said {
         let key = job.uid().unwrap_or_default();
@@ -402,6 +417,16 @@ impl Observer {
         match (status, heard.get(&key)) {
             (Err(_), Some(before)) if before.status.is_ok() => before.clone(),
             (status, _) => {
+                if let Ok(told) = &status
+                    && autoscale::is_asked_for(job)
+                    && let Some(sample) = Sample::of(told, now)
+                {
+                    self.loads
+                        .lock()
+                        .entry(key.clone())
+                        .or_default()
+                        .add(sample);
+                }
                 let said = Said { at: now, status };
                 heard.insert(key, said.clone());
                 said

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::DateTime;
+use chrono::{DateTime, Utc};
 use futures::StreamExt;
 use futures::channel::mpsc::UnboundedSender;
 use kube::runtime::reflector::{ObjectRef, Store};
@@ -16,6 +16,7 @@ use penstock_crds::rpc::{Counts, JobStatus, Rates, StateSize};
 use tokio::time::Instant;
 
 use crate::apply::Writer;
+use crate::autoscale;
 use crate::clock::turn;
 use crate::decide::POLL;
 use crate::facts::Facts;
@@ -174,7 +175,7 @@ impl Poll {
         let may_write = |stay| self.allowance.lock().take(Instant::now(), stay);
         let told = said.now(now).filter(|told| shape(told) == due.shape);
         match told {
-            Some(told) if health_changes(job, told, now) => {
+            Some(told) if health_changes(job, told, now) || self.scales(job, now) => {
                 if self.woken.lock().len() >= WOKEN || !may_write(0.0) {
                     return self.again(&key);
                 }
@@ -201,6 +202,22 @@ impl Poll {
         let _ = self.wake.unbounded_send(of);
     }
 
+    /// Whether the autoscaler says something else than the status.
+    fn scales(&self, job: &StreamingJob, now: DateTime<Utc>) -> bool {
+        if !autoscale::is_asked_for(job) {
+            return false;
+        }
+        let status = job.status.as_ref();
+        let is = status.and_then(|s| u32::try_from(s.desired_replicas?).ok());
+        let load = self.observer.load(job);
+        let Some(decision) = autoscale::of(job, &load, is, now) else {
+            return false;
+        };
+        let before = status.and_then(|s| s.autoscaling.as_ref());
+        let says = autoscale::shown(decision, is.unwrap_or(decision.workers), before, now);
+        before != Some(&says)
+    }
+
     /// Nothing is left to write by.
     fn again(&self, key: &Key) {
         if let Some(Some(due)) = self.settled.lock().get_mut(key) {
@@ -219,6 +236,9 @@ impl Poll {
         let mut heard = self.observer.heard.lock();
         heard.retain(|uid, _| uids.contains(uid.as_str()));
         drop(heard);
+        let mut loads = self.observer.loads.lock();
+        loads.retain(|uid, _| uids.contains(uid.as_str()));
+        drop(loads);
         let gone: Vec<Key> = {
             let settled = self.settled.lock();
             settled

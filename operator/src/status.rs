@@ -5,9 +5,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use penstock_crds::job::{Phase, StreamingJob, StreamingJobStatus};
 use penstock_crds::rpc::JobStatus;
 use penstock_crds::status::{
-    CountStatus, EpochStatus, FailureStatus, LagStatus, RateStatus, RunningVersion, WatermarkStatus,
+    AutoscalingStatus, CountStatus, EpochStatus, FailureStatus, LagStatus, RateStatus,
+    RunningVersion, WatermarkStatus,
 };
 
+use crate::autoscale;
 use crate::build::Size;
 use crate::facts::Facts;
 use crate::names::selector_text;
@@ -171,8 +173,20 @@ pub fn of(facts: &Facts, version: &str, size: Size, standing: &Standing) -> Stre
         rates: told.map(rates).or(before.rates),
         counts: told.map(counts).or(before.counts),
         last_failure: told.and_then(last_failure).or(before.last_failure),
-        autoscaling: None,
+        autoscaling: scaling(facts),
     }
+}
+
+/// What the autoscaler makes of what was heard.
+fn scaling(facts: &Facts) -> Option<AutoscalingStatus> {
+    let decision = autoscale::of(&facts.job, &facts.load, facts.asked_for(), facts.now)?;
+    let before = facts
+        .job
+        .status
+        .as_ref()
+        .and_then(|s| s.autoscaling.as_ref());
+    let is = facts.asked_for().unwrap_or(decision.workers);
+    Some(autoscale::shown(decision, is, before, facts.now))
 }
 
 /// What runs, or ran last. An edit that leaves the version as it is counts, whether a worker is up to say so or not.

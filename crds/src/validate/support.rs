@@ -3,7 +3,7 @@
 use crate::diagnostic::{Code, Diagnostic};
 use crate::format::{Format, FormatKind};
 use crate::job::{DeletionPolicy, Restart, StorageKind, StreamingJob, StreamingJobSpec, Upgrade};
-use crate::workers::{AutoscalingMode, Workers};
+use crate::workers::Workers;
 
 /// What a manifest asks for that comes later. An error each, with a code of its own.
 pub fn unsupported(spec: &StreamingJobSpec) -> Vec<Diagnostic> {
@@ -80,14 +80,14 @@ pub fn unsupported_in_cluster(spec: &StreamingJobSpec) -> Vec<Diagnostic> {
         );
         faults.push(fault.with_help("use workers.slots for more threads in each"));
     }
-    let mode = spec.autoscaling.as_ref().map(|a| a.mode);
-    if mode.is_some_and(|mode| mode != AutoscalingMode::Disabled) {
+    let grown = spec.autoscaling.as_ref().and_then(|a| a.max_replicas);
+    if let Some(many) = grown.filter(|n| *n > WORKERS) {
         let fault = Diagnostic::error(
-            Code::AUTOSCALING_LATER,
-            "autoscaling.mode",
-            "autoscaling comes in a later version",
+            Code::MANY_WORKERS,
+            "autoscaling.maxReplicas",
+            format!("{many} workers: this version runs {WORKERS} at most"),
         );
-        faults.push(fault.with_help("use Disabled, or leave it out"));
+        faults.push(fault.with_help("use workers.slots for more threads in each"));
     }
     faults
 }

@@ -937,3 +937,88 @@ fn an_upgrade_from_the_last_checkpoint_does_not_wait_for_the_running_version() {
     facts.job.spec.upgrade.strategy = UpgradeStrategy::Savepoint;
     assert_eq!(decide(&facts, &settings()).replace[0].grace, None);
 }
+
+// ---- autoscaling ------------------------------------------------------------------------------------------------------
+
+/// A job of one worker of which so much was heard for two minutes: a worker can do 1,000 rows a second.
+fn loaded(mode: &str, came: f64) -> Facts {
+    let mut facts = running();
+    let spec = json!({"mode": mode, "minReplicas": 1, "maxReplicas": 8});
+    facts.job.spec.autoscaling = Some(serde_json::from_value(spec).unwrap());
+    for poll in (0..8).rev() {
+        facts.load.add(crate::autoscale::Sample {
+            at: now() - chrono::TimeDelta::seconds(15 * poll),
+            workers: 1,
+            read: came.min(1000.0),
+            came,
+            lag: 0.0,
+            lag_seconds: 0.0,
+            busiest: came.min(1000.0) / 1000.0,
+            busy: came.min(1000.0) / 1000.0,
+            parts: 64,
+            sink_bound: false,
+            healthy: true,
+        });
+    }
+    facts
+}
+
+fn scaling(decision: &Decision) -> (String, String) {
+    let said = decision.status.autoscaling.clone().unwrap();
+    (said.decision, said.reason)
+}
+
+#[test]
+fn an_active_autoscaler_changes_the_number_of_workers_and_says_why() {
+    let facts = loaded("Active", 2_000.0);
+    let decision = decide(&facts, &settings());
+    assert_eq!(replicas(&decision), Some(3));
+    assert_eq!(scaling(&decision), ("Up".into(), "Load".into()));
+    let told = decision.events.iter().find(|e| e.reason == "Scaled");
+    assert_eq!(told.unwrap().note, "from 1 to 3 workers: Load");
+    // The spec is the person's.
+    assert_eq!(facts.job.spec.workers.replicas, None);
+}
+
+#[test]
+fn while_workers_come_and_go_the_number_stays() {
+    let mut facts = loaded("Active", 2_000.0);
+    facts
+        .stateful_set
+        .as_mut()
+        .unwrap()
+        .spec
+        .as_mut()
+        .unwrap()
+        .replicas = Some(3);
+    let decision = decide(&facts, &settings());
+    assert_eq!(replicas(&decision), Some(3));
+    assert_eq!(scaling(&decision), ("Hold".into(), "Learning".into()));
+}
+
+#[test]
+fn a_dry_run_says_what_it_would_do_and_does_nothing() {
+    let decision = decide(&loaded("DryRun", 2_000.0), &settings());
+    assert_eq!(replicas(&decision), Some(1));
+    assert_eq!(scaling(&decision), ("Up".into(), "Load".into()));
+    assert!(decision.events.iter().all(|e| e.reason != "Scaled"));
+}
+
+#[test]
+fn a_decision_keeps_its_time_until_it_is_another_one() {
+    let mut facts = loaded("Active", 500.0);
+    let decision = decide(&facts, &settings());
+    assert_eq!(scaling(&decision), ("Hold".into(), "WithinTarget".into()));
+    let since = decision.status.autoscaling.clone().unwrap().at;
+    facts.job.status = Some(decision.status);
+    facts.now = now() + chrono::TimeDelta::seconds(20);
+    let later = decide(&facts, &settings());
+    assert_eq!(later.status.autoscaling.unwrap().at, since);
+}
+
+#[test]
+fn nobody_who_has_not_asked_for_it_is_scaled() {
+    let decision = decide(&loaded("Disabled", 2_000.0), &settings());
+    assert_eq!(replicas(&decision), Some(1));
+    assert_eq!(decision.status.autoscaling, None);
+}

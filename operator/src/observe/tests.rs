@@ -25,6 +25,7 @@ pub(crate) fn observer(client: Client) -> Observer {
         authority: authority.identity(),
         turns: Semaphore::new(1),
         heard: Arc::default(),
+        loads: Mutex::default(),
     }
 }
 

@@ -33,6 +33,7 @@ pub mod bases;
 mod continuous;
 mod epochs;
 mod lag;
+pub mod load;
 mod loss;
 mod markers;
 mod pins;

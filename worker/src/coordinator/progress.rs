@@ -7,6 +7,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 pub use super::lag::SplitLag;
+use super::load::{LoadMeter, Point};
 use crate::member::protocol::Snapshot;
 use crate::message::{Barrier, EventTime};
 pub use crate::metrics::Phase as PhaseOfEpoch;
@@ -75,6 +76,7 @@ pub struct Now {
     pub sink_rows: Vec<u64>,
     pub commits: u64,
     pub durations: Vec<u64>,
+    pub load: LoadMeter,
     /// Unread records, as of the last commit.
     pub lag: Option<u64>,
     /// By split; splits whose end is unknown are left out.
@@ -234,6 +236,7 @@ impl Progress {
         if worker.is_some() && !this {
             (now.lag, now.watermark, now.held_back_by) = (None, None, None);
             now.lags.clear();
+            now.load = LoadMeter::default();
             for counts in now.operators.values_mut() {
                 (counts.state_keys, counts.memory_bytes, counts.disk_bytes) = (0, 0, 0);
             }
@@ -353,6 +356,15 @@ impl Progress {
             rows_in: rows_in.saturating_sub(now.rows_in),
             rows_out: snapshot.rows_out,
         };
+        let worked = |c: &crate::task::SlotCounts| c.times.iter().map(|(_, t)| t.busy).sum();
+        let point = Point {
+            at_ms: now_ms,
+            generation: barrier.generation,
+            rows: rows_in,
+            lag: now.lag,
+            busy: snapshot.counts.iter().map(worked).collect(),
+        };
+        now.load.add(point);
         if now.epochs.len() == EPOCHS {
             now.epochs.pop_front();
         }

@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
 use axum::serve::IncomingStream;
 use axum::{Json, Router};
-use penstock_crds::job::{Phase as StatusPhase, StreamingJob};
+use penstock_crds::job::{Phase as StatusPhase, StreamingJob, StreamingJobSpec};
 use penstock_crds::rpc;
 use penstock_crds::units::Timestamp;
 use tokio::sync::watch;
@@ -235,6 +235,7 @@ pub fn status(shown: &Shown) -> rpc::JobStatus {
             seconds: lags.fold(0.0, f64::max),
         }),
         rates: rates(&now),
+        load: load(&now, spec),
         state: state(&now),
         counts: rpc::Counts {
             rows_in: now.rows_in,
@@ -318,6 +319,25 @@ fn state(now: &Now) -> rpc::StateSize {
         memory_bytes: of(|o| o.memory_bytes),
         disk_bytes: of(|o| o.disk_bytes),
     }
+}
+
+fn load(now: &Now, spec: &StreamingJobSpec) -> Option<rpc::Load> {
+    let load = now.load.load()?;
+    let keeps = |o: &OperatorCounts| o.state_keys > 0 || o.disk_bytes > 0;
+    let splits = now.by_source.iter().map(|s| s.splits).sum();
+    let parts = match now.operators.values().any(keeps) {
+        true => u64::from(spec.key_groups),
+        false => splits,
+    };
+    let number = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+    Some(rpc::Load {
+        workers: number(load.slots as u64 / u64::from(spec.workers.slots.max(1))),
+        read: load.read,
+        came: load.came,
+        busiest: load.busiest,
+        busy: load.busy,
+        parts: number(parts).max(1),
+    })
 }
 
 /// Rows per second between the last two commits.
