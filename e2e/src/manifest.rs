@@ -23,6 +23,15 @@ impl Manifest {
             .with_context(|| format!("cannot write {}", path.display()))
     }
 
+    /// The text that stands at a path of names.
+    pub fn text(&self, path: &[&str]) -> Result<String> {
+        let found = path.iter().try_fold(&self.0, |at, name| at.get(*name));
+        let text = found.and_then(Value::as_str);
+        Ok(text
+            .with_context(|| format!("{path:?} is no text"))?
+            .to_owned())
+    }
+
     /// Sets what stands at a path of names, making mappings on the way. The value is YAML text.
     pub fn set(&mut self, path: &[&str], yaml: &str) -> Result<&mut Self> {
         let value = serde_yaml::from_str(yaml).with_context(|| format!("not YAML: {yaml}"))?;

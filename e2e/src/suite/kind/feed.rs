@@ -30,6 +30,8 @@ struct State {
     /// Whether a poison row waits, with all that stands behind it.
     sparing: bool,
     over: bool,
+    /// Between two rows.
+    pause: Duration,
     failed: Option<anyhow::Error>,
 }
 
@@ -42,12 +44,14 @@ impl Feed {
             paused: false,
             sparing: false,
             over: false,
+            pause: PAUSE,
             failed: None,
         }));
         let shared = Arc::clone(&state);
         let thread = std::thread::spawn(move || {
             loop {
-                std::thread::sleep(PAUSE);
+                let pause = lock(&shared).pause;
+                std::thread::sleep(pause);
                 let mut state = lock(&shared);
                 if state.over {
                     return;
@@ -76,6 +80,16 @@ impl Feed {
         let mut state = lock(&self.state);
         state.paused = true;
         state.loader.flush()
+    }
+
+    /// So many rows come each second from now on.
+    pub fn rate(&self, rows: f64) {
+        lock(&self.state).pause = Duration::from_secs_f64(1.0 / rows);
+    }
+
+    /// Rows of the slice that have not come yet.
+    pub fn left(&self) -> usize {
+        lock(&self.state).left.iter().map(VecDeque::len).sum()
     }
 
     pub fn resume(&self) {

@@ -86,6 +86,9 @@ impl<'a> Job<'a> {
         if SECURE.contains(&job.scenario.as_str()) {
             job.over_tls()?;
         }
+        if job.scenario == "autoscale" {
+            job.slow()?;
+        }
         job.kubectl(&[
             "create",
             "secret",
@@ -106,6 +109,65 @@ impl<'a> Job<'a> {
     /// Gives back what was taken away, if that has not been done.
     pub fn mended(&mut self) -> Result<()> {
         self.mend.take().map_or(Ok(()), |mend| mend())
+    }
+
+    /// Each row costs about twenty milliseconds, and the number of workers follows the load.
+    fn slow(&self) -> Result<()> {
+        const COST: &str =
+            "levenshtein(repeat(origin, 1600), repeat(COALESCE(destination, '-'), 1600)) >= 0";
+        let mut manifest = Manifest::load(&self.manifest)?;
+        let sql = manifest.text(&["spec", "sql"])?;
+        let sql = sql.replace("TABLE flights", "TABLE slow");
+        let view = format!("CREATE TEMPORARY VIEW slow AS SELECT * FROM flights WHERE {COST};\n");
+        manifest
+            .set(&["spec", "sql"], &serde_yaml::to_string(&(view + &sql))?)?
+            .set(&["spec", "workers"], "{replicas: 1, slots: 1}")?
+            .set(
+                &["spec", "autoscaling"],
+                "{mode: Active, minReplicas: 1, maxReplicas: 4, targetLag: 10s}",
+            )?
+            .save(&self.manifest)
+    }
+
+    /// Rows come at this rate until the slice is nearly used up.
+    pub fn flow(&mut self, rate: f64) -> Result<()> {
+        self.feed.rate(rate);
+        let patience = Duration::from_secs(600);
+        self.until_in(patience, "the slice has come", |job| {
+            Ok(job.feed.left() < 20)
+        })
+    }
+
+    /// The autoscaler's changes: when, in seconds since 1970, and what it said.
+    pub fn scalings(&self) -> Result<Vec<(i64, String)>> {
+        let text = self.kubectl(&[
+            "get",
+            "events",
+            "--field-selector",
+            "reason=Scaled",
+            "-o",
+            "json",
+        ])?;
+        let list: Value = serde_json::from_str(&text)?;
+        let each = list["items"].as_array().into_iter().flatten();
+        let told = each.map(|event| {
+            let at = event["eventTime"]
+                .as_str()
+                .or(event["firstTimestamp"].as_str());
+            let at = chrono::DateTime::parse_from_rfc3339(at.context("an Event without a time")?)?;
+            let note = event["message"].as_str().unwrap_or_default().to_owned();
+            Ok((at.timestamp(), note))
+        });
+        let mut told = told.collect::<Result<Vec<_>>>()?;
+        told.sort();
+        Ok(told)
+    }
+
+    /// The share of its time that the busiest slot works.
+    pub fn busiest(&self) -> Result<Option<f64>> {
+        let text = page_of_pod(&self.namespace, &self.worker(), "/status")?;
+        let said: Value = serde_json::from_slice(&text)?;
+        Ok(said["load"]["busiest"].as_f64())
     }
 
     /// Sources and sinks go to the listener with passwords over TLS.

@@ -14,6 +14,10 @@ use crate::bed::root;
 use crate::engine::{Status, Watched};
 use crate::suite::await_caught_up;
 
+fn now() -> i64 {
+    chrono::Utc::now().timestamp()
+}
+
 /// In CI.
 pub const CORE: [(&str, Disturb); 10] = [
     // Three workers: one and the one that coordinates are killed and their pods deleted, then there are five, and two.
@@ -213,7 +217,50 @@ pub const CORE: [(&str, Disturb); 10] = [
 ];
 
 /// Beyond the core.
-pub const MORE: [(&str, Disturb); 19] = [
+pub const MORE: [(&str, Disturb); 20] = [
+    // One worker of at most four; four times as much comes for two minutes, then as much as before.
+    ("autoscale", |job, when| match when {
+        During(0) => {
+            const RATE: f64 = 16.0;
+            job.reads()?;
+            job.feed.rate(RATE);
+            std::thread::sleep(Duration::from_secs(40));
+            let busiest = job.busiest()?.context("it does not say how loaded it is")?;
+            // A third of what one can do, however fast this machine is.
+            let rate = RATE * 0.33 / busiest;
+            println!(
+                "kind: one worker works {busiest:.2} of its time for {RATE} rows/s; {rate:.0} rows/s come, then four times as many"
+            );
+            job.noted = (rate as u64, String::new());
+            job.flow(rate)
+        }
+        During(1..=3) => {
+            if job.noted.1.is_empty() {
+                job.noted.1 = now().to_string();
+            }
+            let rate = job.noted.0 as f64 * 4.0;
+            job.flow(rate)
+        }
+        During(4..=6) => job.flow(job.noted.0 as f64),
+        During(_) => {
+            let stepped: i64 = job.noted.1.parse()?;
+            let told = job.scalings()?;
+            for (at, note) in &told {
+                println!("kind: {} s after the step: {note}", at - stepped);
+            }
+            let [(up, first), (_, second)] = told.as_slice() else {
+                bail!("two decisions were to be made: {told:?}");
+            };
+            ensure!(
+                first == "from 1 to 2 workers: Load" || first == "from 1 to 2 workers: CatchingUp",
+                "{first}"
+            );
+            ensure!(up - stepped <= 90, "{} s to decide", up - stepped);
+            ensure!(second == "from 2 to 1 workers: Spare", "{second}");
+            job.until("one worker is left", |job| Ok(job.pods()? == 1))
+        }
+        Compared => Ok(()),
+    }),
     // Three workers that are stopped, changed, wrongly changed and saved together.
     ("workers-lifecycle", |job, when| match when {
         During(1) => {
