@@ -23,6 +23,9 @@ pub struct JobStatus {
     /// The worker that coordinates, of several: what another one says is what it last knew.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub coordinator: Option<u32>,
+    /// Workers that take part.
+    #[serde(default)]
+    pub workers: u32,
     /// What it does.
     pub phase: Phase,
     /// Version of the engine.

@@ -124,6 +124,11 @@ impl Loader {
         Ok(())
     }
 
+    /// Lets the library tell what it has to, which it does in nobody else's time.
+    pub fn poll(&self) {
+        self.producer.poll(Duration::ZERO);
+    }
+
     /// Waits until the broker has everything.
     pub fn flush(&mut self) -> Result<()> {
         self.producer

@@ -148,6 +148,8 @@ enum Suite {
 enum Set {
     /// From broker to broker at a steady rate
     Latency(bench::latency::Options),
+    /// Lost workers, and more and fewer of them, with large state
+    Elasticity(bench::elasticity::Options),
     /// State far larger than memory
     Size(bench::size::Options),
 }
@@ -199,6 +201,9 @@ fn name(command: &Command) -> Option<&'static str> {
             set: Set::Latency(_),
         } => Some("bench latency"),
         Command::Bench { set: Set::Size(_) } => Some("bench size"),
+        Command::Bench {
+            set: Set::Elasticity(_),
+        } => Some("bench elasticity"),
         Command::Topic { .. }
         | Command::Produce { .. }
         | Command::Dump { .. }
@@ -278,6 +283,9 @@ fn run(command: Command) -> Result<String> {
         Command::Bench {
             set: Set::Latency(options),
         } => bench::latency::run(&options),
+        Command::Bench {
+            set: Set::Elasticity(options),
+        } => bench::elasticity::run(&options),
         Command::Bench {
             set: Set::Size(options),
         } => bench::size::run(&options),

@@ -1,5 +1,7 @@
-//! Measurements that need a real engine but no rival: latency from broker to broker, and state far larger than memory.
+//! Measurements that need a real engine but no rival: latency from broker to broker, state far larger than memory, and
+//! what lost and changed workers cost.
 
+pub mod elasticity;
 pub mod latency;
 pub mod size;
 

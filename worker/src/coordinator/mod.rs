@@ -328,6 +328,7 @@ impl Coordinator {
             return self.stop_with(StopReason::Suspended).await;
         }
         tracing::info!(epoch = self.log.fold().head().get(), "running");
+        self.progress.members(self.settings.members.len());
         self.progress.phase(Phase::Running);
         self.progress.restored(self.log.fold().head().get());
         let ended = if self.settings.trigger.planned() {

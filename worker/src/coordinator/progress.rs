@@ -98,6 +98,8 @@ pub struct Now {
     pub epochs: VecDeque<LastEpoch>,
     /// The worker that coordinates, where there are several.
     pub coordinator: Option<u32>,
+    /// Of the generation that this worker coordinates, or did.
+    pub members: usize,
     /// It is another one, or none at this moment.
     pub follows: bool,
     /// Savepoints, by name.
@@ -273,6 +275,10 @@ impl Progress {
 
     pub fn pins(&self, pins: BTreeMap<String, PinNow>) {
         self.now.lock().pins = pins;
+    }
+
+    pub fn members(&self, members: usize) {
+        self.now.lock().members = members;
     }
 
     pub fn restored(&self, epoch: u64) {

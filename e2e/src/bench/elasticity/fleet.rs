@@ -1,0 +1,252 @@
+//! The workers of an engine under measurement.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::{IN, OUT};
+use crate::bed::{S3_ACCESS, S3_SECRET};
+use crate::engine::get;
+
+/// Where it finds what it needs.
+pub struct Place {
+    pub brokers: String,
+    pub s3: String,
+    pub folder: PathBuf,
+    pub interval: String,
+}
+
+pub trait Fleet {
+    /// Starts a worker.
+    fn add(&mut self, worker: u32) -> Result<()>;
+    /// Tells one to go for good.
+    fn remove(&mut self, worker: u32) -> Result<()>;
+    /// `kill -9`, and another process in its place at once, on the same volume.
+    fn kill(&mut self, worker: u32) -> Result<()>;
+    /// Until so many take part; when that was.
+    fn until(&mut self, workers: u32, patience: Duration) -> Result<Instant>;
+    fn coordinator(&mut self) -> Result<u32>;
+    /// What it holds, for people.
+    fn state(&mut self) -> Result<String>;
+    /// All of them.
+    fn stop(&mut self) -> Result<()>;
+}
+
+/// Workers as `penstock run --workers` starts them, each a process of this one.
+pub struct Penstock {
+    program: PathBuf,
+    place: Place,
+    manifest: PathBuf,
+    sockets: TempDir,
+    workers: BTreeMap<u32, Child>,
+    /// Of workers that left.
+    leaving: Vec<Child>,
+}
+
+/// As many as are started first.
+const FIRST: &str = "3";
+
+impl Penstock {
+    pub fn new(program: &Path, place: Place) -> Result<Self> {
+        let manifest = place.folder.join("job.yaml");
+        fs::write(&manifest, job(&place))?;
+        Ok(Self {
+            program: program.to_owned(),
+            place,
+            manifest,
+            sockets: tempfile::Builder::new().prefix("penstock-").tempdir()?,
+            workers: BTreeMap::new(),
+            leaving: Vec::new(),
+        })
+    }
+
+    fn log(&self, worker: u32) -> PathBuf {
+        self.place.folder.join(format!("worker-{worker}.log"))
+    }
+
+    fn pid(&self, worker: u32) -> Result<Pid> {
+        let child = self.workers.get(&worker).context("no such worker")?;
+        Pid::from_raw(i32::try_from(child.id())?).context("a process id")
+    }
+
+    /// What the coordinator says.
+    fn status(&self) -> Option<(u32, Value)> {
+        let asked = self.workers.keys().find_map(|worker| {
+            let text = fs::read_to_string(self.log(*worker)).ok()?;
+            let said = text
+                .lines()
+                .filter_map(|line| line.split_once("coordinates, status: http://"));
+            let address = said.last()?.1.trim_end_matches("/status").to_owned();
+            let body = get(&address, "/status").ok()?;
+            let said: Value = serde_json::from_slice(&body).ok()?;
+            (said["coordinator"].as_u64() == Some(u64::from(*worker))).then_some((*worker, said))
+        });
+        asked.filter(|(_, said)| said["phase"] == "Running")
+    }
+}
+
+impl Fleet for Penstock {
+    fn add(&mut self, worker: u32) -> Result<()> {
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.log(worker))?;
+        let child = Command::new(&self.program)
+            .arg("run")
+            .arg(&self.manifest)
+            .arg("--state")
+            .arg(self.place.folder.join("volume"))
+            .args([
+                "--listen",
+                "127.0.0.1:0",
+                "--memory",
+                "512Mi",
+                "--workers",
+                FIRST,
+            ])
+            .args(["--worker", &worker.to_string()])
+            .arg("--sockets")
+            .arg(self.sockets.path())
+            .env("AWS_ACCESS_KEY_ID", S3_ACCESS)
+            .env("AWS_SECRET_ACCESS_KEY", S3_SECRET)
+            .env("AWS_ALLOW_HTTP", "true")
+            .stdin(Stdio::piped())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("cannot start {}", self.program.display()))?;
+        self.workers.insert(worker, child);
+        Ok(())
+    }
+
+    fn remove(&mut self, worker: u32) -> Result<()> {
+        kill_process(self.pid(worker)?, Signal::TERM)?;
+        let child = self.workers.remove(&worker).context("no such worker")?;
+        self.leaving.push(child);
+        Ok(())
+    }
+
+    fn kill(&mut self, worker: u32) -> Result<()> {
+        kill_process(self.pid(worker)?, Signal::KILL)?;
+        let child = self.workers.get_mut(&worker).context("no such worker")?;
+        child.wait()?;
+        self.add(worker)
+    }
+
+    fn until(&mut self, workers: u32, patience: Duration) -> Result<Instant> {
+        let until = Instant::now() + patience;
+        loop {
+            for (worker, child) in &mut self.workers {
+                if let Some(ended) = child.try_wait()? {
+                    bail!(
+                        "worker {worker} ended with {ended}, see {}",
+                        self.place.folder.display()
+                    );
+                }
+            }
+            let status = self.status();
+            let there = status.and_then(|(_, said)| said["workers"].as_u64());
+            if there == Some(u64::from(workers)) {
+                return Ok(Instant::now());
+            }
+            ensure!(
+                Instant::now() < until,
+                "{there:?} workers take part and not {workers} after {patience:?}"
+            );
+            sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn coordinator(&mut self) -> Result<u32> {
+        let (worker, _) = self.status().context("no worker coordinates")?;
+        Ok(worker)
+    }
+
+    fn state(&mut self) -> Result<String> {
+        let (_, said) = self.status().context("no worker coordinates")?;
+        Ok(format!("state {}, epoch {}", said["state"], said["epoch"]))
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        for worker in self.workers.keys() {
+            kill_process(self.pid(*worker)?, Signal::TERM)?;
+        }
+        for child in self.workers.values_mut().chain(&mut self.leaving) {
+            child.wait()?;
+        }
+        self.workers.clear();
+        Ok(())
+    }
+}
+
+impl Drop for Penstock {
+    fn drop(&mut self) {
+        for child in self.workers.values_mut().chain(&mut self.leaving) {
+            // It may have ended.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Each row changes what is known of its key.
+pub fn job(place: &Place) -> String {
+    let Place {
+        brokers,
+        s3,
+        interval,
+        ..
+    } = place;
+    format!(
+        "apiVersion: penstock.dev/v1alpha1
+kind: StreamingJob
+metadata: {{name: elasticity}}
+spec:
+  sources:
+    - name: rows_in
+      kafka: {{bootstrapServers: '{brokers}', topics: [{IN}], startFrom: {{earliest: {{}}}}}}
+      format: {{json: {{}}}}
+      columns:
+        - {{name: k, type: BIGINT, nullable: false}}
+        - {{name: t, type: BIGINT, nullable: false}}
+        - {{name: v, type: STRING, nullable: false}}
+  sql: |
+    INSERT INTO out SELECT k, COUNT(*) AS n, MAX(t) AS t, MAX(v) AS v FROM rows_in GROUP BY k
+  sinks:
+    - name: out
+      kafka: {{bootstrapServers: '{brokers}', topic: {OUT}}}
+      format: {{json: {{}}}}
+      delivery: ExactlyOnce
+      outputMode: Update
+      primaryKey: [k]
+  checkpoint:
+    interval: {interval}
+    storage: {{s3: {{bucket: streams, prefix: elasticity, region: us-east-1, endpoint: '{s3}', pathStyle: true}}}}
+  state: {{ttl: 24h}}
+  workers: {{slots: 1}}
+"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_job_is_a_valid_manifest() {
+        crate::manifest::assert_valid(&job(&Place {
+            brokers: "127.0.0.1:9092".to_owned(),
+            s3: "http://127.0.0.1:9000".to_owned(),
+            folder: PathBuf::new(),
+            interval: "100ms".to_owned(),
+        }));
+    }
+}
