@@ -626,7 +626,7 @@ fn assignment(settings: &Settings) -> LogAssignment {
 }
 
 /// The epochs that `head` stands on, itself included, as ranges; back to where operators began empty.
-fn ancestors(fold: &penstock_checkpoint::Fold) -> Vec<(u64, u64)> {
+pub(crate) fn ancestors(fold: &penstock_checkpoint::Fold) -> Vec<(u64, u64)> {
     let mut ranges: Vec<(u64, u64)> = Vec::new();
     let since = fold.forgotten_at(fold.head()).unwrap_or_default();
     let all = fold.ancestors(fold.head()).take_while(|e| *e >= since);

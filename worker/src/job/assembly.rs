@@ -23,7 +23,7 @@ use crate::coordinator::{
     AcceptLoss, Adopts, Asked, Coordinator, GoBack, Outcome, Parts, Release, Settings, SourceInfo,
     Trigger, bases,
 };
-use crate::error::Result;
+use crate::error::{EngineError, Result};
 use crate::fault;
 use crate::member::Member;
 use crate::member::seat::Seat;
@@ -31,30 +31,134 @@ use crate::member::team::{self, Line};
 use crate::network::hub::Hub;
 use crate::network::{Exchange, Peer};
 use crate::process;
-use crate::state::{Budget, Planted, StateOptions, StateWorker};
+use crate::state::{Budget, Instances, Planted, StateOptions, StateWorker};
 use crate::task::Policy;
 
-/// A worker's volume, which one generation has at a time, with what the generation before left open.
-pub(crate) type Kept = Arc<AsyncMutex<Option<StateWorker>>>;
+/// A worker's volume, which one generation has at a time.
+#[derive(Clone, Default)]
+pub(crate) struct Kept {
+    /// What the generation before left open.
+    state: Arc<AsyncMutex<Option<StateWorker>>>,
+    lent: Arc<Mutex<Option<Lent>>>,
+}
+
+/// What may be loaded ahead while a generation has the volume.
+#[derive(Clone)]
+pub(crate) struct Lent {
+    log: LogId,
+    /// That it has.
+    running: Instances,
+    pub ahead: Instances,
+}
+
+impl Lent {
+    fn of(state: &StateWorker, log: LogId) -> Self {
+        Self {
+            log,
+            running: state.instances().clone(),
+            ahead: state.ahead(),
+        }
+    }
+
+    /// Those of the key groups that are not at work here: what is at work is brought on by the commits.
+    pub(crate) fn lacks(&self, groups: impl Iterator<Item = u16>) -> Vec<u16> {
+        let running = self.running.groups();
+        groups.filter(|g| !running.contains(g)).collect()
+    }
+}
+
+impl Kept {
+    /// Once the generation before has let go of it, and nobody loads ahead any more.
+    pub(crate) async fn hold(&self) -> Held {
+        let state = self.state.clone().lock_owned().await;
+        let ahead = self.lent.lock().take();
+        if let Some(lent) = &ahead {
+            lent.ahead.settled().await;
+        }
+        Some(Arc::new(Hold {
+            state: Mutex::new(state),
+            ahead: Mutex::new(ahead),
+            lent: self.lent.clone(),
+        }))
+    }
+
+    /// What may be loaded ahead for a log: beside the generation that runs, or beside nothing, on a volume that `open` opens.
+    pub(crate) fn lent(
+        &self,
+        log: LogId,
+        open: impl FnOnce() -> Result<StateWorker>,
+    ) -> Result<Lent> {
+        let lent = self.lent.lock().clone();
+        if let Some(lent) = lent.filter(|l| l.log == log) {
+            return Ok(lent);
+        }
+        let mut state = self.state.try_lock().map_err(|_| {
+            let text = "a generation begins or ends here";
+            EngineError::retry("PR0320", "volume", text)
+        })?;
+        let kept = state.take().filter(|s| s.serves_again(&log.to_string()));
+        let opened = kept.map_or_else(open, Ok)?;
+        let lent = Lent::of(&opened, log);
+        *state = Some(opened);
+        *self.lent.lock() = Some(lent.clone());
+        Ok(lent)
+    }
+
+    /// Makes what is committed survive the end of the process.
+    pub(crate) async fn close(&self) {
+        if let Some(state) = &*self.state.lock().await {
+            flush(state);
+        }
+    }
+}
 
 /// The right to have the volume open; whoever has it open keeps a part of it.
-pub(crate) struct Hold(Mutex<OwnedMutexGuard<Option<StateWorker>>>);
+pub(crate) struct Hold {
+    state: Mutex<OwnedMutexGuard<Option<StateWorker>>>,
+    ahead: Mutex<Option<Lent>>,
+    /// For who loads ahead from now on.
+    lent: Arc<Mutex<Option<Lent>>>,
+}
 
 pub(crate) type Held = Option<Arc<Hold>>;
 
 impl Hold {
-    pub(crate) fn new(of: OwnedMutexGuard<Option<StateWorker>>) -> Held {
-        Some(Arc::new(Self(Mutex::new(of))))
-    }
-
-    /// What the generation before left, if it can go on with this log.
-    pub(crate) fn take(&self, log: LogId) -> Option<StateWorker> {
-        let kept = self.0.lock().take();
-        kept.filter(|state| state.serves_again(&log.to_string()))
+    /// What the generation before left and what was loaded ahead, if it can go on with this log, or else what `open` opens.
+    fn take(&self, log: LogId, open: impl FnOnce() -> Result<StateWorker>) -> Result<StateWorker> {
+        let kept = self.state.lock().take();
+        let ahead = self.ahead.lock().take().filter(|l| l.log == log);
+        let kept = kept.filter(|state| state.serves_again(&log.to_string()));
+        let state = match kept {
+            Some(state) => {
+                if let Some(lent) = ahead {
+                    state.adopt(&lent.ahead);
+                }
+                state
+            }
+            None => {
+                // Closed before it is opened anew.
+                drop(ahead);
+                open()?
+            }
+        };
+        *self.lent.lock() = Some(Lent::of(&state, log));
+        Ok(state)
     }
 
     fn keep(&self, state: StateWorker) {
-        **self.0.lock() = Some(state);
+        **self.state.lock() = Some(state);
+    }
+}
+
+/// The volume's state for a generation: what was kept of it, or what `open` opens.
+pub(crate) fn state(
+    held: Option<&Hold>,
+    log: LogId,
+    open: impl FnOnce() -> Result<StateWorker>,
+) -> Result<StateWorker> {
+    match held {
+        Some(held) => held.take(log, open),
+        None => open(),
     }
 }
 
@@ -157,7 +261,7 @@ pub(super) async fn serve(
         log,
         connected,
         clock,
-        state,
+        state: dir,
         memory,
         slots,
         threads,
@@ -180,13 +284,12 @@ pub(super) async fn serve(
     let volume = |peer: &Peer| {
         let options = Volume {
             id: peer.id,
-            dir: state.as_deref(),
+            dir: dir.as_deref(),
             key_groups,
             log: log.fold().log(),
             memory: memory_of_each,
         };
-        let kept = team.held().and_then(|held| held.take(options.log));
-        let state = kept.map_or_else(|| options.open(plan), Ok)?;
+        let state = state(team.held(), options.log, || options.open(plan))?;
         Ok((*peer, state))
     };
     let states = own.iter().map(volume).collect::<Result<Vec<_>>>()?;

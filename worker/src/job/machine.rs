@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use penstock_checkpoint::ids::{Entropy, MemberId, Nonce, SystemEntropy};
+use penstock_checkpoint::ids::{Entropy, LogId, MemberId, Nonce, SystemEntropy};
 use penstock_checkpoint::log::JobLog;
 use penstock_checkpoint::record::Created;
 use penstock_checkpoint::store::CheckpointStore;
@@ -12,7 +12,7 @@ use penstock_crds::job::StreamingJob;
 use penstock_plan::Plan;
 use tokio::sync::watch;
 
-use super::assembly::{Held, Setup, Team, Volume, Works, early_bytes, serve};
+use super::assembly::{self, Held, Setup, Team, Volume, Works, early_bytes, serve};
 use super::connectors::{self, Connected, LogFacts};
 use super::generations::Proven;
 use super::slots::{GraphSlots, SlotThreads};
@@ -27,6 +27,7 @@ use crate::error::{EngineError, Result};
 use crate::member::team::Line;
 use crate::network::flight::{Directory, Flight, Manner};
 use crate::network::{Exchange, Peer};
+use crate::state::StateWorker;
 
 /// Which worker this is, among which.
 #[derive(Debug, Clone)]
@@ -167,6 +168,26 @@ impl Ground for Machine {
         Ok((log, adopts))
     }
 
+    fn slots(&self) -> usize {
+        slots(&self.job)
+    }
+
+    fn volume_of(&self, me: MemberId, log: LogId) -> Result<StateWorker> {
+        let dir = self.state();
+        let volume = Volume {
+            id: me,
+            dir: dir.as_deref(),
+            key_groups: given::key_groups(&self.job),
+            log,
+            memory: self.options.memory,
+        };
+        volume.open(&self.plan)
+    }
+
+    fn loads_from(&self, log: LogId) -> Result<CheckpointStore> {
+        Ok(self.store()?.below(&log.to_string()))
+    }
+
     async fn lead(
         &self,
         log: JobLog,
@@ -203,18 +224,10 @@ impl Ground for Machine {
     ) -> Result<Line> {
         let (key_groups, slots) = (given::key_groups(&self.job), slots(&self.job));
         let memory = self.options.memory;
-        let dir = self.state();
-        let volume = Volume {
-            id: me,
-            dir: dir.as_deref(),
-            key_groups,
-            log: log.id,
-            memory,
-        };
         let connected = self.connect(log)?;
         let works = Works {
             log: log.id,
-            store: self.store()?.below(&log.id.to_string()),
+            store: self.loads_from(log.id)?,
             slots,
             held,
             factory: Arc::new(GraphSlots {
@@ -229,8 +242,8 @@ impl Ground for Machine {
                 threads: SlotThreads::Own,
             }),
         };
-        let kept = works.held.as_ref().and_then(|held| held.take(log.id));
-        let state = kept.map_or_else(|| volume.open(&self.plan), Ok)?;
+        let open = || self.volume_of(me, log.id);
+        let state = assembly::state(works.held.as_deref(), log.id, open)?;
         let nonces = Box::new(|| Nonce::from_bytes(SystemEntropy.bytes16()));
         Ok(works.member(me, state, nonces).0)
     }

@@ -4,7 +4,7 @@
 //! ```text
 //! look ─▶ may_lead ─▶ claim ─▶ generation ─▶ the end, told to all
 //!   ▲                              │ a worker is lost: at once
-//!   └──────────────────────────────┘ one comes, or goes: at a barrier
+//!   └──────────────────────────────┘ one comes, or goes: what moves is loaded ahead, then at a barrier
 //! ```
 //!
 //! A worker that is told to stop, and no other is, leaves the job to them; when all are, the job stops.
@@ -21,22 +21,28 @@ use futures::future::join_all;
 use parking_lot::Mutex;
 use penstock_checkpoint::ids::{Generation, LogId, MemberId};
 use penstock_checkpoint::log::JobLog;
+use penstock_checkpoint::recovery::RestorePlan;
+use penstock_checkpoint::store::CheckpointStore;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Mutex as AsyncMutex, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-use super::assembly::{Held, Hold, Kept, Team, flush};
+use super::assembly::{Held, Kept, Team};
 use super::connectors::LogFacts;
 use super::generations::cut_short;
 use crate::coordinator::progress::{Phase, Progress};
-use crate::coordinator::{Adopts, Outcome};
+use crate::coordinator::{Adopts, Outcome, ancestors};
 use crate::error::{EngineError, ErrorKind, Result};
 use crate::member::protocol::FromMember;
 use crate::member::remote::{self, Answer, LEASE, LOST, decode, encode};
+use crate::member::restore::Loader;
+use crate::member::seat::Seat;
+use crate::member::storage;
 use crate::member::team::Line;
 use crate::network::{Exchange, Net, Peer, Talk};
 use crate::planted::{Bug, planted};
 use crate::process;
+use crate::state::StateWorker;
 
 /// How long a first coordinator waits for the others to come up, and a later one for a worker that is started again.
 const GATHER: Duration = Duration::from_secs(5);
@@ -45,6 +51,9 @@ const GATHER_AGAIN: Duration = LEASE;
 const GONE: u32 = 10;
 /// How often a coordinator looks for workers that it goes without.
 const LOOK: Duration = Duration::from_secs(1);
+/// How often what moves is loaded ahead, at most, and how long each time may take.
+const ROUNDS: usize = 5;
+const LOADING: Duration = Duration::from_secs(300);
 /// How long the generation before may take to let go of the volume.
 const CLOSE: Duration = Duration::from_secs(20);
 /// How long another worker may take to say what it sees.
@@ -67,6 +76,12 @@ pub(crate) trait Ground: Send + Sync {
         team: Team,
         stop: watch::Receiver<bool>,
     ) -> Result<Outcome>;
+    /// Of each worker.
+    fn slots(&self) -> usize;
+    /// Opens the volume, with nothing open on it yet.
+    fn volume_of(&self, me: MemberId, log: LogId) -> Result<StateWorker>;
+    /// Where the log's packs and bases are.
+    fn loads_from(&self, log: LogId) -> Result<CheckpointStore>;
     /// Begins a member; it ends with its line.
     fn member(
         &self,
@@ -95,6 +110,8 @@ enum About {
     Look,
     /// Who begins it coordinates, and the other is to be a member.
     Membership(Membership),
+    /// The other is to load what the next generation will want of it. It answers when it has, or cannot.
+    Prepare(Box<Prepare>),
     /// This worker has been told to stop, and goes.
     Leave(Peer),
     /// The job has come to its end, or this worker, its coordinator, to its own.
@@ -113,6 +130,20 @@ struct Membership {
     runs: u64,
     /// Partitions of the sinks' marker topics.
     markers: i32,
+}
+
+/// What a member of the next generation is to load ahead.
+#[derive(Debug, Serialize, Deserialize)]
+struct Prepare {
+    to: Peer,
+    log: LogId,
+    runs: u64,
+    /// Where it will sit.
+    seat: Seat,
+    key_groups: u16,
+    restore: Arc<RestorePlan>,
+    /// Epochs that the restored one stands on, itself included, as ranges.
+    ancestors: Arc<Vec<(u64, u64)>>,
 }
 
 /// How the job came to its end.
@@ -197,6 +228,9 @@ struct Shared {
     /// How the job ended, as another worker tells.
     ended: watch::Sender<Option<Ended>>,
     volume: Kept,
+    /// Ends what loads ahead; whoever does has the other.
+    loading: Mutex<Option<oneshot::Sender<()>>>,
+    loads: AsyncMutex<()>,
 }
 
 impl Shared {
@@ -214,9 +248,12 @@ impl Shared {
 
     /// The volume, once the generation before has let go of it.
     async fn hold(&self) -> Result<Held> {
-        let volume = self.volume.clone().lock_owned();
-        let held = tokio::time::timeout(CLOSE, volume).await;
-        held.map(Hold::new).map_err(|_| {
+        drop(self.loading.lock().take());
+        let held = async {
+            let _loads = self.loads.lock().await;
+            self.volume.hold().await
+        };
+        tokio::time::timeout(CLOSE, held).await.map_err(|_| {
             let text = "its part of the generation before does not end: a connector hangs";
             EngineError::fail("PR0304", self.me.to_string(), text)
         })
@@ -324,7 +361,9 @@ impl Worker {
             newest: Mutex::new(Generation::ZERO),
             superseded: watch::channel(Generation::ZERO).0,
             ended: watch::channel(None).0,
-            volume: Arc::default(),
+            volume: Kept::default(),
+            loading: Mutex::default(),
+            loads: AsyncMutex::default(),
         });
         let host = Arc::new(Host {
             progress: progress.clone(),
@@ -416,12 +455,10 @@ impl Worker {
 
     /// Makes what is committed survive the end of this process, once nobody has the volume open.
     pub(crate) async fn close(&self) {
-        let volume = self.shared.volume.lock();
         // What hangs in a connector keeps no process from its end.
-        if let Ok(kept) = tokio::time::timeout(CLOSE, volume).await
-            && let Some(state) = &*kept
-        {
-            flush(state);
+        let closed = tokio::time::timeout(CLOSE, self.shared.volume.close()).await;
+        if closed.is_err() {
+            tracing::warn!("the volume was not flushed; the next start replays");
         }
     }
 
@@ -559,14 +596,106 @@ impl Worker {
                     Outcome::Stopped { .. } if !self.shared.is_stopping() => Ok(Led::Changed),
                     ended => Ok(Led::Ended(ended)),
                 },
-                () = self.change(&members), if goes_on => {
+                () = self.changed(&members), if goes_on => {
                     stop.send_replace(true);
                 }
-                Ok(_) = told.wait_for(|stop| *stop), if goes_on => {
+                () = self.told(&mut told), if goes_on => {
                     stop.send_replace(true);
                 }
             }
         }
+    }
+
+    /// Until the next generation is to have other members, and they have loaded what they can.
+    async fn changed(&self, members: &BTreeSet<Peer>) {
+        self.change(members).await;
+        // Who comes or goes together with it makes one generation with it.
+        tokio::time::sleep(LEASE / 2).await;
+        self.load_ahead().await;
+    }
+
+    /// Until this worker is told to stop and the others, if they are to go on, have loaded what they can.
+    async fn told(&self, told: &mut watch::Receiver<bool>) {
+        if told.wait_for(|stop| *stop).await.is_err() {
+            // Nobody can say so any more.
+            std::future::pending::<()>().await;
+        }
+        // When a job is suspended all are told, at about the same time.
+        let by = Instant::now() + LEASE;
+        while !self.next_team().await.is_empty() {
+            if Instant::now() >= by {
+                return self.load_ahead().await;
+            }
+            tokio::time::sleep(LEASE / 8).await;
+        }
+    }
+
+    /// Who would take part if a generation began now.
+    async fn next_team(&self) -> BTreeSet<Peer> {
+        let others = self.look().await.unwrap_or_default();
+        let me = (!self.shared.is_stopping()).then_some(self.shared.me);
+        self.joining(&others).chain(me).collect()
+    }
+
+    /// Has the members of the next generation load what they will have and do not have yet, while this one runs: so the pause between
+    /// the two is that of the last commits, and not of the state. More than once, as commits are made meanwhile, and others come.
+    async fn load_ahead(&self) {
+        let mut before = BTreeSet::new();
+        for _ in 0..ROUNDS {
+            let began = Instant::now();
+            let next = self.next_team().await;
+            match tokio::time::timeout(LOADING, self.prepare(&next)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    return tracing::warn!(%error, "nothing was loaded ahead: the pause is longer");
+                }
+                Err(_) => {
+                    return tracing::warn!("not everything was loaded ahead: the pause is longer");
+                }
+            }
+            let took = began.elapsed();
+            tracing::info!(workers = next.len(), ms = took.as_millis(), "loaded ahead");
+            if next == before && took < LOOK {
+                return;
+            }
+            before = next;
+        }
+    }
+
+    async fn prepare(&self, next: &BTreeSet<Peer>) -> Result<()> {
+        let (mut log, _) = self.ground.log().await?;
+        let restore = log.restore(log.fold().head()).await.map_err(storage)?;
+        if restore.state.chains.is_empty() {
+            return Ok(());
+        }
+        let (restore, ancestors) = (Arc::new(restore), Arc::new(ancestors(log.fold())));
+        let asks = next.iter().enumerate().map(|(member, to)| {
+            let ask = Prepare {
+                to: *to,
+                log: log.fold().log(),
+                runs: self.shared.runs,
+                seat: Seat {
+                    member,
+                    members: next.len(),
+                    slots: self.ground.slots(),
+                },
+                key_groups: log.fold().key_groups(),
+                restore: restore.clone(),
+                ancestors: ancestors.clone(),
+            };
+            async move {
+                let loaded = match *to == self.shared.me {
+                    true => load(&*self.ground, &self.shared, ask).await,
+                    false => ask_to_load(&*self.net, ask).await,
+                };
+                // It loads it when the generation begins.
+                if let Err(error) = loaded {
+                    tracing::warn!(%error, worker = %to, "what moves to it is not loaded ahead");
+                }
+            }
+        });
+        join_all(asks).await;
+        Ok(())
     }
 
     /// Until one of the generation's members leaves, or another worker comes.
@@ -627,6 +756,49 @@ async fn ask(net: &dyn Net, other: MemberId) -> Result<Seen> {
     decode(&answer.ok_or_else(silent)?)
 }
 
+/// Has another worker load, and waits until it has.
+async fn ask_to_load(net: &dyn Net, ask: Prepare) -> Result<()> {
+    let to = ask.to;
+    let silent = || EngineError::retry("PR0320", to.to_string(), "it does not answer");
+    let about = About::Prepare(Box::new(ask));
+    let mut talk = net.talk(to.id, encode(&about)?).await?;
+    match decode::<Option<String>>(&talk.from.recv().await.ok_or_else(silent)?)? {
+        None => Ok(()),
+        Some(text) => Err(EngineError::retry("PR0320", to.to_string(), text)),
+    }
+}
+
+/// Loads what this worker is asked for, beside what runs here, until that ends.
+async fn load(ground: &dyn Ground, shared: &Shared, ask: Prepare) -> Result<()> {
+    let object = || shared.me.to_string();
+    if ask.to != shared.me || ask.runs != shared.runs {
+        return Err(EngineError::retry(
+            "PR0320",
+            object(),
+            "it runs something else",
+        ));
+    }
+    let (end, ended) = oneshot::channel();
+    // What was asked for before is not wanted any more.
+    drop(shared.loading.lock().replace(end));
+    let _loads = shared.loads.lock().await;
+    let loading = async {
+        let open = || ground.volume_of(shared.me.id, ask.log);
+        let lent = shared.volume.lent(ask.log, open)?;
+        let loader = Loader {
+            store: ground.loads_from(ask.log)?,
+            log: ask.log,
+            instances: lent.ahead.clone(),
+        };
+        let groups = lent.lacks(ask.seat.own_groups(ask.key_groups));
+        loader.load(groups, &ask.restore, &ask.ancestors).await
+    };
+    tokio::select! {
+        loaded = loading => loaded,
+        _ = ended => Err(EngineError::retry("PR0320", object(), "a generation has begun")),
+    }
+}
+
 /// The job's end, told by another worker.
 async fn over(ended: &mut watch::Receiver<Option<Ended>>) -> Result<Outcome> {
     let told = ended.wait_for(Option::is_some).await;
@@ -660,6 +832,10 @@ impl Host {
                     let seen = encode(&self.shared.seen()).unwrap_or_default();
                     let _ = talk.to.send(seen);
                 }
+                Ok(About::Prepare(ask)) => {
+                    self.shared.comes(talk.with);
+                    process::spawn(self.clone().load(talk, *ask));
+                }
                 Ok(About::Leave(who)) => {
                     self.shared.leaves(who);
                     let _ = talk.to.send(Bytes::new());
@@ -692,6 +868,16 @@ impl Host {
                 Err(error) => tracing::warn!(%error, with = %talk.with, "not understood"),
             }
         }
+    }
+
+    /// Loads ahead, unless whoever asked for it is gone.
+    async fn load(self: Arc<Self>, mut talk: Talk, ask: Prepare) {
+        let loaded = tokio::select! {
+            loaded = load(&*self.ground, &self.shared, ask) => loaded,
+            _ = talk.from.recv() => return,
+        };
+        let answer = encode(&loaded.err().map(|error| error.to_string()));
+        let _ = talk.to.send(answer.unwrap_or_default());
     }
 
     /// A lower generation is refused; a higher one ends what runs here.

@@ -29,7 +29,7 @@ mod bases;
 pub mod protocol;
 pub mod publish;
 pub mod remote;
-mod restore;
+pub mod restore;
 pub mod seat;
 mod snapshot;
 pub mod team;

@@ -10,6 +10,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use penstock_checkpoint::base;
 use penstock_checkpoint::ids::{Epoch, KeyGroup, LogId};
 use penstock_checkpoint::record::{BaseFile as BaseRefFile, BaseRef, PackRef};
+use penstock_checkpoint::recovery::RestorePlan;
 use penstock_checkpoint::store::CheckpointStore;
 use penstock_checkpoint::transfer;
 
@@ -17,7 +18,7 @@ use super::protocol::Start;
 use super::{Member, checksum, storage};
 use crate::error::{EngineError, Result};
 use crate::process;
-use crate::state::{BaseFile, Segment};
+use crate::state::{BaseFile, Instances, Segment};
 
 /// Packs that are read at once. Those read whole are small, so this bounds memory too.
 const PACKS: usize = 16;
@@ -27,21 +28,53 @@ const FILES: usize = 4;
 impl Member {
     /// Loads what the volume does not hold.
     pub(super) async fn restore(&mut self, start: &Start) -> Result<()> {
-        let log = self.log;
-        let state = &start.restore.state;
-        let target = state.epoch.get();
         let groups: Vec<u16> = self.seat.own_groups(self.key_groups).collect();
-        let ancestors = start.ancestors.clone();
-        if state.chains.is_empty() {
+        if start.restore.state.chains.is_empty() {
             self.state.nothing_to_restore();
         }
-        self.state.retain(&groups);
-        let opened = self.state.open_groups(&groups, &|epoch, sum| {
-            let stands = ancestors
-                .iter()
-                .any(|(from, to)| (*from..=*to).contains(&epoch));
-            sum == checksum(log, epoch) && stands
-        })?;
+        self.state.instances().retain(&groups);
+        let loader = Loader {
+            store: self.store.clone(),
+            log: self.log,
+            instances: self.state.instances().clone(),
+        };
+        loader.load(groups, &start.restore, &start.ancestors).await
+    }
+}
+
+/// Brings instances to an epoch.
+pub struct Loader {
+    pub store: CheckpointStore,
+    pub log: LogId,
+    pub instances: Instances,
+}
+
+impl Loader {
+    /// All of these key groups. What blocks is done where it may, so that others go on meanwhile.
+    ///
+    /// # Errors
+    /// `PR0402` to `PR0406` of the storage, `PR0409` of the disk; what is loaded by then may stay.
+    pub async fn load(
+        &self,
+        groups: Vec<u16>,
+        restore: &RestorePlan,
+        ancestors: &[(u64, u64)],
+    ) -> Result<()> {
+        let log = self.log;
+        let state = &restore.state;
+        let target = state.epoch.get();
+        let ancestors = ancestors.to_vec();
+        let opened = self
+            .instances
+            .off(move |instances| {
+                instances.open_groups(&groups, &|epoch, sum| {
+                    let stands = ancestors
+                        .iter()
+                        .any(|(from, to)| (*from..=*to).contains(&epoch));
+                    sum == checksum(log, epoch) && stands
+                })
+            })
+            .await?;
         // By epoch, then pack: who needs it.
         let mut wanted: BTreeMap<Epoch, BTreeMap<&str, (&PackRef, Vec<KeyGroup>)>> =
             BTreeMap::new();
@@ -87,31 +120,32 @@ impl Member {
         }
         let mut reads = stream::iter(reads).buffered(PACKS);
         while let Some((epoch, segments)) = reads.try_next().await? {
-            for (group, bytes) in segments {
-                let segment = Segment::parse(bytes)?;
-                self.state
-                    .load_segments(group.get(), &[segment], epoch, checksum(log, epoch))?;
-            }
+            self.instances
+                .off(move |instances| {
+                    for (group, bytes) in segments {
+                        let segment = Segment::parse(bytes)?;
+                        let sum = checksum(log, epoch);
+                        instances.load_segments(group.get(), &[segment], epoch, sum)?;
+                    }
+                    Ok(())
+                })
+                .await?;
         }
-        for (group, _) in opened {
-            self.state
-                .load_segments(group, &[], target, checksum(log, target))?;
-        }
-        Ok(())
+        self.instances
+            .off(move |instances| {
+                for (group, _) in opened {
+                    instances.load_segments(group, &[], target, checksum(log, target))?;
+                }
+                Ok(())
+            })
+            .await
     }
 
     /// Downloads a base's files beside the volume and puts them in the place of the key group's instance.
     async fn fetch_base(&self, group: u16, base: &BaseRef) -> Result<()> {
-        let folder = self.state.incoming_base(group);
-        let fetched = self.fetch_into(&folder, group, base).await;
-        // The instance has links to them.
-        match std::fs::remove_dir_all(&folder) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                tracing::warn!(error = %e, folder = %folder.display(), "it stays on the volume");
-            }
-            Ok(()) | Err(_) => {}
-        }
-        fetched
+        // The instance has links to them. It goes also where nobody waits for it any more.
+        let folder = Incoming(self.instances.incoming_base(group));
+        self.fetch_into(&folder.0, group, base).await
     }
 
     async fn fetch_into(&self, folder: &Path, group: u16, base: &BaseRef) -> Result<()> {
@@ -126,8 +160,23 @@ impl Member {
         }
         let files: Vec<BaseFile> = stream::iter(reads).buffered(FILES).try_collect().await?;
         let epoch = base.epoch.get();
-        self.state
-            .restore_base(group, &files, epoch, checksum(self.log, epoch))
+        let sum = checksum(self.log, epoch);
+        let take = move |instances: &Instances| instances.restore_base(group, &files, epoch, sum);
+        self.instances.off(take).await
+    }
+}
+
+/// A folder of files on their way.
+struct Incoming(PathBuf);
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        match std::fs::remove_dir_all(&self.0) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(error = %e, folder = %self.0.display(), "it stays on the volume");
+            }
+            Ok(()) | Err(_) => {}
+        }
     }
 }
 

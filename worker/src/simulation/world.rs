@@ -31,7 +31,9 @@ use crate::clock::{Clock, Millis};
 use crate::coordinator::progress::Progress;
 use crate::coordinator::{Adopts, Asked, Outcome, Settings, Trigger};
 use crate::error::{EngineError, Result};
-use crate::job::assembly::{Assembly, Held, Nonces, Team, Works, assemble, state_fingerprint};
+use crate::job::assembly::{
+    self, Assembly, Held, Nonces, Team, Works, assemble, state_fingerprint,
+};
 use crate::job::connectors::LogFacts;
 use crate::job::connectors::{self, Connected};
 use crate::job::generations::{cut_short, one_after_another};
@@ -483,6 +485,18 @@ impl Ground for Machine {
         Ok((self.open(seed).await?, None))
     }
 
+    fn slots(&self) -> usize {
+        self.world.slots
+    }
+
+    fn volume_of(&self, _: MemberId, _: LogId) -> Result<StateWorker> {
+        self.state(0, self.seed())
+    }
+
+    fn loads_from(&self, _: LogId) -> Result<CheckpointStore> {
+        Ok(self.store.clone())
+    }
+
     async fn lead(
         &self,
         log: JobLog,
@@ -494,8 +508,7 @@ impl Ground for Machine {
             unreachable!("workers are processes of their own")
         };
         let seed = self.seed();
-        let kept = team.held().and_then(|held| held.take(self.world.log_id));
-        let state = kept.map_or_else(|| self.state(0, seed), Ok)?;
+        let state = assembly::state(team.held(), self.world.log_id, || self.state(0, seed))?;
         let states = vec![(*me, state)];
         self.assemble(log, seed, states, team, stop).await
     }
@@ -509,8 +522,7 @@ impl Ground for Machine {
     ) -> Result<Line> {
         let seed = self.seed();
         let works = self.works(log.id, self.connect()?, exchange, held);
-        let kept = works.held.as_ref().and_then(|held| held.take(log.id));
-        let state = kept.map_or_else(|| self.state(0, seed), Ok)?;
+        let state = assembly::state(works.held.as_deref(), log.id, || self.state(0, seed))?;
         Ok(works.member(me, state, nonces(seed ^ 5)).0)
     }
 }

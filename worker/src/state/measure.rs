@@ -80,7 +80,10 @@ fn uniform_access() {
     let o = options(dir.clone(), budget);
     let groups: Vec<u16> = (0..64).collect();
     let worker = StateWorker::open(o).unwrap();
-    worker.open_groups(&groups, &|_, _| true).unwrap();
+    worker
+        .instances()
+        .open_groups(&groups, &|_, _| true)
+        .unwrap();
     let t = TableId::of("measure", "rows");
     let mut slot = worker.slot(0..64).unwrap();
     let (mut epoch, mut batches, mut peak) = (0u64, 0u64, 0u64);
@@ -166,7 +169,10 @@ fn uniform_access() {
     );
     let start = Instant::now();
     let worker = StateWorker::open(options(Some(dir), budget)).unwrap();
-    let stands = worker.open_groups(&groups, &|_, _| true).unwrap();
+    let stands = worker
+        .instances()
+        .open_groups(&groups, &|_, _| true)
+        .unwrap();
     println!(
         "opened {} instances in {:.2} s",
         stands.iter().filter(|(_, at)| at.is_some()).count(),

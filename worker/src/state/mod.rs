@@ -17,6 +17,7 @@
 mod applier;
 mod backend;
 mod budget;
+mod instances;
 mod layer;
 #[cfg(test)]
 mod measure;
@@ -38,6 +39,7 @@ use bytes::Bytes;
 pub use applier::Commit;
 pub use backend::{Backend, Base, BaseFile, Identity, MemoryBackend};
 pub use budget::{Budget, Share};
+pub use instances::Instances;
 pub use layer::{ChangeSink, Changes, Cursor, FrozenLayer};
 pub use planted::Planted;
 pub use rocks::RocksBackend;

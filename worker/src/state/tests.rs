@@ -158,6 +158,7 @@ impl World {
         let groups: Vec<u16> = (0..GROUPS).collect();
         let known: Vec<u64> = self.committed.iter().map(|c| c.epoch).collect();
         let stands = worker
+            .instances()
             .open_groups(&groups, &|e, c| known.contains(&e) && c == checksum(e))
             .unwrap();
         for (group, mut at) in stands {
@@ -170,6 +171,7 @@ impl World {
                     ..
                 } = base.identity;
                 worker
+                    .instances()
                     .restore_base(group, &base.files, epoch, commit_checksum)
                     .unwrap();
                 at = Some(epoch);
@@ -180,6 +182,7 @@ impl World {
                 {
                     let segment = Segment::parse(Bytes::from(bytes.clone())).unwrap();
                     worker
+                        .instances()
                         .load_segments(group, &[segment], c.epoch, checksum(c.epoch))
                         .unwrap();
                 }
@@ -517,7 +520,10 @@ fn what_an_operator_left_behind_is_deleted_when_it_is_gone() {
     let (stays, goes) = (TableId::of("stays", "rows"), TableId::of("goes", "rows"));
     for dir in [None, Some(folder.path())] {
         let worker = StateWorker::open(options(dir, 1)).unwrap();
-        worker.open_groups(&[0, 1, 2], &|_, _| true).unwrap();
+        worker
+            .instances()
+            .open_groups(&[0, 1, 2], &|_, _| true)
+            .unwrap();
         let commit = |slot: &mut SlotState, epoch| {
             worker.commit(Commit {
                 epoch,
@@ -553,7 +559,10 @@ fn what_an_operator_left_behind_is_deleted_when_it_is_gone() {
 /// One committed epoch in group 0 of a fresh volume.
 fn volume(dir: &Path) {
     let worker = StateWorker::open(options(Some(dir), 1)).unwrap();
-    worker.open_groups(&[0, 1, 2], &|_, _| true).unwrap();
+    worker
+        .instances()
+        .open_groups(&[0, 1, 2], &|_, _| true)
+        .unwrap();
     let mut slot = worker.slot(0..GROUPS).unwrap();
     slot.put(tables()[0].0, 0, b"k", b"v", 0);
     let layer = slot.freeze(5).unwrap();
@@ -576,7 +585,7 @@ fn an_instance_is_used_only_with_its_identity() {
         let mut o = options(Some(root.path()), 2);
         change(&mut o);
         let worker = StateWorker::open(o).unwrap();
-        worker.open_group(group, &ancestor).unwrap()
+        worker.instances().open_group(group, &ancestor).unwrap()
     };
     let same = |_: &mut StateOptions| {};
     let whole = |_: &Path| {};
@@ -597,7 +606,10 @@ fn an_instance_is_used_only_with_its_identity() {
     volume(root.path());
     let worker = StateWorker::open(options(Some(root.path()), 2)).unwrap();
     let other_branch = |e: u64, c: u32| e == 5 && c == checksum(6);
-    assert_eq!(worker.open_group(0, &other_branch).unwrap(), None);
+    assert_eq!(
+        worker.instances().open_group(0, &other_branch).unwrap(),
+        None
+    );
 }
 
 #[test]
@@ -605,10 +617,12 @@ fn a_restored_instance_keeps_the_names_of_its_files() {
     let root = tempfile::tempdir().unwrap();
     volume(&root.path().join("a"));
     let a = StateWorker::open(options(Some(&root.path().join("a")), 2)).unwrap();
-    assert_eq!(a.open_group(0, &|_, _| true).unwrap(), Some(5));
+    assert_eq!(a.instances().open_group(0, &|_, _| true).unwrap(), Some(5));
     let base = a.base_maker(0).unwrap()().unwrap();
     let b = StateWorker::open(options(Some(&root.path().join("b")), 3)).unwrap();
-    b.restore_base(0, &base.files, 5, checksum(5)).unwrap();
+    b.instances()
+        .restore_base(0, &base.files, 5, checksum(5))
+        .unwrap();
     let again = b.base_maker(0).unwrap()().unwrap();
     let shared = |base: &Base| -> Vec<String> {
         base.files
@@ -619,8 +633,16 @@ fn a_restored_instance_keeps_the_names_of_its_files() {
     };
     assert!(!shared(&base).is_empty());
     assert!(shared(&base).iter().all(|f| shared(&again).contains(f)));
-    assert!(b.restore_base(1, &base.files, 5, checksum(5)).is_err());
-    assert!(b.restore_base(0, &base.files, 6, checksum(6)).is_err());
+    assert!(
+        b.instances()
+            .restore_base(1, &base.files, 5, checksum(5))
+            .is_err()
+    );
+    assert!(
+        b.instances()
+            .restore_base(0, &base.files, 6, checksum(6))
+            .is_err()
+    );
 }
 
 #[test]
@@ -630,7 +652,10 @@ fn too_many_changes_ask_for_a_barrier_and_then_spill() {
     o.budget = Budget::new(40 << 20);
     let budget = std::sync::Arc::clone(&o.budget);
     let worker = StateWorker::open(o).unwrap();
-    worker.open_groups(&[0, 1, 2], &|_, _| true).unwrap();
+    worker
+        .instances()
+        .open_groups(&[0, 1, 2], &|_, _| true)
+        .unwrap();
     let mut slot = worker.slot(0..GROUPS).unwrap();
     let t = tables()[0].0;
     let mut asked = false;
@@ -671,7 +696,10 @@ fn what_tables_take_on_disk_is_told_by_table() {
     let [(large, _), (small, _)] = tables();
     let write = |nonce: u64, epoch: u64, keys: u32| {
         let worker = StateWorker::open(options(Some(root.path()), nonce)).unwrap();
-        worker.open_groups(&[0, 1, 2], &|_, _| true).unwrap();
+        worker
+            .instances()
+            .open_groups(&[0, 1, 2], &|_, _| true)
+            .unwrap();
         let mut slot = worker.slot(0..GROUPS).unwrap();
         for i in 0..keys {
             let value: Vec<u8> = i.to_be_bytes().repeat(25);

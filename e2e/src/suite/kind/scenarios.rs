@@ -257,7 +257,9 @@ pub const MORE: [(&str, Disturb); 20] = [
             );
             ensure!(up - stepped <= 90, "{} s to decide", up - stepped);
             ensure!(second == "from 2 to 1 workers: Spare", "{second}");
-            job.until("one worker is left", |job| Ok(job.pods()? == 1))
+            job.until("one worker is left", |job| Ok(job.pods()? == 1))?;
+            // What is left would take a minute and more if it came at once.
+            job.flow(job.noted.0 as f64 * 2.5)
         }
         Compared => Ok(()),
     }),
