@@ -6,7 +6,7 @@ its state in RocksDB. Each sub-command does one thing to the cluster of folder -
 prints the reason to stderr and ends with 1. Who feeds the topics, watches the output and judges is not here.
 
 A command returns when the thing is done to the cluster, not when the job runs again: `state` tells that. Only `up` waits until
-the job runs, and `worker-remove` until it has left the worker that goes. A worker is known by its index, which never changes.
+the job runs, and `worker-remove` until the job has left the worker that goes. A worker is known by its index, which never changes.
 """
 import argparse
 import json
@@ -32,8 +32,8 @@ JOBMANAGER_JVM = ["-Xms512m", "-Xmx512m", "-XX:+UseSerialGC"]  # coordinates onl
 TASKMANAGER_JVM = ["-Xms1g", "-Xmx1g", "-XX:MaxDirectMemorySize=192m", "-XX:MaxMetaspaceSize=256m", "-XX:+UseG1GC"]
 
 
-def settings(folder, workers, slots, interval, rpc, rest):
-    """Every setting that is not Flink's default. The processes read them as config.yaml, the client gets them too."""
+def settings(folder, workers, slots, spares, interval, rpc, rest):
+    """Every setting that is not Flink's default, or matters here. The processes read them as config.yaml, the client gets them too."""
     return {
         "jobmanager.rpc.address": "127.0.0.1", "jobmanager.rpc.port": rpc, "rest.address": "127.0.0.1", "rest.port": rest,
         "taskmanager.host": "127.0.0.1", "parallelism.default": workers * slots, "taskmanager.numberOfTaskSlots": slots,
@@ -50,8 +50,10 @@ def settings(folder, workers, slots, interval, rpc, rest):
         "jobmanager.adaptive-scheduler.executing.cooldown-after-rescaling": "0s",
         # And when fewer slots came than wanted, not 60 s later (default).
         "jobmanager.adaptive-scheduler.executing.resource-stabilization-timeout": "0s",
-        # Default, named because it matters: after a loss wait this long for the replacement, which has its state on its disk.
-        "jobmanager.adaptive-scheduler.submission.resource-stabilization-timeout": "10s",
+        # After a loss go on at once with the workers left, as reactive mode does, and rescale when the replacement is there.
+        # Waiting for it (10s by default) restores from its own disk and restarts once, but the outputs wait for a new JVM.
+        # A spare's slot comes at once, yet not in the same instant. Without spares the job may start with fewer slots, then rescale.
+        "jobmanager.adaptive-scheduler.submission.resource-stabilization-timeout": "1s" if spares else "0s",
         # Keep each subtask where its local state is; Flink's documentation says to turn this off with local recovery.
         "jobmanager.adaptive-scheduler.prefer-minimal-taskmanagers": "false",
         # A dead process refuses the heartbeat's connection: two refusals tell it within a second (default 2 x 10 s).
@@ -172,6 +174,9 @@ class Cluster:
         """The identities of the workers that the job has subtasks on."""
         return {s["taskmanager-id"] for v in self.job()["vertices"] for s in self.job(f"/vertices/{v['id']}")["subtasks"]}
 
+    def parallelism(self):
+        return (len(self.known["workers"]) - self.known["spares"]) * self.known["slots"]
+
     def require(self, parallelism):
         """The adaptive scheduler takes the slots there are up to this many, so it must be told of more."""
         body = {v["id"]: {"parallelism": {"lowerBound": 1, "upperBound": parallelism}} for v in self.job()["vertices"]}
@@ -187,18 +192,20 @@ def up(a):
     for name in ("conf", "log", "classes", "checkpoints", "work"):
         os.makedirs(os.path.join(folder, name), exist_ok=True)
     rpc, rest = free_ports(2)
-    used = settings(folder, a.workers, a.slots, a.interval, rpc, rest) | dict(a.set)
+    used = settings(folder, a.workers, a.slots, a.spares, a.interval, rpc, rest) | dict(a.set)
     with open(os.path.join(folder, "conf", "config.yaml"), "w") as f:
         f.writelines(f"{key}: {json.dumps(value)}\n" for key, value in used.items())
-    cluster = Cluster(folder, {"libs": os.path.abspath(a.libs), "rest": rest, "slots": a.slots, "job": None, "jobmanager": None, "workers": {}, "next": a.workers})
+    cluster = Cluster(folder, {"libs": os.path.abspath(a.libs), "rest": rest, "slots": a.slots, "spares": a.spares, "job": None, "jobmanager": None,
+                               "workers": {}, "next": a.workers + a.spares})
     cluster.known["jobmanager"] = cluster.start("jobmanager", JOBMANAGER_JVM, JOBMANAGER, "--executionMode", "cluster")
-    for index in range(a.workers):
+    for index in range(a.workers + a.spares):
         cluster.start_worker(index)
     try:
-        until(120, lambda: cluster.all_live() and len(cluster.rest("/taskmanagers")["taskmanagers"]) == a.workers) or fail(f"the TaskManagers did not come: see {folder}/log")
+        until(120, lambda: cluster.all_live() and len(cluster.rest("/taskmanagers")["taskmanagers"]) == a.workers + a.spares) or fail(
+            f"the TaskManagers did not come: see {folder}/log")
         cluster.known["job"] = submit(cluster, a, used)
         cluster.save()
-        until(120, lambda: cluster.runs(a.workers * a.slots)) or fail(f"the job does not run: see {folder}/log")
+        until(120, lambda: cluster.runs(cluster.parallelism())) or fail(f"the job does not run: see {folder}/log")
     except BaseException:
         kill_all(cluster)
         raise
@@ -223,9 +230,10 @@ def worker_add(a):
     cluster = Cluster(a.dir)
     index = cluster.known["next"]
     cluster.known["next"] += 1
+    at = int(time.time() * 1000)
     pid = cluster.start_worker(index)
-    cluster.require(len(cluster.known["workers"]) * cluster.known["slots"])
-    return {"index": index, "pid": pid, "parallelism": len(cluster.known["workers"]) * cluster.known["slots"]}
+    cluster.require(cluster.parallelism())
+    return {"index": index, "pid": pid, "at": at, "parallelism": cluster.parallelism()}
 
 
 def worker_kill(a):
@@ -240,10 +248,9 @@ def worker_kill(a):
 
 def worker_remove(a):
     cluster = Cluster(a.dir)
-    workers, slots = cluster.known["workers"], cluster.known["slots"]
-    if len(workers) < 2:
+    workers, parallelism = cluster.known["workers"], cluster.parallelism() - cluster.known["slots"]
+    if parallelism < 1:
         fail("the last worker stays")
-    parallelism = (len(workers) - 1) * slots
     at = int(time.time() * 1000)
     cluster.require(parallelism)
     until(120, lambda: cluster.runs(parallelism)) or fail(f"the job did not come to run with parallelism {parallelism}")
@@ -334,6 +341,7 @@ def main():
     p.add_argument("--out", required=True)
     p.add_argument("--workers", type=int, required=True)
     p.add_argument("--slots", type=int, default=1)
+    p.add_argument("--spares", type=int, default=0, help="workers more than the job needs, which wait for one to die")
     p.add_argument("--interval", default="1s")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", type=lambda text: text.split("=", 1), help="one more setting, or another value")
     command("worker-add", worker_add)
