@@ -40,6 +40,19 @@ def say(text):
     print(text, flush=True)
 
 
+def flink_jars(testbed):
+    """The folder of Flink's jars, fetched when pom.xml is another than they were fetched by."""
+    libs, pom = os.path.join(testbed, "flink", "libs"), os.path.join(here, "flink", "pom.xml")
+    stamp = os.path.join(libs, ".pom")
+    if not (os.path.exists(stamp) and open(stamp).read() == open(pom).read()):
+        print("fetching Flink's jars from Maven Central", file=sys.stderr, flush=True)
+        shutil.rmtree(libs, ignore_errors=True)
+        subprocess.run(["mvn", "-B", "-ntp", "-q", "-f", pom, f"-Dmaven.repo.local={testbed}/kafka/m2", "dependency:copy-dependencies",
+                        "-DincludeScope=runtime", f"-DoutputDirectory={libs}"], check=True)
+        shutil.copy(pom, stamp)
+    return libs
+
+
 class Bench:
     def __init__(self, a):
         self.a = a
@@ -57,14 +70,8 @@ class Bench:
     # ---- parts
 
     def install(self):
-        pom = os.path.join(here, "flink", "pom.xml")
-        stamp = os.path.join(self.flibs, ".pom")
-        if "flink" in self.a.engines and not (os.path.exists(stamp) and open(stamp).read() == open(pom).read()):
-            say("nexmark: fetching Flink's jars from Maven Central")
-            shutil.rmtree(self.flibs, ignore_errors=True)
-            subprocess.run(["mvn", "-B", "-ntp", "-q", "-f", pom, f"-Dmaven.repo.local={self.testbed}/kafka/m2", "dependency:copy-dependencies",
-                            "-DincludeScope=runtime", f"-DoutputDirectory={self.flibs}"], check=True)
-            shutil.copy(pom, stamp)
+        if "flink" in self.a.engines:
+            flink_jars(self.testbed)
         os.makedirs(self.classes, exist_ok=True)
         for source, libs, needed in (("Gen", self.klibs, True), ("FlinkQ", self.flibs, "flink" in self.a.engines)):
             if needed:

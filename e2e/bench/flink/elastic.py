@@ -23,7 +23,7 @@ import urllib.request
 
 here = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(here))
-from nexmark import OPENS  # noqa: E402
+from nexmark import OPENS, flink_jars  # noqa: E402
 
 JOBMANAGER = "org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint"
 TASKMANAGER = "org.apache.flink.runtime.taskexecutor.TaskManagerRunner"
@@ -195,7 +195,7 @@ def up(a):
     used = settings(folder, a.workers, a.slots, a.spares, a.interval, rpc, rest) | dict(a.set)
     with open(os.path.join(folder, "conf", "config.yaml"), "w") as f:
         f.writelines(f"{key}: {json.dumps(value)}\n" for key, value in used.items())
-    cluster = Cluster(folder, {"libs": os.path.abspath(a.libs), "rest": rest, "slots": a.slots, "spares": a.spares, "job": None, "jobmanager": None,
+    cluster = Cluster(folder, {"libs": flink_jars(os.path.abspath(a.testbed)), "rest": rest, "slots": a.slots, "spares": a.spares, "job": None, "jobmanager": None,
                                "workers": {}, "next": a.workers + a.spares})
     cluster.known["jobmanager"] = cluster.start("jobmanager", JOBMANAGER_JVM, JOBMANAGER, "--executionMode", "cluster")
     for index in range(a.workers + a.spares):
@@ -335,7 +335,7 @@ def main():
         return p
 
     p = command("up", up)
-    p.add_argument("--libs", required=True, help="the folder of Flink's jars")
+    p.add_argument("--testbed", required=True, help="where flink/libs has Flink's jars, or is to have them")
     p.add_argument("--brokers", required=True)
     p.add_argument("--in", required=True, dest="topic_in")
     p.add_argument("--out", required=True)

@@ -12,8 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{IN, OUT};
-use crate::bed::{S3_ACCESS, S3_SECRET};
+use crate::bed::{S3_ACCESS, S3_SECRET, root, testbed};
 use crate::engine::get;
 
 /// Where it finds what it needs.
@@ -22,18 +21,24 @@ pub struct Place {
     pub s3: String,
     pub folder: PathBuf,
     pub interval: String,
+    /// Topics.
+    pub input: String,
+    pub output: String,
 }
 
 pub trait Fleet {
-    /// Starts a worker.
-    fn add(&mut self, worker: u32) -> Result<()>;
-    /// Tells one to go for good.
-    fn remove(&mut self, worker: u32) -> Result<()>;
+    /// Starts so many workers.
+    fn begin(&mut self, workers: u32) -> Result<()>;
+    /// Starts one more.
+    fn add(&mut self) -> Result<()>;
+    /// Tells the newest to go for good.
+    fn remove(&mut self) -> Result<()>;
     /// `kill -9`, and another process in its place at once, on the same volume.
     fn kill(&mut self, worker: u32) -> Result<()>;
     /// Until so many take part; when that was.
     fn until(&mut self, workers: u32, patience: Duration) -> Result<Instant>;
-    fn coordinator(&mut self) -> Result<u32>;
+    /// The worker that coordinates, if one does.
+    fn coordinator(&mut self) -> Result<Option<u32>>;
     /// What it holds, for people.
     fn state(&mut self) -> Result<String>;
     /// All of them.
@@ -93,8 +98,8 @@ impl Penstock {
     }
 }
 
-impl Fleet for Penstock {
-    fn add(&mut self, worker: u32) -> Result<()> {
+impl Penstock {
+    fn launch(&mut self, worker: u32) -> Result<()> {
         let log = File::options()
             .create(true)
             .append(true)
@@ -126,8 +131,19 @@ impl Fleet for Penstock {
         self.workers.insert(worker, child);
         Ok(())
     }
+}
 
-    fn remove(&mut self, worker: u32) -> Result<()> {
+impl Fleet for Penstock {
+    fn begin(&mut self, workers: u32) -> Result<()> {
+        (0..workers).try_for_each(|worker| self.launch(worker))
+    }
+
+    fn add(&mut self) -> Result<()> {
+        self.launch(u32::try_from(self.workers.len())?)
+    }
+
+    fn remove(&mut self) -> Result<()> {
+        let worker = *self.workers.keys().last().context("no worker")?;
         kill_process(self.pid(worker)?, Signal::TERM)?;
         let child = self.workers.remove(&worker).context("no such worker")?;
         self.leaving.push(child);
@@ -138,7 +154,7 @@ impl Fleet for Penstock {
         kill_process(self.pid(worker)?, Signal::KILL)?;
         let child = self.workers.get_mut(&worker).context("no such worker")?;
         child.wait()?;
-        self.add(worker)
+        self.launch(worker)
     }
 
     fn until(&mut self, workers: u32, patience: Duration) -> Result<Instant> {
@@ -165,9 +181,9 @@ impl Fleet for Penstock {
         }
     }
 
-    fn coordinator(&mut self) -> Result<u32> {
+    fn coordinator(&mut self) -> Result<Option<u32>> {
         let (worker, _) = self.status().context("no worker coordinates")?;
-        Ok(worker)
+        Ok(Some(worker))
     }
 
     fn state(&mut self) -> Result<String> {
@@ -197,12 +213,142 @@ impl Drop for Penstock {
     }
 }
 
+/// A Flink of the same number of workers, driven by `e2e/bench/flink/elastic.py`.
+pub struct Flink {
+    script: PathBuf,
+    folder: PathBuf,
+    place: Place,
+    /// Of Flink by ours: one that goes does not come back.
+    workers: Vec<u64>,
+    up: bool,
+}
+
+impl Flink {
+    pub fn new(place: Place) -> Self {
+        Self {
+            script: root().join("e2e/bench/flink/elastic.py"),
+            folder: place.folder.join("flink"),
+            place,
+            workers: Vec::new(),
+            up: false,
+        }
+    }
+
+    fn call(&self, words: &[&str]) -> Result<Value> {
+        let (command, more) = words.split_first().context("no words")?;
+        let output = Command::new("python3")
+            .arg(&self.script)
+            .arg(command)
+            .arg("--dir")
+            .arg(&self.folder)
+            .args(more)
+            .output()
+            .context("cannot run python3")?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{command}: {}", said.trim());
+        serde_json::from_slice(&output.stdout).context("elastic.py")
+    }
+}
+
+impl Fleet for Flink {
+    fn begin(&mut self, workers: u32) -> Result<()> {
+        let testbed = testbed().display().to_string();
+        let Place {
+            brokers,
+            input,
+            output,
+            ..
+        } = &self.place;
+        let words = [
+            "up",
+            "--testbed",
+            &testbed,
+            "--brokers",
+            brokers,
+            "--in",
+            input,
+            "--out",
+            output,
+        ];
+        self.up = true;
+        self.call(&[&words[..], &["--workers", &workers.to_string()]].concat())?;
+        self.workers = (0..u64::from(workers)).collect();
+        Ok(())
+    }
+
+    fn add(&mut self) -> Result<()> {
+        let said = self.call(&["worker-add"])?;
+        self.workers
+            .push(said["index"].as_u64().context("no index")?);
+        Ok(())
+    }
+
+    fn remove(&mut self) -> Result<()> {
+        let said = self.call(&["worker-remove"])?;
+        let gone = said["index"].as_u64().context("no index")?;
+        self.workers.retain(|w| *w != gone);
+        Ok(())
+    }
+
+    fn kill(&mut self, worker: u32) -> Result<()> {
+        let index = self
+            .workers
+            .get(worker as usize)
+            .context("no such worker")?;
+        self.call(&["worker-kill", "--index", &index.to_string()])
+            .map(drop)
+    }
+
+    fn until(&mut self, workers: u32, patience: Duration) -> Result<Instant> {
+        let until = Instant::now() + patience;
+        loop {
+            let said = self.call(&["state"])?;
+            let is = |name: &str| said[name].as_u64() == Some(u64::from(workers));
+            if is("parallelism") && is("running") {
+                return Ok(Instant::now());
+            }
+            ensure!(
+                Instant::now() < until,
+                "not {workers} workers after {patience:?}: {said}"
+            );
+            sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// Its JobManager is no worker, and is not killed.
+    fn coordinator(&mut self) -> Result<Option<u32>> {
+        Ok(None)
+    }
+
+    fn state(&mut self) -> Result<String> {
+        let said = self.call(&["state"])?;
+        Ok(format!("checkpoint {}", said["checkpoint"]))
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        self.up = false;
+        self.call(&["down"]).map(drop)
+    }
+}
+
+impl Drop for Flink {
+    fn drop(&mut self) {
+        if self.up
+            && let Err(error) = self.stop()
+        {
+            eprintln!("elasticity: {error:#}");
+        }
+    }
+}
+
 /// Each row changes what is known of its key.
 pub fn job(place: &Place) -> String {
     let Place {
         brokers,
         s3,
         interval,
+        input,
+        output,
         ..
     } = place;
     format!(
@@ -212,7 +358,7 @@ metadata: {{name: elasticity}}
 spec:
   sources:
     - name: rows_in
-      kafka: {{bootstrapServers: '{brokers}', topics: [{IN}], startFrom: {{earliest: {{}}}}}}
+      kafka: {{bootstrapServers: '{brokers}', topics: [{input}], startFrom: {{earliest: {{}}}}}}
       format: {{json: {{}}}}
       columns:
         - {{name: k, type: BIGINT, nullable: false}}
@@ -222,7 +368,7 @@ spec:
     INSERT INTO out SELECT k, COUNT(*) AS n, MAX(t) AS t, MAX(v) AS v FROM rows_in GROUP BY k
   sinks:
     - name: out
-      kafka: {{bootstrapServers: '{brokers}', topic: {OUT}}}
+      kafka: {{bootstrapServers: '{brokers}', topic: {output}}}
       format: {{json: {{}}}}
       delivery: ExactlyOnce
       outputMode: Update
@@ -247,6 +393,8 @@ mod tests {
             s3: "http://127.0.0.1:9000".to_owned(),
             folder: PathBuf::new(),
             interval: "100ms".to_owned(),
+            input: "in".to_owned(),
+            output: "out".to_owned(),
         }));
     }
 }

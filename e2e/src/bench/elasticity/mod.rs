@@ -21,7 +21,7 @@ use crate::suite::Work;
 mod fleet;
 mod traffic;
 
-use fleet::{Fleet, Penstock, Place};
+use fleet::{Fleet, Flink, Penstock, Place};
 use traffic::{Load, Watch};
 
 #[derive(Args, Clone)]
@@ -41,6 +41,9 @@ pub struct Options {
     /// How often the number of workers goes from 2 to 1 to 2 to 3 and back
     #[arg(long, default_value_t = 10)]
     rescales: usize,
+    /// As often with Flink, which takes much longer; 0: without it
+    #[arg(long, default_value_t = 3)]
+    flink: usize,
     /// `checkpoint.interval`
     #[arg(long, default_value = "100ms")]
     interval: String,
@@ -50,11 +53,9 @@ pub struct Options {
     s3_port: u16,
 }
 
-const IN: &str = "elasticity-in";
-const OUT: &str = "elasticity-out";
 const PARTITIONS: i32 = 8;
 /// After a disturbance, until the next one.
-const REST: Duration = Duration::from_secs(5);
+const REST: Duration = Duration::from_secs(3);
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What one kind of disturbance cost, each time, in milliseconds.
@@ -108,105 +109,147 @@ pub fn run(options: &Options) -> Result<String> {
     store.bucket("streams")?;
     let brokers = server.address();
     let work = Work::new("elasticity")?;
-    for topic in [IN, OUT] {
-        kafka::create_topic(&brokers, topic, PARTITIONS, &[])?;
-    }
-    let place = Place {
-        brokers: brokers.clone(),
-        s3: store.url(),
-        folder: work.folder.clone(),
-        interval: options.interval.clone(),
+    let place = |engine: &str| -> Result<Place> {
+        let topic = |end| format!("elasticity-{engine}-{end}");
+        let (input, output) = (topic("in"), topic("out"));
+        for topic in [&input, &output] {
+            kafka::create_topic(&brokers, topic, PARTITIONS, &[])?;
+        }
+        Ok(Place {
+            brokers: brokers.clone(),
+            s3: store.url(),
+            folder: work.folder.clone(),
+            interval: options.interval.clone(),
+            input,
+            output,
+        })
     };
-    let load = Load::new(&brokers, options.keys)?;
-    let watch = Watch::new(&brokers, load.sent())?;
-    let mut fleet = Penstock::new(&options.penstock, place)?;
-    let costs = measure(options, &load, &watch, &mut fleet)?;
+    let ours = place("penstock")?;
+    let traffic = Traffic::new(&ours, options)?;
+    let mut fleet = Penstock::new(&options.penstock, ours)?;
+    let times = (options.kills, options.rescales);
+    let mut lines = measure("Penstock", times, &traffic, &mut fleet)?;
     fleet.stop()?;
+    drop((traffic, fleet));
+    if options.flink > 0 {
+        let theirs = place("flink")?;
+        let traffic = Traffic::new(&theirs, options)?;
+        let mut fleet = Flink::new(theirs);
+        let times = (options.flink, options.flink);
+        lines.extend(measure("Flink", times, &traffic, &mut fleet)?);
+        fleet.stop()?;
+    }
     work.done()?;
-    let lines: Vec<String> = costs.into_iter().map(Costs::line).collect();
     for line in &lines {
         println!("elasticity: {line}");
     }
     Ok(lines.join("; "))
 }
 
-fn measure(
-    options: &Options,
-    load: &Load,
-    watch: &Watch,
-    fleet: &mut dyn Fleet,
-) -> Result<Vec<Costs>> {
-    for worker in 0..3 {
-        fleet.add(worker)?;
+/// What comes to the job and out of it.
+struct Traffic {
+    load: Load,
+    watch: Watch,
+    keys: usize,
+    rate: usize,
+}
+
+impl Traffic {
+    fn new(place: &Place, options: &Options) -> Result<Self> {
+        let load = Load::new(&place.brokers, &place.input, options.keys)?;
+        Ok(Self {
+            watch: Watch::new(&place.brokers, &place.output, load.sent())?,
+            load,
+            keys: options.keys,
+            rate: options.rate,
+        })
     }
+}
+
+fn measure(
+    engine: &str,
+    (kills, rescales): (usize, usize),
+    traffic: &Traffic,
+    fleet: &mut dyn Fleet,
+) -> Result<Vec<String>> {
+    let Traffic { load, watch, .. } = traffic;
+    fleet.begin(3)?;
     let began = Instant::now();
     load.every_key()?;
     watch.caught_up(Duration::from_secs(1800))?;
     println!(
-        "elasticity: {} keys in the state after {:.0} s: {}",
-        options.keys,
+        "elasticity: {engine}: {} keys in the state after {:.0} s: {}",
+        traffic.keys,
         began.elapsed().as_secs_f64(),
         fleet.state()?
     );
-    load.rate(options.rate);
+    load.rate(traffic.rate);
     sleep(REST);
     let steady = Instant::now();
     sleep(REST);
     let steady = watch.longest_since(steady)?.length.as_millis();
-    println!("elasticity: undisturbed, the longest gap is {steady} ms");
-
-    let mut costs = Vec::new();
-    if options.kills > 0 {
-        costs.extend(kills(options.kills, watch, fleet)?);
-    }
-    if options.rescales > 0 {
-        costs.extend(rescales(options.rescales, watch, fleet)?);
+    println!("elasticity: {engine}: undisturbed, the longest gap is {steady} ms");
+    let mut costs = killed(kills, watch, fleet)?;
+    if rescales > 0 {
+        costs.extend(rescaled(rescales, watch, fleet)?);
     }
     load.stop()?;
     watch.caught_up(PATIENCE)?;
     ensure!(watch.rows() > 0, "no row came out");
-    println!("elasticity: each of {} rows was counted once", watch.rows());
-    Ok(costs)
+    println!(
+        "elasticity: {engine}: each of {} rows was counted once",
+        watch.rows()
+    );
+    let lines = costs.into_iter().filter(|c| !c.gaps.is_empty());
+    Ok(lines.map(|c| format!("{engine}: {}", c.line())).collect())
 }
 
 /// Of three workers, each in its turn.
-fn kills(times: usize, watch: &Watch, fleet: &mut dyn Fleet) -> Result<Vec<Costs>> {
+fn killed(times: usize, watch: &Watch, fleet: &mut dyn Fleet) -> Result<Vec<Costs>> {
     let mut member = Costs::of("a member is killed");
     let mut coordinator = Costs::of("the coordinator is killed");
     for n in 0..times {
         let leads = fleet.coordinator()?;
-        let which = (leads + n as u32 % 3) % 3;
-        let costs = match which == leads {
+        let which = (leads.unwrap_or(0) + n as u32 % 3) % 3;
+        let costs = match leads == Some(which) {
             true => &mut coordinator,
             false => &mut member,
         };
         let at = Instant::now();
         fleet.kill(which)?;
         fleet.until(3, PATIENCE)?;
-        sleep(REST);
+        settled(watch)?;
         let worst = watch.longest_since(at)?;
         costs.add(worst.length, worst.ended - at);
     }
     Ok(vec![member, coordinator])
 }
 
-fn rescales(times: usize, watch: &Watch, fleet: &mut dyn Fleet) -> Result<Vec<Costs>> {
-    fleet.remove(2)?;
+fn rescaled(times: usize, watch: &Watch, fleet: &mut dyn Fleet) -> Result<Vec<Costs>> {
+    fleet.remove()?;
     fleet.until(2, PATIENCE)?;
-    sleep(REST);
+    settled(watch)?;
     let steps = [(2, 1), (1, 2), (2, 3), (3, 2)];
     let mut costs = steps.map(|(from, to)| Costs::of(format!("{from} to {to} workers")));
     for _ in 0..times {
         for ((from, to), costs) in steps.into_iter().zip(&mut costs) {
             let at = Instant::now();
             match to > from {
-                true => fleet.add(from)?,
-                false => fleet.remove(to)?,
+                true => fleet.add()?,
+                false => fleet.remove()?,
             }
             let there = fleet.until(to, PATIENCE)?;
-            sleep(REST);
+            settled(watch)?;
             costs.add(watch.longest_since(at)?.length, there - at);
         }
     }
     Ok(costs.into())
+}
+
+/// Nothing is in arrears any more, and has not been for a while.
+fn settled(watch: &Watch) -> Result<()> {
+    sleep(REST);
+    watch.keeps_up(PATIENCE)?;
+    sleep(REST);
+    Ok(())
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Value;
 
-use super::{IN, OUT, PARTITIONS};
+use super::PARTITIONS;
 use crate::kafka::{From, Loader, Pace, Reader, Seen};
 
 /// How many rows of each key were sent.
@@ -24,6 +24,7 @@ pub struct Gap {
 /// Writes the rows.
 pub struct Load {
     brokers: String,
+    topic: String,
     sent: Sent,
     /// Rows per second; 0: none.
     rate: Arc<AtomicUsize>,
@@ -53,13 +54,13 @@ fn row(key: usize, number: u64) -> String {
 }
 
 impl Load {
-    pub fn new(brokers: &str, keys: usize) -> Result<Self> {
+    pub fn new(brokers: &str, topic: &str, keys: usize) -> Result<Self> {
         let sent: Sent = Arc::new((0..keys).map(|_| AtomicU32::new(0)).collect());
         let (rate, over) = (
             Arc::new(AtomicUsize::new(0)),
             Arc::new(AtomicBool::new(false)),
         );
-        let mut loader = Loader::new(brokers, IN)?;
+        let mut loader = Loader::new(brokers, topic)?;
         let (to, pace, ends) = (sent.clone(), rate.clone(), over.clone());
         let thread = std::thread::spawn(move || {
             let mut number = 0;
@@ -77,6 +78,7 @@ impl Load {
         });
         Ok(Self {
             brokers: brokers.to_owned(),
+            topic: topic.to_owned(),
             sent,
             rate,
             over,
@@ -90,7 +92,7 @@ impl Load {
 
     /// A row of each key, as fast as the broker takes them.
     pub fn every_key(&self) -> Result<()> {
-        let mut loader = Loader::new(&self.brokers, IN)?;
+        let mut loader = Loader::new(&self.brokers, &self.topic)?;
         for key in 0..self.sent.len() {
             put(&mut loader, &self.sent, key, !(key as u64) >> 8)?;
         }
@@ -123,6 +125,12 @@ fn put(loader: &mut Loader, sent: &Sent, key: usize, number: u64) -> Result<()> 
     )
 }
 
+fn total(of: &[AtomicU32]) -> u64 {
+    of.iter()
+        .map(|n| u64::from(n.load(Ordering::Acquire)))
+        .sum()
+}
+
 /// Reads what comes out.
 pub struct Watch(Arc<Shared>);
 
@@ -138,7 +146,7 @@ struct Shared {
 const SHORTEST: Duration = Duration::from_millis(20);
 
 impl Watch {
-    pub fn new(brokers: &str, sent: Sent) -> Result<Self> {
+    pub fn new(brokers: &str, topic: &str, sent: Sent) -> Result<Self> {
         let shared = Arc::new(Shared {
             counted: (0..sent.len()).map(|_| AtomicU32::new(0)).collect(),
             sent,
@@ -146,7 +154,7 @@ impl Watch {
             gaps: Mutex::default(),
             failed: Mutex::default(),
         });
-        let mut reader = Reader::with_pace(brokers, OUT, From::Beginning, Pace::Prompt)?;
+        let mut reader = Reader::with_pace(brokers, topic, From::Beginning, Pace::Prompt)?;
         let of_thread = shared.clone();
         std::thread::spawn(move || {
             if let Err(error) = of_thread.read(&mut reader) {
@@ -177,11 +185,6 @@ impl Watch {
     /// Until every row that was sent is counted.
     pub fn caught_up(&self, patience: Duration) -> Result<()> {
         let until = Instant::now() + patience;
-        let total = |of: &[AtomicU32]| {
-            of.iter()
-                .map(|n| u64::from(n.load(Ordering::Acquire)))
-                .sum::<u64>()
-        };
         loop {
             self.check()?;
             let (counted, sent) = (total(&self.0.counted), total(&self.0.sent));
@@ -191,6 +194,24 @@ impl Watch {
             if Instant::now() > until {
                 bail!("{counted} of {sent} rows are counted after {patience:?}");
             }
+            sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// Until next to nothing of what was sent is not counted yet.
+    pub fn keeps_up(&self, patience: Duration) -> Result<()> {
+        let until = Instant::now() + patience;
+        loop {
+            self.check()?;
+            let (counted, sent) = (total(&self.0.counted), total(&self.0.sent));
+            // A few epochs at the rate of the measurement.
+            if sent.saturating_sub(counted) < 10_000 {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < until,
+                "{counted} of {sent} rows are counted after {patience:?}"
+            );
             sleep(Duration::from_millis(200));
         }
     }
