@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::graph::{GraphMeter, GraphNow, Layout};
 pub use super::lag::SplitLag;
 use super::load::{LoadMeter, Point};
 use crate::member::protocol::Snapshot;
@@ -207,6 +208,8 @@ pub struct Published {
 #[derive(Debug, Default)]
 pub struct Progress {
     now: Mutex<Now>,
+    /// Apart from the rest: it is as large as the job, and few ask for it.
+    graph: Mutex<GraphMeter>,
     pub timings: Timings,
 }
 
@@ -234,6 +237,7 @@ impl Progress {
             now.phase = Phase::Pending;
         }
         if worker.is_some() && !this {
+            *self.graph.lock() = GraphMeter::default();
             (now.lag, now.watermark, now.held_back_by) = (None, None, None);
             now.lags.clear();
             now.load = LoadMeter::default();
@@ -249,6 +253,7 @@ impl Progress {
 
     /// A generation begins: its counters start at nothing, those of the process go on.
     pub fn generation(&self) {
+        *self.graph.lock() = GraphMeter::default();
         let mut now = self.now.lock();
         now.phase = Phase::Restoring;
         now.before = Counted {
@@ -263,6 +268,16 @@ impl Progress {
             operators: now.operators.clone(),
             times: now.times.clone(),
         };
+    }
+
+    /// The slots of a generation have begun.
+    pub fn began(&self, layout: Layout, now_ms: i64) {
+        self.graph.lock().begin(layout, now_ms);
+    }
+
+    /// What every task does; `None` before a generation's first commit, and where another worker coordinates.
+    pub fn graph(&self) -> Option<GraphNow> {
+        self.graph.lock().read()
     }
 
     pub fn release(&self, version: &str, on_trial: bool) {
@@ -365,6 +380,7 @@ impl Progress {
             busy: snapshot.counts.iter().map(worked).collect(),
         };
         now.load.add(point);
+        self.graph.lock().add(now_ms, &snapshot.counts);
         if now.epochs.len() == EPOCHS {
             now.epochs.pop_front();
         }

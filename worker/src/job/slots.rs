@@ -311,6 +311,7 @@ impl GraphSlots {
             assigned: 0,
             said_done: false,
             said_failing: false,
+            looked: None,
         })
     }
 

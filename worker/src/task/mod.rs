@@ -26,5 +26,5 @@ pub use source::{
     Assignment, DeadLetter, PlannedEpoch, Policy, SourceCounts, SourceRules, SourceTask,
     SplitProgress,
 };
-pub use times::TaskTimes;
+pub use times::{Queued, TaskFlow, TaskTimes};
 pub use watermark::WatermarkRule;

@@ -1,5 +1,7 @@
 //! One operator of one slot as a task: aligned input, synchronous calls, output to its routes. Waits by returning.
 
+use std::time::Duration;
+
 use crate::error::Result;
 use crate::message::{Barrier, BarrierKind, Batch, EventTime, Message, Progressed};
 use crate::operators::{Context, Operator, Output, Progress};
@@ -9,7 +11,7 @@ use super::align::Step;
 use super::inputs::{Given, Inputs};
 use super::late::LateRows;
 use super::route::Route;
-use super::times::Meter;
+use super::times::{Alignment, Meter, Queued, TaskFlow};
 
 /// Batches an operator may take before the slot looks at the others.
 const TURN: usize = 16;
@@ -82,6 +84,8 @@ pub struct OperatorTask {
     pub rows_in: u64,
     pub rows_out: u64,
     pub meter: Meter,
+    alignment: Alignment,
+    queued: Queued,
 }
 
 /// Fan-out of one task, and what came too late.
@@ -109,6 +113,11 @@ impl Outputs {
 
     pub fn has_room(&self) -> bool {
         self.routes.iter().all(Route::has_room)
+    }
+
+    /// Sent so far.
+    pub fn rows(&self) -> u64 {
+        self.rows
     }
 
     pub fn send(&mut self, batch: Batch) {
@@ -168,6 +177,8 @@ impl OperatorTask {
             rows_in: 0,
             rows_out: 0,
             meter: Meter::default(),
+            alignment: Alignment::default(),
+            queued: Queued::default(),
         }
     }
 
@@ -195,6 +206,27 @@ impl OperatorTask {
             memory_bytes: self.operator.memory_bytes() as u64,
             disk_bytes: state.on_disk(&self.tables),
             lookups: state.lookups(&self.tables),
+        }
+    }
+
+    /// A turn ended.
+    pub fn measure(&mut self, began: Duration, ended: Duration, turn: Turn) -> Duration {
+        self.alignment.turn(ended, self.inputs.aligning());
+        self.meter.turn(began, ended, turn)
+    }
+
+    /// Looks at what waits in its channels.
+    pub fn look(&mut self) {
+        self.queued.look(self.inputs.queued());
+    }
+
+    /// Of the epoch that ends.
+    pub fn flow(&mut self) -> TaskFlow {
+        TaskFlow {
+            rows_in: self.rows_in,
+            rows_out: self.outputs.rows(),
+            alignment: self.alignment.take(),
+            queued: self.queued,
         }
     }
 

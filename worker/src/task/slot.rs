@@ -21,12 +21,14 @@ use super::source::{
     Assignment, DeadLetter, PlannedEpoch, Policy, SourceCounts, SourceRules, SourceTask,
     SplitProgress,
 };
-use super::times::TaskTimes;
+use super::times::{TaskFlow, TaskTimes};
 
 /// How long a slot without work sleeps before it looks at its clocks (idle splits, rate limits).
 const LOOK: Duration = Duration::from_millis(20);
 /// The same while an ended epoch waits for acknowledgements.
 const LOOK_SETTLED: Duration = Duration::from_millis(1);
+/// How often it looks at what waits in channels.
+const LOOK_QUEUES: Duration = Duration::from_millis(50);
 
 /// What the member tells a slot.
 #[derive(Debug)]
@@ -95,6 +97,8 @@ pub struct SlotCounts {
     pub operators: Vec<(String, OperatorCounts)>,
     /// Of every task, by uid.
     pub times: Vec<(String, TaskTimes)>,
+    /// As `times`: sources, operators, sinks, in the same order in every slot.
+    pub flows: Vec<TaskFlow>,
     pub sink_rows: Vec<u64>,
     pub held_back_by: Vec<Option<SplitId>>,
 }
@@ -130,6 +134,8 @@ pub struct Slot {
     pub assigned: u64,
     pub said_done: bool,
     pub said_failing: bool,
+    /// When it looked at what waits in channels.
+    pub looked: Option<Duration>,
 }
 
 impl Slot {
@@ -209,16 +215,17 @@ impl Slot {
         }
         let mut busy = false;
         let mut at = self.clock.boot();
+        self.look_at_queues(at);
         for sink in &mut self.sinks {
             let turn = sink.run(&mut self.stages)?;
             busy |= turn == Turn::Busy;
-            at = sink.meter.turn(at, self.clock.boot(), turn);
+            at = sink.measure(at, self.clock.boot(), turn);
         }
         for i in (0..self.operators.len()).rev() {
             let operator = &mut self.operators[i];
             let turn = operator.run(&mut self.state, self.now_ms)?;
             busy |= turn == Turn::Busy;
-            at = operator.meter.turn(at, self.clock.boot(), turn);
+            at = operator.measure(at, self.clock.boot(), turn);
             let late = operator.take_late();
             if !late.is_empty() {
                 self.judge_late(late);
@@ -243,6 +250,16 @@ impl Slot {
             busy = true;
         }
         Ok(if busy { Step::Busy } else { Step::Idle })
+    }
+
+    fn look_at_queues(&mut self, at: Duration) {
+        let fresh = |looked: Duration| at.saturating_sub(looked) < LOOK_QUEUES;
+        if self.looked.is_some_and(fresh) {
+            return;
+        }
+        self.looked = Some(at);
+        self.operators.iter_mut().for_each(OperatorTask::look);
+        self.sinks.iter_mut().for_each(SinkTask::look);
     }
 
     fn command(&mut self, command: SlotCommand) -> Result<bool> {
@@ -395,7 +412,14 @@ impl Slot {
             .collect()
     }
 
-    fn counts(&self) -> SlotCounts {
+    fn flows(&mut self) -> Vec<TaskFlow> {
+        let sources = self.sources.iter().map(SourceTask::flow);
+        let operators = self.operators.iter_mut().map(OperatorTask::flow);
+        let sinks = self.sinks.iter_mut().map(SinkTask::flow);
+        sources.chain(operators).chain(sinks).collect()
+    }
+
+    fn counts(&mut self) -> SlotCounts {
         SlotCounts {
             sources: self.sources.iter().map(|s| s.counts).collect(),
             late: self.late_counts.clone(),
@@ -405,6 +429,7 @@ impl Slot {
                 .map(|o| (o.uid.clone(), o.counts(&self.state)))
                 .collect(),
             times: self.times(),
+            flows: self.flows(),
             sink_rows: self.stages.iter().map(|s| s.rows).collect(),
             held_back_by: self.sources.iter().map(SourceTask::held_back_by).collect(),
         }
