@@ -8,7 +8,9 @@ use crate::units::Timestamp;
 
 mod graph;
 
-pub use graph::{Graph, Input, KeyGroups, Operator, Queued, Subtask, Worker};
+pub use graph::{
+    Graph, HottestGroup, HottestKey, Input, KeyGroups, Operator, Queued, Subtask, Worker,
+};
 
 /// The name that the controller's certificate is made out to: workers take requests from nobody else.
 pub const CONTROLLER: &str = "controller.penstock.dev";

@@ -30,6 +30,30 @@ pub struct Operator {
     pub inputs: Vec<Input>,
     /// One in each slot, in their order.
     pub subtasks: Vec<Subtask>,
+    /// The key group that has most of its rows; absent where they do not come by key, or too few came to tell.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub hottest_group: Option<HottestGroup>,
+    /// The key that has most of its rows; absent where none has a twentieth.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub hottest_key: Option<HottestKey>,
+}
+
+/// A key group that has many rows.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct HottestGroup {
+    /// Its number.
+    pub group: u16,
+    /// Share of the operator's rows, 0 to 1, at the least.
+    pub share: f64,
+}
+
+/// A key that has many rows. Data of the job's user.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HottestKey {
+    /// On one line, of 64 characters at most.
+    pub key: String,
+    /// See [`HottestGroup::share`].
+    pub share: f64,
 }
 
 /// An edge of the plan.

@@ -1,14 +1,19 @@
-//! What every task of the job does, slot by slot, over the last seconds. Feeds status alone. Pure: counts of commits go in, what
-//! changed between two of them comes out.
+//! What every task of the job does, slot by slot, over the last seconds, and which keys it has most rows of. Feeds metrics and status
+//! alone. Pure: counts of commits go in, what changed between two of them comes out.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::load::WINDOW;
-use crate::task::{Queued, SlotCounts, TaskFlow, TaskTimes};
+use crate::task::{Queued, Skew, SlotCounts, TaskFlow, TaskTimes};
 
 /// Commits that are closer together than so many milliseconds count as one.
 const APART: i64 = 1000;
+
+/// Below so many rows that were looked at nobody knows what is hot.
+const ENOUGH: u64 = 200;
+/// Share of an operator's rows from which on a key is named.
+const NAMED: f64 = 0.05;
 
 /// Who takes part in a generation.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -48,6 +53,15 @@ pub struct GraphMeter {
     /// In the order of a slot's tasks.
     uids: Vec<String>,
     points: VecDeque<Point>,
+    /// As of the newest commit, by uid.
+    skews: BTreeMap<String, SkewNow>,
+}
+
+/// What an operator has most rows of, each with its share of the rows of the last seconds, at the least.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct SkewNow {
+    pub key: Option<(String, f64)>,
+    pub group: Option<(u16, f64)>,
 }
 
 /// What the tasks did over the last seconds.
@@ -64,6 +78,7 @@ pub struct TaskNow {
     pub uid: String,
     /// By slot.
     pub subtasks: Vec<SubtaskNow>,
+    pub skew: SkewNow,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -95,6 +110,7 @@ impl GraphMeter {
                 at_ms,
                 slots: Vec::new(),
             }]),
+            skews: BTreeMap::new(),
         };
     }
 
@@ -112,6 +128,7 @@ impl GraphMeter {
         if let Some(first) = counts.first().filter(|_| self.uids.is_empty()) {
             self.uids = first.times.iter().map(|(uid, _)| uid.clone()).collect();
         }
+        self.skews = skews(counts);
         let Self { points, .. } = self;
         // The newest stays exact, and those before it are as far apart as they should be.
         let last_two = points
@@ -130,6 +147,12 @@ impl GraphMeter {
         });
     }
 
+    /// The greatest share that one key has of an operator's rows; 0 where none is named.
+    pub fn hot_key_share(&self) -> f64 {
+        let keys = self.skews.values().filter_map(|s| s.key.as_ref());
+        keys.map(|(_, share)| *share).fold(0.0, f64::max)
+    }
+
     /// `None` before the first commit.
     pub fn read(&self) -> Option<GraphNow> {
         let (first, last) = (self.points.front()?, self.points.back()?);
@@ -145,12 +168,48 @@ impl GraphMeter {
             subtasks: (0..last.slots.len())
                 .map(|slot| subtask(slot, task))
                 .collect(),
+            skew: self.skews.get(uid).cloned().unwrap_or_default(),
         };
         Some(GraphNow {
             seconds,
             layout: self.layout.clone(),
             tasks: self.uids.iter().enumerate().map(task).collect(),
         })
+    }
+}
+
+/// What each operator has most rows of, over all slots: a key may have come to several of them.
+fn skews(counts: &[SlotCounts]) -> BTreeMap<String, SkewNow> {
+    let mut by: BTreeMap<&str, Vec<&Skew>> = BTreeMap::new();
+    for (uid, skew) in counts.iter().flat_map(|c| &c.skews) {
+        by.entry(uid).or_default().push(skew);
+    }
+    by.into_iter()
+        .map(|(uid, slots)| (uid.to_owned(), together(&slots)))
+        .collect()
+}
+
+fn together(slots: &[&Skew]) -> SkewNow {
+    let all: u64 = slots.iter().map(|s| s.rows).sum();
+    if all < ENOUGH {
+        return SkewNow::default();
+    }
+    let share = |rows: u64| (rows as f64 / all as f64).min(1.0);
+    let mut keys: BTreeMap<u64, (u64, &str)> = BTreeMap::new();
+    for (hash, rows, text) in slots.iter().flat_map(|s| &s.keys) {
+        keys.entry(*hash).or_insert((0, text)).0 += rows;
+    }
+    let mut groups: BTreeMap<u16, u64> = BTreeMap::new();
+    for (group, rows) in slots.iter().flat_map(|s| &s.groups) {
+        *groups.entry(*group).or_default() += rows;
+    }
+    let key = keys.into_values().max_by_key(|(rows, _)| *rows);
+    let group = groups.into_iter().max_by_key(|(_, rows)| *rows);
+    SkewNow {
+        key: key
+            .map(|(rows, text)| (text.to_owned(), share(rows)))
+            .filter(|(_, share)| *share >= NAMED),
+        group: group.map(|(group, rows)| (group, share(rows))),
     }
 }
 
@@ -260,6 +319,40 @@ mod tests {
         };
         assert_eq!(first, expected);
         assert_eq!(second, SubtaskNow::default());
+    }
+
+    /// Of an operator that has had so many rows looked at, in one slot.
+    fn skew(rows: u64, keys: &[(u64, u64, &str)], groups: &[(u16, u64)]) -> SlotCounts {
+        let keys = keys
+            .iter()
+            .map(|(hash, rows, text)| (*hash, *rows, (*text).to_owned()));
+        let skew = Skew {
+            rows,
+            keys: keys.collect(),
+            groups: groups.to_vec(),
+        };
+        SlotCounts {
+            skews: vec![("v/aggregate-0".to_owned(), skew)],
+            ..SlotCounts::default()
+        }
+    }
+
+    #[test]
+    fn a_key_that_several_slots_have_is_one_and_few_rows_say_nothing() {
+        let slots = [
+            skew(600, &[(1, 200, "a"), (2, 150, "b")], &[(4, 300)]),
+            skew(400, &[(3, 180, "c"), (2, 100, "b")], &[(9, 350)]),
+        ];
+        let of = skews(&slots);
+        let expected = SkewNow {
+            key: Some(("b".to_owned(), 0.25)),
+            group: Some((9, 0.35)),
+        };
+        assert_eq!(of["v/aggregate-0"], expected);
+        let few = [skew(199, &[(1, 199, "a")], &[(4, 199)])];
+        assert_eq!(skews(&few)["v/aggregate-0"], SkewNow::default());
+        let even = [skew(1000, &[(1, 49, "a")], &[(4, 60)])];
+        assert_eq!(skews(&even)["v/aggregate-0"].key, None);
     }
 
     #[test]

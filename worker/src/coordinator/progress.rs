@@ -78,6 +78,8 @@ pub struct Now {
     pub commits: u64,
     pub durations: Vec<u64>,
     pub load: LoadMeter,
+    /// The greatest share that one key has of the rows of an operator; 0 where none has much.
+    pub hot_key_share: f64,
     /// Unread records, as of the last commit.
     pub lag: Option<u64>,
     /// By split; splits whose end is unknown are left out.
@@ -241,6 +243,7 @@ impl Progress {
             (now.lag, now.watermark, now.held_back_by) = (None, None, None);
             now.lags.clear();
             now.load = LoadMeter::default();
+            now.hot_key_share = 0.0;
             for counts in now.operators.values_mut() {
                 (counts.state_keys, counts.memory_bytes, counts.disk_bytes) = (0, 0, 0);
             }
@@ -256,6 +259,7 @@ impl Progress {
         *self.graph.lock() = GraphMeter::default();
         let mut now = self.now.lock();
         now.phase = Phase::Restoring;
+        now.hot_key_share = 0.0;
         now.before = Counted {
             rows_in: now.rows_in,
             rows_out: now.rows_out,
@@ -380,7 +384,10 @@ impl Progress {
             busy: snapshot.counts.iter().map(worked).collect(),
         };
         now.load.add(point);
-        self.graph.lock().add(now_ms, &snapshot.counts);
+        let mut graph = self.graph.lock();
+        graph.add(now_ms, &snapshot.counts);
+        now.hot_key_share = graph.hot_key_share();
+        drop(graph);
         if now.epochs.len() == EPOCHS {
             now.epochs.pop_front();
         }

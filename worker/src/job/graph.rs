@@ -35,6 +35,7 @@ fn operator(graph: &StreamGraph, node: &Node, now: &GraphNow) -> rpc::Operator {
     let reads = matches!(node.op, Op::Source { .. });
     let measured = now.tasks.iter().find(|task| task.uid == node.uid.0);
     let subtasks = measured.into_iter().flat_map(|task| &task.subtasks);
+    let skew = measured.map(|task| task.skew.clone()).unwrap_or_default();
     let stage = graph.stages.iter().position(|s| s.contains(&node.id));
     rpc::Operator {
         uid: node.uid.0.clone(),
@@ -45,6 +46,14 @@ fn operator(graph: &StreamGraph, node: &Node, now: &GraphNow) -> rpc::Operator {
             .enumerate()
             .map(|(slot, subtask)| self::subtask(&now.layout, slot, subtask, reads))
             .collect(),
+        hottest_group: skew.group.map(|(group, share)| rpc::HottestGroup {
+            group,
+            share: rounded(share, 3),
+        }),
+        hottest_key: skew.key.map(|(key, share)| rpc::HottestKey {
+            key,
+            share: rounded(share, 3),
+        }),
     }
 }
 

@@ -11,6 +11,7 @@ use super::align::Step;
 use super::inputs::{Given, Inputs};
 use super::late::LateRows;
 use super::route::Route;
+use super::skew::{KeySampler, Skew};
 use super::times::{Alignment, Meter, Queued, TaskFlow};
 
 /// Batches an operator may take before the slot looks at the others.
@@ -86,6 +87,8 @@ pub struct OperatorTask {
     pub meter: Meter,
     alignment: Alignment,
     queued: Queued,
+    /// Of an operator with keys.
+    sampler: Option<KeySampler>,
 }
 
 /// Fan-out of one task, and what came too late.
@@ -162,6 +165,7 @@ impl OperatorTask {
         inputs: Inputs,
         routes: Vec<Route>,
         at_once: bool,
+        sampler: Option<KeySampler>,
     ) -> Self {
         let tables = operator.tables();
         Self {
@@ -179,6 +183,7 @@ impl OperatorTask {
             meter: Meter::default(),
             alignment: Alignment::default(),
             queued: Queued::default(),
+            sampler,
         }
     }
 
@@ -218,6 +223,18 @@ impl OperatorTask {
     /// Looks at what waits in its channels.
     pub fn look(&mut self) {
         self.queued.look(self.inputs.queued());
+    }
+
+    /// What its keys are like; `None` where it has none.
+    pub fn skew(&self) -> Option<Skew> {
+        self.sampler.as_ref().map(KeySampler::skew)
+    }
+
+    /// What was seen of its keys counts half from now on.
+    pub fn halve_skew(&mut self) {
+        if let Some(sampler) = &mut self.sampler {
+            sampler.halve();
+        }
     }
 
     /// Of the epoch that ends.
@@ -292,6 +309,9 @@ impl OperatorTask {
         let (progress, mark) = match step {
             Step::Batch(port, batch) => {
                 self.rows_in += batch.num_rows() as u64;
+                if let Some(sampler) = &mut self.sampler {
+                    sampler.look(port, &batch);
+                }
                 (self.operator.process(port, batch, &mut cx)?, None)
             }
             Step::Watermark(t) => (

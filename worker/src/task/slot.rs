@@ -17,6 +17,7 @@ use crate::state::{FrozenLayer, SlotState};
 use super::late::{self, LateRows, SplitNames};
 use super::operator::{OperatorCounts, OperatorTask, Turn};
 use super::sink::{SinkStage, SinkTask};
+use super::skew::Skew;
 use super::source::{
     Assignment, DeadLetter, PlannedEpoch, Policy, SourceCounts, SourceRules, SourceTask,
     SplitProgress,
@@ -27,6 +28,8 @@ use super::times::{TaskFlow, TaskTimes};
 const LOOK: Duration = Duration::from_millis(20);
 /// The same while an ended epoch waits for acknowledgements.
 const LOOK_SETTLED: Duration = Duration::from_millis(1);
+/// Milliseconds after which what was seen of keys counts half: in all slots at the same barrier.
+const HALVE_SKEW: i64 = 5000;
 /// How often it looks at what waits in channels.
 const LOOK_QUEUES: Duration = Duration::from_millis(50);
 
@@ -99,6 +102,8 @@ pub struct SlotCounts {
     pub times: Vec<(String, TaskTimes)>,
     /// As `times`: sources, operators, sinks, in the same order in every slot.
     pub flows: Vec<TaskFlow>,
+    /// Of operators with keys, by uid.
+    pub skews: Vec<(String, Skew)>,
     pub sink_rows: Vec<u64>,
     pub held_back_by: Vec<Option<SplitId>>,
 }
@@ -136,6 +141,8 @@ pub struct Slot {
     pub said_failing: bool,
     /// When it looked at what waits in channels.
     pub looked: Option<Duration>,
+    /// Of the last barrier, in units of [`HALVE_SKEW`].
+    pub skew_age: Option<i64>,
 }
 
 impl Slot {
@@ -386,11 +393,23 @@ impl Slot {
         self.hand_over()?;
         self.asked = false;
         self.kept_bytes = self.operator_bytes();
+        self.halve_skews(barrier.now_ms);
         self.epoch = barrier.epoch + 1;
         self.sources.iter_mut().for_each(SourceTask::go_on);
         self.operators.iter_mut().for_each(OperatorTask::go_on);
         self.sinks.iter_mut().for_each(SinkTask::go_on);
         Ok(true)
+    }
+
+    fn halve_skews(&mut self, now_ms: i64) {
+        let age = now_ms.div_euclid(HALVE_SKEW);
+        if self
+            .skew_age
+            .replace(age)
+            .is_some_and(|before| before < age)
+        {
+            self.operators.iter_mut().for_each(OperatorTask::halve_skew);
+        }
     }
 
     fn watermarks(&self) -> Vec<(String, Progressed)> {
@@ -430,6 +449,11 @@ impl Slot {
                 .collect(),
             times: self.times(),
             flows: self.flows(),
+            skews: self
+                .operators
+                .iter()
+                .filter_map(|o| Some((o.uid.clone(), o.skew()?)))
+                .collect(),
             sink_rows: self.stages.iter().map(|s| s.rows).collect(),
             held_back_by: self.sources.iter().map(SourceTask::held_back_by).collect(),
         }

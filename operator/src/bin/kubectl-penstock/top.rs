@@ -13,6 +13,7 @@ pub fn top(of: &JobStatus, now: DateTime<Utc>) -> String {
     match &of.graph {
         Some(graph) => {
             operators(&mut out, graph);
+            skew(&mut out, graph);
             workers(&mut out, of, graph);
         }
         None => {
@@ -129,6 +130,43 @@ impl Figures {
     }
 }
 
+/// Nothing where no operator has had enough rows by key.
+fn skew(out: &mut String, graph: &Graph) {
+    let keyed = graph.operators.iter();
+    let keyed = keyed.filter(|o| o.hottest_group.is_some() || o.hottest_key.is_some());
+    let keyed: Vec<&Operator> = keyed.collect();
+    let wide = keyed.iter().map(|o| o.uid.chars().count()).max();
+    let Some(wide) = wide.map(|wide| wide.max("MOST ROWS OF".len())) else {
+        return;
+    };
+    let _ = writeln!(
+        out,
+        "\n{:<wide$}  KEY GROUP  SHARE  SHARE  KEY",
+        "MOST ROWS OF"
+    );
+    for operator in keyed {
+        let (group, its_share) = operator.hottest_group.as_ref().map_or_else(
+            || (String::new(), String::new()),
+            |hot| (hot.group.to_string(), percent(hot.share)),
+        );
+        let (share, key) = operator.hottest_key.as_ref().map_or_else(
+            || (String::new(), "none has 5 %".to_owned()),
+            |hot| (percent(hot.share), plain(&hot.key)),
+        );
+        let _ = writeln!(
+            out,
+            "{:<wide$}  {group:>9}  {its_share:>5}  {share:>5}  {key}",
+            operator.uid
+        );
+    }
+}
+
+/// A key is somebody's data: nothing in it is for the terminal.
+fn plain(text: &str) -> String {
+    let plain = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    plain.collect()
+}
+
 fn workers(out: &mut String, of: &JobStatus, graph: &Graph) {
     let _ = writeln!(
         out,
@@ -209,7 +247,8 @@ mod tests {
                         subtask(1, (5000.0, 5000.0), [0.5, 0.25, 0.25], false),
                     ]},
                     {"uid": "alerts/window-aggregate-0", "kind": "window-aggregate", "stage": 1,
-                     "inputs": [{"uid": "payments/source-0", "keyed": true}], "subtasks": [
+                     "inputs": [{"uid": "payments/source-0", "keyed": true}],
+                     "hottest_group": {"group": 40, "share": 0.52}, "hottest_key": {"key": "card-7\u{1b}[2J", "share": 0.5}, "subtasks": [
                         subtask(0, (2500.0, 4.0), [0.2, 0.0, 0.8], true),
                         subtask(1, (7500.0, 8.0), [1.0, 0.0, 0.0], true),
                     ]},

@@ -43,9 +43,13 @@ fn job_of(manifest: &str) -> MemoryJob {
 }
 
 fn rows(job: &MemoryJob, n: u64) {
+    ids(job, 0..n);
+}
+
+fn ids(job: &MemoryJob, ids: impl Iterator<Item = u64>) {
     job.push(
         "t",
-        (0..n).map(|i| MemoryRecord {
+        ids.map(|i| MemoryRecord {
             value: Some(Bytes::from(format!("{{\"id\":{i}}}"))),
             ..MemoryRecord::default()
         }),
@@ -329,4 +333,40 @@ fn what_operators_send_is_what_the_next_ones_get_over_all_workers() {
         assert_eq!(worker.key_groups, u32::from(next - range.first));
     }
     assert_eq!((graph.workers.len(), next), (3, 64));
+}
+
+/// Of a job that counts 40,000 rows by their ids on two workers: what its keyed operator shows.
+fn hottest(id: impl Fn(u64) -> u64) -> (penstock_crds::rpc::Operator, f64) {
+    let sql = "INSERT INTO out SELECT id, COUNT(*) AS n FROM t GROUP BY id";
+    let manifest = JOB
+        .replace("INSERT INTO out SELECT id FROM t", sql)
+        .replace("topic: out}", "topic: out}\n      outputMode: Update")
+        + "  state: {ttl: 1h}\n";
+    let mut job = job_of(&manifest).members(2);
+    ids(&job, (0..40_000).map(id));
+    job.run(true).unwrap();
+    let now = job.progress().graph().expect("it has committed");
+    let graph = super::super::graph::shown(&job.plan.graph, &now);
+    let keyed = graph.operators.into_iter().find(|o| o.kind == "aggregate");
+    let share = job.progress().now().hot_key_share;
+    (keyed.expect("an aggregate by key"), share)
+}
+
+#[test]
+fn a_key_with_half_of_the_rows_is_named_with_its_share() {
+    let (operator, metric) = hottest(|n| if n % 2 == 0 { 7 } else { 1000 + n });
+    let key = operator.hottest_key.expect("a hot key");
+    assert_eq!(key.key, "7");
+    assert!((key.share - 0.5).abs() < 0.08, "{key:?}");
+    assert!((key.share - metric).abs() < 0.001, "{metric}");
+    let group = operator.hottest_group.expect("its key group");
+    assert!((group.share - 0.5).abs() < 0.1, "{group:?}");
+}
+
+#[test]
+fn no_key_is_named_where_all_have_as_many_rows() {
+    let (operator, metric) = hottest(|n| n % 500);
+    assert_eq!((operator.hottest_key, metric), (None, 0.0));
+    let group = operator.hottest_group.expect("rows came by key");
+    assert!(group.share < 0.15, "{group:?}");
 }

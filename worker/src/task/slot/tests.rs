@@ -83,6 +83,7 @@ fn slot(direct: Box<dyn DirectSender>) -> (Slot, LocalOutlet, mpsc::UnboundedRec
         said_done: false,
         said_failing: false,
         looked: None,
+        skew_age: None,
     };
     (slot, outlet, heard)
 }
