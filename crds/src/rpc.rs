@@ -6,6 +6,12 @@ use crate::sink::Delivery;
 use crate::status::Phase;
 use crate::units::Timestamp;
 
+mod graph;
+
+pub use graph::{
+    Graph, HottestGroup, HottestKey, Input, KeyGroups, Operator, Queued, Subtask, Worker,
+};
+
 /// The name that the controller's certificate is made out to: workers take requests from nobody else.
 pub const CONTROLLER: &str = "controller.penstock.dev";
 
@@ -53,6 +59,9 @@ pub struct JobStatus {
     /// How loaded it is; absent for the first seconds of a generation.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub load: Option<Load>,
+    /// What its parts do. Only on the page of the worker that coordinates, from the first commit of a generation on.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub graph: Option<Graph>,
     /// What the operators hold.
     #[serde(default)]
     pub state: StateSize,

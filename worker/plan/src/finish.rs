@@ -537,7 +537,8 @@ fn terms_of(ir: &Ir, op: &Op, input: Idx) -> Idx {
     }
 }
 
-pub(crate) fn kind_name(op: &Op) -> &'static str {
+/// What an operator is, as `penstock plan` and `/status` name it.
+pub fn kind_name(op: &Op) -> &'static str {
     match op {
         Op::Source { .. } => "source",
         Op::Calc { .. } => "calc",

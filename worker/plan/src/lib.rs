@@ -48,7 +48,7 @@ use penstock_crds::job::StreamingJob;
 pub use catalog::arrow_type;
 pub use explain::{explain, plan_json};
 pub use fingerprint::STATE_FORMAT;
-pub use finish::Plan;
+pub use finish::{Plan, kind_name};
 pub use input::PlanInput;
 pub use verdict::{Fate, Outcome, StateVerdict, Terms, Verdict, WAYS_OUT, verdict};
 

@@ -179,8 +179,10 @@ async fn serve(
 ) -> Result<Outcome> {
     let job = Arc::new(checked.job);
     let progress = Arc::new(Progress::default());
+    let plan = Arc::new(checked.plan);
     let shown = http::Shown {
         job: job.clone(),
+        plan: plan.clone(),
         progress: progress.clone(),
     };
     let alone = leads.is_none();
@@ -197,7 +199,6 @@ async fn serve(
     };
     let (stop, stopping) = watch::channel(false);
     tokio::spawn(interrupts(stop, alone));
-    let plan = Arc::new(checked.plan);
     let outcome = job::run(&job, plan, &options, progress.clone(), stopping).await;
     line.abort();
     if let (Output::Text, Some((epochs, half, most))) = (output, progress.now().percentiles()) {

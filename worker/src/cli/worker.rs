@@ -209,8 +209,10 @@ async fn serve(args: &WorkerArgs, checked: check::Checked) -> Result<Outcome> {
     }
     let job = Arc::new(checked.job);
     let progress = Arc::new(Progress::default());
+    let plan = Arc::new(checked.plan);
     let shown = http::Shown {
         job: job.clone(),
+        plan: plan.clone(),
         progress: progress.clone(),
     };
     let cannot = |address: SocketAddr| {
@@ -229,7 +231,6 @@ async fn serve(args: &WorkerArgs, checked: check::Checked) -> Result<Outcome> {
     }
     let (stop, mut stopping) = watch::channel(false);
     tokio::spawn(super::run::interrupts(stop, true));
-    let plan = Arc::new(checked.plan);
     let judged = match args.rollback {
         true => None,
         false => job::state_verdict_in_time(&job, &plan, &options, &progress, &stopping).await?,

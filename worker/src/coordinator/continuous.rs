@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use penstock_checkpoint::decide::may_commit;
 use penstock_checkpoint::record::StopReason;
+use penstock_telemetry::traceparent;
 use tokio::time::Instant;
 use tracing::Instrument;
 
@@ -44,13 +45,13 @@ impl Coordinator {
             };
             last = Instant::now();
             let barrier = self.barrier(kind);
-            self.tell(ToMember::Inject(barrier));
             let span = tracing::info_span!(
                 "epoch",
                 job = self.settings.job,
                 generation = barrier.generation,
                 epoch = barrier.epoch
             );
+            self.tell(ToMember::Inject(barrier, traceparent(&span)));
             let epoch = async {
                 let snapshot = self.snapshot(barrier.epoch).await?;
                 self.commit_snapshot(snapshot, barrier, last).await

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 /// Milliseconds over which is measured, and below which nothing is told.
-const WINDOW: i64 = 15_000;
+pub(super) const WINDOW: i64 = 15_000;
 const LEAST: i64 = 5_000;
 
 /// A commit.

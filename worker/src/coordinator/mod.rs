@@ -32,6 +32,7 @@ use crate::task::Assignment;
 pub mod bases;
 mod continuous;
 mod epochs;
+pub mod graph;
 mod lag;
 pub mod load;
 mod loss;
@@ -44,6 +45,7 @@ mod stop;
 mod trial;
 
 use bases::Bases;
+use graph::Layout;
 use lag::LagMeter;
 pub use loss::AcceptLoss;
 pub use markers::marker_partitions;
@@ -330,6 +332,8 @@ impl Coordinator {
         tracing::info!(epoch = self.log.fold().head().get(), "running");
         self.progress.members(self.settings.members.len());
         self.progress.phase(Phase::Running);
+        self.progress
+            .began(layout(&self.settings), self.clock.now().get());
         self.progress.restored(self.log.fold().head().get());
         let ended = if self.settings.trigger.planned() {
             self.run_planned(replan).await
@@ -597,6 +601,15 @@ fn log_position(p: &LogPosition) -> Position {
     match p {
         LogPosition::Offset(n) => Position(*n),
         LogPosition::Token(_) => Position(0),
+    }
+}
+
+fn layout(settings: &Settings) -> Layout {
+    let workers = settings.members.iter().map(|peer| peer.id.get());
+    Layout {
+        workers: workers.collect(),
+        slots: settings.slots,
+        key_groups: settings.key_groups,
     }
 }
 

@@ -7,6 +7,7 @@ use penstock_checkpoint::ids::{Micros, SourceName, SplitId as LogSplit};
 use penstock_checkpoint::record::{
     EpochRecord, Kind, Plan, Position as LogPosition, Range, SplitState, StopReason,
 };
+use penstock_telemetry::traceparent;
 use tokio::time::Instant;
 use tracing::Instrument;
 
@@ -261,7 +262,13 @@ impl Coordinator {
             kind: BarrierKind::Checkpoint,
             now_ms,
         };
-        self.tell(ToMember::Plan(assignments, watermarks.clone(), barrier));
+        let trace = traceparent(&tracing::Span::current());
+        self.tell(ToMember::Plan(
+            assignments,
+            watermarks.clone(),
+            barrier,
+            trace,
+        ));
         let snapshot = self.snapshot(barrier.epoch).await?;
         for (i, t) in watermarks {
             let floor = self.floor.entry(i).or_insert(EventTime::MIN);

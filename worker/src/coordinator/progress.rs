@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::graph::{GraphMeter, GraphNow, Layout};
 pub use super::lag::SplitLag;
 use super::load::{LoadMeter, Point};
 use crate::member::protocol::Snapshot;
@@ -77,6 +78,8 @@ pub struct Now {
     pub commits: u64,
     pub durations: Vec<u64>,
     pub load: LoadMeter,
+    /// The greatest share that one key has of the rows of an operator; 0 where none has much.
+    pub hot_key_share: f64,
     /// Unread records, as of the last commit.
     pub lag: Option<u64>,
     /// By split; splits whose end is unknown are left out.
@@ -209,6 +212,8 @@ pub struct Published {
 #[derive(Debug, Default)]
 pub struct Progress {
     now: Mutex<Now>,
+    /// Apart from the rest: it is as large as the job, and few ask for it.
+    graph: Mutex<GraphMeter>,
     pub timings: Timings,
 }
 
@@ -236,9 +241,11 @@ impl Progress {
             now.phase = Phase::Pending;
         }
         if worker.is_some() && !this {
+            *self.graph.lock() = GraphMeter::default();
             (now.lag, now.watermark, now.held_back_by) = (None, None, None);
             now.lags.clear();
             now.load = LoadMeter::default();
+            now.hot_key_share = 0.0;
             for counts in now.operators.values_mut() {
                 (counts.state_keys, counts.memory_bytes, counts.disk_bytes) = (0, 0, 0);
             }
@@ -251,8 +258,10 @@ impl Progress {
 
     /// A generation begins: its counters start at nothing, those of the process go on.
     pub fn generation(&self) {
+        *self.graph.lock() = GraphMeter::default();
         let mut now = self.now.lock();
         now.phase = Phase::Restoring;
+        now.hot_key_share = 0.0;
         now.before = Counted {
             rows_in: now.rows_in,
             rows_out: now.rows_out,
@@ -265,6 +274,16 @@ impl Progress {
             operators: now.operators.clone(),
             times: now.times.clone(),
         };
+    }
+
+    /// The slots of a generation have begun.
+    pub fn began(&self, layout: Layout, now_ms: i64) {
+        self.graph.lock().begin(layout, now_ms);
+    }
+
+    /// What every task does; `None` before a generation's first commit, and where another worker coordinates.
+    pub fn graph(&self) -> Option<GraphNow> {
+        self.graph.lock().read()
     }
 
     pub fn release(&self, version: &str, on_trial: bool) {
@@ -371,6 +390,10 @@ impl Progress {
             busy: snapshot.counts.iter().map(worked).collect(),
         };
         now.load.add(point);
+        let mut graph = self.graph.lock();
+        graph.add(now_ms, &snapshot.counts);
+        now.hot_key_share = graph.hot_key_share();
+        drop(graph);
         if now.epochs.len() == EPOCHS {
             now.epochs.pop_front();
         }

@@ -15,13 +15,14 @@ use axum::{Json, Router};
 use penstock_crds::job::{Phase as StatusPhase, StreamingJob, StreamingJobSpec};
 use penstock_crds::rpc;
 use penstock_crds::units::Timestamp;
+use penstock_plan::Plan;
 use tokio::sync::watch;
 
 use crate::coordinator::Asked;
 use crate::coordinator::progress::{LastEpoch, Now, Phase, Progress};
 use crate::task::OperatorCounts;
 
-use super::metrics;
+use super::{graph, metrics};
 use crate::clock::{Clock, SystemClock};
 use crate::network::tls::TlsListener;
 
@@ -29,6 +30,7 @@ use crate::network::tls::TlsListener;
 #[derive(Clone)]
 pub struct Shown {
     pub job: Arc<StreamingJob>,
+    pub plan: Arc<Plan>,
     pub progress: Arc<Progress>,
 }
 
@@ -42,7 +44,7 @@ pub async fn serve(address: SocketAddr, shown: Shown) -> std::io::Result<SocketA
     let app = Router::new()
         .route(
             "/status",
-            get(|State(s): State<Shown>| async move { Json(status(&s)) }),
+            get(|State(s): State<Shown>| async move { Json(status_with_graph(&s)) }),
         )
         .route(
             "/epochs",
@@ -195,6 +197,15 @@ fn metrics_page(shown: &Shown) -> impl IntoResponse + use<> {
     )
 }
 
+/// The job's status for who is on the machine. The graph may be as large as the job, and names keys of its rows.
+pub fn status_with_graph(shown: &Shown) -> rpc::JobStatus {
+    let measured = shown.progress.graph();
+    rpc::JobStatus {
+        graph: measured.map(|now| graph::shown(&shown.plan.graph, &now)),
+        ..status(shown)
+    }
+}
+
 /// The job's status, as the controller reads it.
 pub fn status(shown: &Shown) -> rpc::JobStatus {
     let now = shown.progress.now();
@@ -237,6 +248,7 @@ pub fn status(shown: &Shown) -> rpc::JobStatus {
         }),
         rates: rates(&now),
         load: load(&now, spec),
+        graph: None,
         state: state(&now),
         counts: rpc::Counts {
             rows_in: now.rows_in,

@@ -84,6 +84,7 @@ pub struct MemoryJob {
     crashes: u32,
     /// Sinks publish at once, and sources are read so many rows at a time.
     poll_rows: Option<usize>,
+    progress: Arc<Progress>,
 }
 
 impl MemoryJob {
@@ -130,6 +131,7 @@ impl MemoryJob {
             crash: Crash::default(),
             crashes: 0,
             poll_rows: None,
+            progress: Arc::default(),
             job,
             plan,
         }
@@ -160,6 +162,11 @@ impl MemoryJob {
     /// How often it was ended.
     pub fn crashes(&self) -> u32 {
         self.crashes
+    }
+
+    /// What it does, and has done.
+    pub fn progress(&self) -> &Progress {
+        &self.progress
     }
 
     /// What `now()` answers and TTL is measured by.
@@ -238,7 +245,7 @@ impl MemoryJob {
             setup,
             Team::Here(self.members),
             stop,
-            Arc::new(Progress::default()),
+            self.progress.clone(),
         )
         .await
     }

@@ -97,6 +97,7 @@ pub fn text(job: &StreamingJob, now: &Now, timings: &Timings, now_ms: i64) -> St
     let own = Own::of(job, now);
     operators(&mut registry, now, &own);
     tasks(&mut registry, now, &own);
+    skew(&mut registry, now);
     event_time(&mut registry, now, now_ms);
     epochs(&mut registry, now, timings);
     generations(&mut registry, now);
@@ -315,6 +316,16 @@ fn tasks(registry: &mut Registry, now: &Now, own: &Own<'_>) {
         "task_time_seconds",
         "What tasks did with their time, summed over the slots",
         times,
+    );
+}
+
+fn skew(registry: &mut Registry, now: &Now) {
+    let share = Float::default();
+    share.set(now.hot_key_share);
+    registry.register(
+        "hot_key_share",
+        "Greatest share that one key has of the rows of an operator, sampled",
+        share,
     );
 }
 

@@ -23,6 +23,7 @@ pub(crate) mod assembly;
 pub(crate) mod connectors;
 pub(crate) mod generations;
 pub mod given;
+mod graph;
 pub mod http;
 mod identity;
 mod machine;

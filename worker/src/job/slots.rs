@@ -21,8 +21,8 @@ use crate::sinks::{Guarantee, SinkRef};
 use crate::sources::Source;
 use crate::state::{SlotState, StateWorker};
 use crate::task::{
-    HashBy, Inputs, OperatorTask, Route, Scan, ScanColumns, SinkStage, SinkTask, Slot, SlotEvent,
-    SourceRules, SourceTask, SplitNames,
+    HashBy, Inputs, KeySampler, OperatorTask, Route, Scan, ScanColumns, SinkStage, SinkTask, Slot,
+    SlotEvent, SourceRules, SourceTask, SplitNames,
 };
 
 /// Where slots run.
@@ -211,7 +211,7 @@ impl GraphSlots {
         Ok(wires)
     }
 
-    /// Key columns in the rows that a partial operator passes whole: those of its input.
+    /// Key columns of a partial operator's input, and so of the rows that it passes whole.
     fn late_columns(&self, node: NodeId) -> Option<Vec<usize>> {
         match &self.graph.nodes[node.0].op {
             Op::WindowAggregate {
@@ -279,7 +279,10 @@ impl GraphSlots {
                 }
                 _ => {
                     let operator = self.operator(node, at_once)?;
-                    operators.push(OperatorTask::new(uid, operator, inputs, routes, at_once));
+                    let sampler = self.sampler(node, index);
+                    operators.push(OperatorTask::new(
+                        uid, operator, inputs, routes, at_once, sampler,
+                    ));
                 }
             }
         }
@@ -311,7 +314,34 @@ impl GraphSlots {
             assigned: 0,
             said_done: false,
             said_failing: false,
+            looked: None,
+            skew_age: None,
         })
+    }
+
+    /// Of an operator whose rows come by key, or that aggregates by key before they do.
+    fn sampler(&self, node: &Node, slot: usize) -> Option<KeySampler> {
+        let mut columns = Vec::new();
+        let mut exchanged = false;
+        let mut edges: Vec<&Edge> = self
+            .graph
+            .edges
+            .iter()
+            .filter(|e| e.to == node.id)
+            .collect();
+        edges.sort_by_key(|e| e.port);
+        for edge in edges {
+            columns.push(match &edge.distribution {
+                Distribution::Hash(by) => {
+                    exchanged |= !by.is_empty();
+                    by.clone()
+                }
+                Distribution::Forward => self.late_columns(node.id).unwrap_or_default(),
+            });
+        }
+        let seed = (slot as u64) << 32 | node.id.0 as u64;
+        let some = columns.iter().any(|by| !by.is_empty());
+        some.then(|| KeySampler::new(columns, exchanged.then_some(self.key_groups), seed))
     }
 
     fn stages(&self, slot: usize) -> Result<Vec<SinkStage>> {

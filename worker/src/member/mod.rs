@@ -12,8 +12,9 @@ use penstock_checkpoint::pack::{PackId, PackWriter};
 use penstock_checkpoint::record::{BaseFile, PackRef};
 use penstock_checkpoint::store::CheckpointStore;
 use penstock_checkpoint::transfer;
+use penstock_telemetry::child_of;
 use tokio::sync::mpsc;
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use crate::error::{EngineError, ErrorKind, Result};
 use crate::fault;
@@ -100,6 +101,8 @@ struct Running {
     reports: Vec<SlotReport>,
     /// Those of an ended epoch whose late rows are being told.
     telling: Vec<SlotReport>,
+    /// Of the epoch in the making.
+    span: Span,
     pending: BTreeMap<Epoch, Pending>,
     shards: BTreeMap<Shard, mpsc::UnboundedSender<ShardWork>>,
     /// Shards that hold published rows back, and those of them that still have to let go, once they are asked to.
@@ -122,6 +125,7 @@ impl Running {
             names: SplitNames::default(),
             reports: Vec::new(),
             telling: Vec::new(),
+            span: Span::none(),
             pending: BTreeMap::new(),
             shards: BTreeMap::new(),
             rolling: BTreeSet::new(),
@@ -345,13 +349,15 @@ impl Member {
                     );
                 }
             }
-            ToMember::Inject(barrier) => {
+            ToMember::Inject(barrier, trace) => {
                 fault::point("barrier.injected");
+                r.span = self.span(barrier, trace.as_deref());
                 for slot in &r.slots {
                     send(slot, SlotCommand::Inject(barrier));
                 }
             }
-            ToMember::Plan(ranges, watermarks, barrier) => {
+            ToMember::Plan(ranges, watermarks, barrier, trace) => {
+                r.span = self.span(barrier, trace.as_deref());
                 let mut plans = vec![BTreeMap::new(); r.slots.len()];
                 for (source, splits) in ranges {
                     let watermark = watermarks.get(&source).copied();
@@ -420,6 +426,21 @@ impl Member {
             | ToMember::Halt => {}
         }
         Ok(())
+    }
+
+    /// From the barrier, or the plan, until this member's part of the epoch is durable.
+    fn span(&self, barrier: Barrier, trace: Option<&str>) -> Span {
+        let span = tracing::info_span!(
+            parent: None,
+            "snapshot",
+            worker = self.id.get(),
+            generation = barrier.generation,
+            epoch = barrier.epoch
+        );
+        if let Some(trace) = trace {
+            child_of(&span, trace);
+        }
+        span
     }
 
     /// In the background: a base that fails costs recovery time, never the job.
@@ -683,13 +704,17 @@ impl Member {
             .iter()
             .map(|s| SinkName::new(s.0.clone()))
             .collect();
+        let span = std::mem::replace(&mut r.span, Span::none());
+        let upload_span = tracing::info_span!(parent: &span, "upload");
         process::spawn(async move {
             let written = async {
                 settle(owing).await?;
                 let writer = PackWriter::new(id, member);
                 upload(&store, writer, &layers, &outputs, &names).await
             }
+            .instrument(upload_span)
             .await;
+            drop(span);
             let _ = uploads.send(written.map(|(pack, bytes)| {
                 snapshot.packs = pack.into_iter().collect();
                 snapshot.bytes = bytes;

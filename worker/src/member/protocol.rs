@@ -18,6 +18,9 @@ use crate::task::{Assignment, DeadLetter, PlannedEpoch, SlotCounts, SplitProgres
 /// A shard of a sink: index of the sink, number of the shard.
 pub type Shard = (usize, u16);
 
+/// The coordinator's span of an epoch, as a W3C traceparent: what members do for it is a part of it. `None` where no spans are sent.
+pub type Trace = Option<String>;
+
 /// What the log knows of a shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct BornMarker {
@@ -34,11 +37,12 @@ pub enum ToMember {
         source: usize,
         splits: Vec<Assignment>,
     },
-    Inject(Barrier),
+    Inject(Barrier, Trace),
     Plan(
         BTreeMap<usize, Vec<Assignment>>,
         BTreeMap<usize, EventTime>,
         Barrier,
+        Trace,
     ),
     Drain,
     /// A shard's first rows: open it and write its initial marker.

@@ -66,7 +66,7 @@ impl Team {
                 None
             }
             ToMember::Start(_)
-            | ToMember::Inject(_)
+            | ToMember::Inject(..)
             | ToMember::Plan(..)
             | ToMember::Drain
             | ToMember::Committed { .. }

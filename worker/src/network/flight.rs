@@ -514,6 +514,10 @@ impl Inlet for FlightInlet {
         }
         Some(message)
     }
+
+    fn queued(&self) -> (usize, usize) {
+        self.buffered.shared.queue.lock().waiting()
+    }
 }
 
 /// Where the others come in.

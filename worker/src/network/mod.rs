@@ -107,6 +107,8 @@ pub trait Net: Exchange {
 /// The receiving end.
 pub trait Inlet: Send {
     fn receive(&mut self) -> Option<Message>;
+    /// Messages and bytes that wait; for status.
+    fn queued(&self) -> (usize, usize);
 }
 
 #[derive(Debug, Default)]
@@ -117,6 +119,13 @@ struct Queue {
     starved: bool,
     /// Bytes and batches that were taken out since a sender elsewhere was told.
     taken: (usize, usize),
+}
+
+impl Queue {
+    /// Messages and bytes.
+    fn waiting(&self) -> (usize, usize) {
+        (self.messages.len(), self.bytes)
+    }
 }
 
 /// Wakes the two slots that share a channel, once each is there: a slot looks at its channels when it begins.
@@ -186,5 +195,9 @@ impl Inlet for LocalInlet {
             wake(&self.0.sender);
         }
         Some(message)
+    }
+
+    fn queued(&self) -> (usize, usize) {
+        self.0.queue.lock().waiting()
     }
 }

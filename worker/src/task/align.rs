@@ -69,6 +69,11 @@ impl Align {
         }
     }
 
+    /// Whether a barrier has come that some channel owes.
+    pub fn waits(&self) -> bool {
+        self.barrier.is_some()
+    }
+
     /// Whether a message may be taken from this channel now.
     pub fn open(&self, channel: usize) -> bool {
         let c = &self.channels[channel];

@@ -42,6 +42,16 @@ impl Inputs {
         self.align.progressed()
     }
 
+    /// Whether a channel has delivered a barrier that another one owes.
+    pub fn aligning(&self) -> bool {
+        self.align.waits()
+    }
+
+    /// Messages and bytes that wait, by channel.
+    pub fn queued(&self) -> impl Iterator<Item = (usize, usize)> {
+        self.inlets.iter().map(|inlet| inlet.queued())
+    }
+
     /// What comes next. A channel that waits for the others' barrier counts as dry: what it holds is the next epoch's.
     pub fn take(&mut self) -> Given {
         match self.step() {

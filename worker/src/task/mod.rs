@@ -9,6 +9,7 @@ mod late;
 mod operator;
 mod route;
 mod sink;
+mod skew;
 mod slot;
 mod source;
 mod times;
@@ -21,10 +22,11 @@ pub use late::SplitNames;
 pub use operator::{OperatorCounts, OperatorTask};
 pub use route::{HashBy, Route};
 pub use sink::{SinkStage, SinkTask};
+pub use skew::{KeySampler, Skew};
 pub use slot::{Slot, SlotCommand, SlotCounts, SlotEvent, SlotReport};
 pub use source::{
     Assignment, DeadLetter, PlannedEpoch, Policy, SourceCounts, SourceRules, SourceTask,
     SplitProgress,
 };
-pub use times::TaskTimes;
+pub use times::{Queued, TaskFlow, TaskTimes};
 pub use watermark::WatermarkRule;

@@ -1,5 +1,7 @@
 //! One operator of one slot as a task: aligned input, synchronous calls, output to its routes. Waits by returning.
 
+use std::time::Duration;
+
 use crate::error::Result;
 use crate::message::{Barrier, BarrierKind, Batch, EventTime, Message, Progressed};
 use crate::operators::{Context, Operator, Output, Progress};
@@ -9,7 +11,8 @@ use super::align::Step;
 use super::inputs::{Given, Inputs};
 use super::late::LateRows;
 use super::route::Route;
-use super::times::Meter;
+use super::skew::{KeySampler, Skew};
+use super::times::{Alignment, Meter, Queued, TaskFlow};
 
 /// Batches an operator may take before the slot looks at the others.
 const TURN: usize = 16;
@@ -82,6 +85,10 @@ pub struct OperatorTask {
     pub rows_in: u64,
     pub rows_out: u64,
     pub meter: Meter,
+    alignment: Alignment,
+    queued: Queued,
+    /// Of an operator with keys.
+    sampler: Option<KeySampler>,
 }
 
 /// Fan-out of one task, and what came too late.
@@ -109,6 +116,11 @@ impl Outputs {
 
     pub fn has_room(&self) -> bool {
         self.routes.iter().all(Route::has_room)
+    }
+
+    /// Sent so far.
+    pub fn rows(&self) -> u64 {
+        self.rows
     }
 
     pub fn send(&mut self, batch: Batch) {
@@ -153,6 +165,7 @@ impl OperatorTask {
         inputs: Inputs,
         routes: Vec<Route>,
         at_once: bool,
+        sampler: Option<KeySampler>,
     ) -> Self {
         let tables = operator.tables();
         Self {
@@ -168,6 +181,9 @@ impl OperatorTask {
             rows_in: 0,
             rows_out: 0,
             meter: Meter::default(),
+            alignment: Alignment::default(),
+            queued: Queued::default(),
+            sampler,
         }
     }
 
@@ -195,6 +211,39 @@ impl OperatorTask {
             memory_bytes: self.operator.memory_bytes() as u64,
             disk_bytes: state.on_disk(&self.tables),
             lookups: state.lookups(&self.tables),
+        }
+    }
+
+    /// A turn ended.
+    pub fn measure(&mut self, began: Duration, ended: Duration, turn: Turn) -> Duration {
+        self.alignment.turn(ended, self.inputs.aligning());
+        self.meter.turn(began, ended, turn)
+    }
+
+    /// Looks at what waits in its channels.
+    pub fn look(&mut self) {
+        self.queued.look(self.inputs.queued());
+    }
+
+    /// What its keys are like; `None` where it has none.
+    pub fn skew(&self) -> Option<Skew> {
+        self.sampler.as_ref().map(KeySampler::skew)
+    }
+
+    /// What was seen of its keys counts half from now on.
+    pub fn halve_skew(&mut self) {
+        if let Some(sampler) = &mut self.sampler {
+            sampler.halve();
+        }
+    }
+
+    /// Of the epoch that ends.
+    pub fn flow(&mut self) -> TaskFlow {
+        TaskFlow {
+            rows_in: self.rows_in,
+            rows_out: self.outputs.rows(),
+            alignment: self.alignment.take(),
+            queued: self.queued,
         }
     }
 
@@ -260,6 +309,9 @@ impl OperatorTask {
         let (progress, mark) = match step {
             Step::Batch(port, batch) => {
                 self.rows_in += batch.num_rows() as u64;
+                if let Some(sampler) = &mut self.sampler {
+                    sampler.look(port, &batch);
+                }
                 (self.operator.process(port, batch, &mut cx)?, None)
             }
             Step::Watermark(t) => (

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use arrow::compute::{concat_batches, take_record_batch};
@@ -16,7 +17,7 @@ use crate::sinks::{DirectSender, Record, SinkEncoder, SinkRef, StagedRecords};
 use super::align::Step;
 use super::inputs::{Given, Inputs};
 use super::operator::Turn;
-use super::times::Meter;
+use super::times::{Alignment, Meter, Queued, TaskFlow};
 
 /// What one slot has staged for one sink in the running epoch. Shared by the sink's task and by dead letters.
 pub struct SinkStage {
@@ -122,6 +123,10 @@ pub struct SinkTask {
     at_once: bool,
     passed: Option<Barrier>,
     pub meter: Meter,
+    rows_in: u64,
+    rows_out: u64,
+    alignment: Alignment,
+    queued: Queued,
 }
 
 /// Batches a sink takes in one turn.
@@ -152,6 +157,31 @@ impl SinkTask {
             at_once,
             passed: None,
             meter: Meter::default(),
+            rows_in: 0,
+            rows_out: 0,
+            alignment: Alignment::default(),
+            queued: Queued::default(),
+        }
+    }
+
+    /// A turn ended.
+    pub fn measure(&mut self, began: Duration, ended: Duration, turn: Turn) -> Duration {
+        self.alignment.turn(ended, self.inputs.aligning());
+        self.meter.turn(began, ended, turn)
+    }
+
+    /// Looks at what waits in its channels.
+    pub fn look(&mut self) {
+        self.queued.look(self.inputs.queued());
+    }
+
+    /// Of the epoch that ends. Dead letters are not among its rows.
+    pub fn flow(&mut self) -> TaskFlow {
+        TaskFlow {
+            rows_in: self.rows_in,
+            rows_out: self.rows_out,
+            alignment: self.alignment.take(),
+            queued: self.queued,
         }
     }
 
@@ -174,10 +204,16 @@ impl SinkTask {
                 return Ok(Turn::Starved);
             }
             match self.inputs.take() {
-                Given::Step(Step::Batch(_, batch)) => match &mut self.fold {
-                    Some(fold) => fold.pending.push(batch),
-                    None => stage.encode(&batch)?,
-                },
+                Given::Step(Step::Batch(_, batch)) => {
+                    self.rows_in += batch.num_rows() as u64;
+                    match &mut self.fold {
+                        Some(fold) => fold.pending.push(batch),
+                        None => {
+                            self.rows_out += batch.num_rows() as u64;
+                            stage.encode(&batch)?;
+                        }
+                    }
+                }
                 Given::Step(Step::Barrier(b)) if b.kind == BarrierKind::Begin => {}
                 Given::Step(Step::Barrier(barrier)) => {
                     self.unfold(stage)?;
@@ -198,6 +234,7 @@ impl SinkTask {
         if let Some(fold) = &mut self.fold
             && let Some(batch) = fold.take()?
         {
+            self.rows_out += batch.num_rows() as u64;
             stage.encode(&batch)?;
         }
         Ok(())

@@ -17,16 +17,21 @@ use crate::state::{FrozenLayer, SlotState};
 use super::late::{self, LateRows, SplitNames};
 use super::operator::{OperatorCounts, OperatorTask, Turn};
 use super::sink::{SinkStage, SinkTask};
+use super::skew::Skew;
 use super::source::{
     Assignment, DeadLetter, PlannedEpoch, Policy, SourceCounts, SourceRules, SourceTask,
     SplitProgress,
 };
-use super::times::TaskTimes;
+use super::times::{TaskFlow, TaskTimes};
 
 /// How long a slot without work sleeps before it looks at its clocks (idle splits, rate limits).
 const LOOK: Duration = Duration::from_millis(20);
 /// The same while an ended epoch waits for acknowledgements.
 const LOOK_SETTLED: Duration = Duration::from_millis(1);
+/// Milliseconds after which what was seen of keys counts half: in all slots at the same barrier.
+const HALVE_SKEW: i64 = 5000;
+/// How often it looks at what waits in channels.
+const LOOK_QUEUES: Duration = Duration::from_millis(50);
 
 /// What the member tells a slot.
 #[derive(Debug)]
@@ -95,6 +100,10 @@ pub struct SlotCounts {
     pub operators: Vec<(String, OperatorCounts)>,
     /// Of every task, by uid.
     pub times: Vec<(String, TaskTimes)>,
+    /// As `times`: sources, operators, sinks, in the same order in every slot.
+    pub flows: Vec<TaskFlow>,
+    /// Of operators with keys, by uid.
+    pub skews: Vec<(String, Skew)>,
     pub sink_rows: Vec<u64>,
     pub held_back_by: Vec<Option<SplitId>>,
 }
@@ -130,6 +139,10 @@ pub struct Slot {
     pub assigned: u64,
     pub said_done: bool,
     pub said_failing: bool,
+    /// When it looked at what waits in channels.
+    pub looked: Option<Duration>,
+    /// Of the last barrier, in units of [`HALVE_SKEW`].
+    pub skew_age: Option<i64>,
 }
 
 impl Slot {
@@ -209,16 +222,17 @@ impl Slot {
         }
         let mut busy = false;
         let mut at = self.clock.boot();
+        self.look_at_queues(at);
         for sink in &mut self.sinks {
             let turn = sink.run(&mut self.stages)?;
             busy |= turn == Turn::Busy;
-            at = sink.meter.turn(at, self.clock.boot(), turn);
+            at = sink.measure(at, self.clock.boot(), turn);
         }
         for i in (0..self.operators.len()).rev() {
             let operator = &mut self.operators[i];
             let turn = operator.run(&mut self.state, self.now_ms)?;
             busy |= turn == Turn::Busy;
-            at = operator.meter.turn(at, self.clock.boot(), turn);
+            at = operator.measure(at, self.clock.boot(), turn);
             let late = operator.take_late();
             if !late.is_empty() {
                 self.judge_late(late);
@@ -243,6 +257,16 @@ impl Slot {
             busy = true;
         }
         Ok(if busy { Step::Busy } else { Step::Idle })
+    }
+
+    fn look_at_queues(&mut self, at: Duration) {
+        let fresh = |looked: Duration| at.saturating_sub(looked) < LOOK_QUEUES;
+        if self.looked.is_some_and(fresh) {
+            return;
+        }
+        self.looked = Some(at);
+        self.operators.iter_mut().for_each(OperatorTask::look);
+        self.sinks.iter_mut().for_each(SinkTask::look);
     }
 
     fn command(&mut self, command: SlotCommand) -> Result<bool> {
@@ -369,11 +393,23 @@ impl Slot {
         self.hand_over()?;
         self.asked = false;
         self.kept_bytes = self.operator_bytes();
+        self.halve_skews(barrier.now_ms);
         self.epoch = barrier.epoch + 1;
         self.sources.iter_mut().for_each(SourceTask::go_on);
         self.operators.iter_mut().for_each(OperatorTask::go_on);
         self.sinks.iter_mut().for_each(SinkTask::go_on);
         Ok(true)
+    }
+
+    fn halve_skews(&mut self, now_ms: i64) {
+        let age = now_ms.div_euclid(HALVE_SKEW);
+        if self
+            .skew_age
+            .replace(age)
+            .is_some_and(|before| before < age)
+        {
+            self.operators.iter_mut().for_each(OperatorTask::halve_skew);
+        }
     }
 
     fn watermarks(&self) -> Vec<(String, Progressed)> {
@@ -395,7 +431,14 @@ impl Slot {
             .collect()
     }
 
-    fn counts(&self) -> SlotCounts {
+    fn flows(&mut self) -> Vec<TaskFlow> {
+        let sources = self.sources.iter().map(SourceTask::flow);
+        let operators = self.operators.iter_mut().map(OperatorTask::flow);
+        let sinks = self.sinks.iter_mut().map(SinkTask::flow);
+        sources.chain(operators).chain(sinks).collect()
+    }
+
+    fn counts(&mut self) -> SlotCounts {
         SlotCounts {
             sources: self.sources.iter().map(|s| s.counts).collect(),
             late: self.late_counts.clone(),
@@ -405,6 +448,12 @@ impl Slot {
                 .map(|o| (o.uid.clone(), o.counts(&self.state)))
                 .collect(),
             times: self.times(),
+            flows: self.flows(),
+            skews: self
+                .operators
+                .iter()
+                .filter_map(|o| Some((o.uid.clone(), o.skew()?)))
+                .collect(),
             sink_rows: self.stages.iter().map(|s| s.rows).collect(),
             held_back_by: self.sources.iter().map(SourceTask::held_back_by).collect(),
         }

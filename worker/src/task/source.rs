@@ -22,7 +22,7 @@ use super::failing::{FailAbove, FailRate};
 use super::late::SplitNames;
 use super::operator::{Outputs, Turn};
 use super::route::Route;
-use super::times::Meter;
+use super::times::{Meter, TaskFlow};
 use super::watermark::{Say, SourceWatermark, WatermarkRule};
 
 /// Rows of one poll: what a batch holds when it is full.
@@ -276,6 +276,15 @@ impl SourceTask {
 
     pub fn go_on(&mut self) {
         self.passed = None;
+    }
+
+    /// It has no channels to wait for.
+    pub fn flow(&self) -> TaskFlow {
+        TaskFlow {
+            rows_in: self.counts.rows,
+            rows_out: self.outputs.rows(),
+            ..TaskFlow::default()
+        }
     }
 
     pub fn progress(&self) -> Vec<(SplitId, SplitProgress)> {

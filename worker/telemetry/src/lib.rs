@@ -16,7 +16,10 @@ use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
+mod across;
 mod post;
+
+pub use across::{child_of, traceparent};
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

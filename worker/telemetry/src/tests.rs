@@ -7,6 +7,7 @@ use axum::Router;
 use axum::http::HeaderMap;
 use axum::routing::post;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
 use tracing_subscriber::layer::SubscriberExt;
 
@@ -59,18 +60,35 @@ fn collector() -> (
     (format!("http://{}", address.recv().unwrap()), told)
 }
 
-#[test]
-fn a_collector_gets_our_spans_with_their_fields_and_parents_and_nobody_elses() {
-    let (url, told) = collector();
+/// A process that sends its spans there.
+fn process(url: &str) -> SdkTracerProvider {
     let exporter = SpanExporter::builder()
         .with_http()
         .with_endpoint(format!("{url}/v1/traces"))
         .with_http_client(post::Post::new().unwrap())
         .build()
         .unwrap();
-    let provider = SdkTracerProvider::builder()
+    SdkTracerProvider::builder()
         .with_batch_exporter(exporter)
-        .build();
+        .build()
+}
+
+/// What one process sent at its end, by name.
+fn sent(told: &mpsc::Receiver<(HeaderMap, ExportTraceServiceRequest)>) -> (HeaderMap, Vec<Span>) {
+    let (headers, request) = told.recv_timeout(Duration::from_secs(10)).unwrap();
+    let scopes = request
+        .resource_spans
+        .into_iter()
+        .flat_map(|r| r.scope_spans);
+    let mut sent: Vec<_> = scopes.flat_map(|s| s.spans).collect();
+    sent.sort_by(|a, b| a.name.cmp(&b.name));
+    (headers, sent)
+}
+
+#[test]
+fn a_collector_gets_our_spans_with_their_fields_and_parents_and_nobody_elses() {
+    let (url, told) = collector();
+    let provider = process(&url);
     let subscriber = tracing_subscriber::registry().with(spans(&provider));
     tracing::subscriber::with_default(subscriber, || {
         let epoch = tracing::info_span!(target: "penstock_worker::coordinator", "epoch", epoch = 7, job = "payments");
@@ -80,14 +98,8 @@ fn a_collector_gets_our_spans_with_their_fields_and_parents_and_nobody_elses() {
         drop(tracing::error_span!(target: "kube_client", "HTTP"));
     });
     drop(Spans(Some(provider)));
-    let (headers, request) = told.recv_timeout(Duration::from_secs(10)).unwrap();
+    let (headers, sent) = sent(&told);
     assert_eq!(headers["content-type"], "application/x-protobuf");
-    let scopes = request
-        .resource_spans
-        .into_iter()
-        .flat_map(|r| r.scope_spans);
-    let mut sent: Vec<_> = scopes.flat_map(|s| s.spans).collect();
-    sent.sort_by(|a, b| a.name.cmp(&b.name));
     let names: Vec<&str> = sent.iter().map(|s| s.name.as_str()).collect();
     assert_eq!(names, ["epoch", "publish"]);
     assert_eq!(sent[1].parent_span_id, sent[0].span_id);
@@ -100,4 +112,54 @@ fn a_collector_gets_our_spans_with_their_fields_and_parents_and_nobody_elses() {
         "{:?}",
         sent[0].attributes
     );
+}
+
+#[test]
+fn an_epoch_of_one_process_is_the_parent_of_what_others_do_for_it() {
+    let (url, told) = collector();
+    let coordinator = process(&url);
+    let subscriber = tracing_subscriber::registry().with(spans(&coordinator));
+    let said = tracing::subscriber::with_default(subscriber, || {
+        let epoch = tracing::info_span!(target: "penstock_worker::coordinator", "epoch", epoch = 7);
+        traceparent(&epoch)
+    });
+    drop(Spans(Some(coordinator)));
+    let (_, of_coordinator) = sent(&told);
+    let said = said.expect("spans are sent");
+    for worker in [1, 2] {
+        let member = process(&url);
+        let subscriber = tracing_subscriber::registry().with(spans(&member));
+        tracing::subscriber::with_default(subscriber, || {
+            let snapshot = tracing::info_span!(target: "penstock_worker::member", parent: None, "snapshot", worker);
+            child_of(&snapshot, &said);
+            drop(
+                tracing::info_span!(target: "penstock_worker::member", parent: &snapshot, "upload"),
+            );
+        });
+        drop(Spans(Some(member)));
+        let (_, of_member) = sent(&told);
+        let [snapshot, upload] = &of_member[..] else {
+            panic!("{of_member:?}");
+        };
+        assert_eq!(
+            (snapshot.name.as_str(), upload.name.as_str()),
+            ("snapshot", "upload")
+        );
+        let epoch = &of_coordinator[0];
+        assert_eq!(snapshot.parent_span_id, epoch.span_id);
+        assert_eq!(upload.parent_span_id, snapshot.span_id);
+        assert_eq!(
+            (&snapshot.trace_id, &upload.trace_id),
+            (&epoch.trace_id, &epoch.trace_id)
+        );
+    }
+}
+
+#[test]
+fn without_a_collector_nothing_is_said_of_spans() {
+    let subscriber = tracing_subscriber::registry();
+    tracing::subscriber::with_default(subscriber, || {
+        let epoch = tracing::info_span!(target: "penstock_worker::coordinator", "epoch");
+        assert_eq!(traceparent(&epoch), None);
+    });
 }

@@ -9,6 +9,7 @@ mod policies;
 mod replay;
 mod restore;
 mod savepoint;
+mod traces;
 mod workers;
 
 use std::io::{Read, Write};

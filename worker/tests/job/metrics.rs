@@ -86,6 +86,7 @@ fn every_documented_metric_has_a_sample_and_no_other_is_there() {
     let progress = Arc::new(Progress::default());
     let shown = http::Shown {
         job: spec.clone(),
+        plan: plan.clone(),
         progress: progress.clone(),
     };
     let address = runtime
@@ -118,6 +119,16 @@ fn every_documented_metric_has_a_sample_and_no_other_is_there() {
     assert_eq!(status["sources"][0]["name"], "ticks");
     assert!(status["counts"]["rows_in"].as_u64() > Some(0), "{status}");
     assert!(status["lag"]["seconds"].is_number(), "{status}");
+    let operators = status["graph"]["operators"].as_array();
+    for operator in operators.expect("it has committed") {
+        let subtasks = operator["subtasks"].as_array().expect("subtasks");
+        assert_eq!(subtasks.len(), 3, "one in each slot: {operator}");
+        for subtask in subtasks {
+            let share = |of: &str| subtask[of].as_f64().expect("a share");
+            let all = share("busy") + share("backpressured") + share("idle");
+            assert!((all - 1.0).abs() < 0.01, "{operator}");
+        }
+    }
     stop.send(true).expect("it runs");
     let ended = runtime.block_on(running).expect("no panic");
     assert!(

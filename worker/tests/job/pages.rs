@@ -41,9 +41,10 @@ fn what_a_job_does_is_shown_to_its_own_machine_and_metrics_to_all() {
         .enable_all()
         .build()
         .expect("a runtime");
-    let (spec, _) = job(JOB);
+    let (spec, plan) = job(JOB);
     let shown = http::Shown {
         job: spec,
+        plan,
         progress: Arc::new(Progress::default()),
     };
     let everywhere = SocketAddr::from(([0, 0, 0, 0], 0));

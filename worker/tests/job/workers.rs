@@ -31,7 +31,7 @@ spec:
   trigger: {availableNow: {drain: true}}
 "#;
 
-const NUMBERS: &str = r#"
+pub const NUMBERS: &str = r#"
 apiVersion: penstock.dev/v1alpha1
 kind: StreamingJob
 metadata: {name: numbers}
@@ -55,21 +55,27 @@ const LOOKS: u32 = 3000;
 const LOOK: Duration = Duration::from_millis(20);
 
 /// The program in a folder of its own.
-struct Bed {
-    folder: tempfile::TempDir,
+pub struct Bed {
+    pub folder: tempfile::TempDir,
 }
 
 impl Bed {
-    fn new(manifest: &str) -> Self {
+    pub fn new(manifest: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         std::fs::write(folder.path().join("job.yaml"), manifest).expect("written");
         Self { folder }
     }
 
     fn start(&self, workers: u32) -> Running {
+        self.start_with(workers, &[])
+    }
+
+    /// With these variables besides.
+    pub fn start_with(&self, workers: u32, variables: &[(&str, &str)]) -> Running {
         let child = Command::new(env!("CARGO_BIN_EXE_penstock"))
             .args(["run", "job.yaml", "--workers", &workers.to_string()])
             .current_dir(self.folder.path())
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -111,25 +117,25 @@ impl Bed {
 }
 
 /// A run with its workers.
-struct Running(Option<Child>);
+pub struct Running(Option<Child>);
 
 impl Running {
     fn id(&self) -> u32 {
         self.0.as_ref().expect("it runs").id()
     }
 
-    fn tell(&self, signal: Signal) {
+    pub fn tell(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.id()).expect("a process id"));
         kill_process(pid.expect("not zero"), signal).expect("told");
     }
 
-    fn ended(mut self) -> Output {
+    pub fn ended(mut self) -> Output {
         let child = self.0.take().expect("it runs");
         child.wait_with_output().expect("it ends")
     }
 
     /// For a minute at most.
-    fn until(&mut self, what: &str, mut there: impl FnMut(&Self) -> bool) {
+    pub fn until(&mut self, what: &str, mut there: impl FnMut(&Self) -> bool) {
         for _ in 0..LOOKS {
             if there(self) {
                 return;
@@ -165,7 +171,7 @@ fn workers(parent: u32) -> BTreeMap<u32, Pid> {
 }
 
 /// Epochs that the log of the job has by now.
-fn records(folder: &Path, name: &str) -> usize {
+pub fn records(folder: &Path, name: &str) -> usize {
     let place = folder.join(format!(".penstock/default/{name}"));
     let logs = std::fs::read_dir(place).into_iter().flatten().flatten();
     let records = logs.filter_map(|log| std::fs::read_dir(log.path().join("log")).ok());
@@ -179,7 +185,7 @@ fn lines(output: &Output) -> Vec<String> {
     lines
 }
 
-fn errors(output: &Output) -> String {
+pub fn errors(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 

@@ -15,6 +15,7 @@ use serde_json::json;
 mod orders;
 mod pod;
 mod show;
+mod top;
 
 /// Looks after StreamingJobs from the command line.
 #[derive(Debug, Parser)]
@@ -50,6 +51,8 @@ enum Command {
     Status { job: String },
     /// What a job has not read yet
     Lag { job: String },
+    /// What a job's operators and workers do now: rows, where time goes, what waits
+    Top { job: String },
     /// Stops a job at a barrier; its state stays
     Suspend { job: String },
     /// Lets a suspended job go on
@@ -189,6 +192,10 @@ async fn run(args: &Args) -> Result<String, Trouble> {
             get(job).await?;
             let context = args.context.as_deref();
             orders::epochs(&client, &namespace, context, job, args.output).await
+        }
+        Command::Top { job } => {
+            get(job).await?;
+            orders::top(&namespace, args.context.as_deref(), job, args.output).await
         }
         Command::Savepoint { job, name, wait } => {
             get(job).await?;

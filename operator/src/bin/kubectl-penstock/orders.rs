@@ -12,7 +12,7 @@ use penstock_crds::validate;
 use penstock_operator::{clock, names};
 use serde_json::json;
 
-use super::{Output, Trouble, pod, show, trouble};
+use super::{Output, Trouble, pod, show, top, trouble};
 
 /// Creates a Savepoint; waits until it is completed, or has failed.
 pub async fn savepoint(
@@ -125,6 +125,41 @@ async fn order_by(
     patched.map(drop).map_err(|e| trouble(e, &name, &namespace))
 }
 
+/// What the job's operators and workers do, as the worker that coordinates tells it.
+pub async fn top(
+    namespace: &str,
+    context: Option<&str>,
+    job: &str,
+    output: Output,
+) -> Result<String, Trouble> {
+    let scope = scope(namespace, context);
+    let parsed = |text: &str| -> Result<JobStatus, Trouble> {
+        serde_json::from_str(text).map_err(|e| Trouble::Other(e.to_string()))
+    };
+    let mut text = status(&scope, job).await?;
+    if let Some(other) = parsed(&text)?.coordinator.filter(|worker| *worker > 0) {
+        text = pod::page("kubectl", &scope, &names::pod(job, other), "/status").await?;
+    }
+    match output {
+        Output::Json => Ok(text + "\n"),
+        Output::Text => Ok(top::top(&parsed(&text)?, clock::now())),
+    }
+}
+
+/// Arguments of kubectl.
+fn scope<'a>(namespace: &'a str, context: Option<&'a str>) -> Vec<&'a str> {
+    let mut scope = vec!["--namespace", namespace];
+    if let Some(context) = context {
+        scope.extend(["--context", context]);
+    }
+    scope
+}
+
+/// The status page of the first worker: any of them knows which one coordinates.
+async fn status(scope: &[&str], job: &str) -> Result<String, Trouble> {
+    pod::page("kubectl", scope, &names::pod(job, 0), "/status").await
+}
+
 /// The newest epochs, as the worker tells them.
 pub async fn epochs(
     client: &Client,
@@ -134,13 +169,9 @@ pub async fn epochs(
     output: Output,
 ) -> Result<String, Trouble> {
     let other = |e: &dyn std::fmt::Display| Trouble::Other(e.to_string());
-    let mut scope = vec!["--namespace", namespace];
-    if let Some(context) = context {
-        scope.extend(["--context", context]);
-    }
-    // Any worker knows which one coordinates.
-    let status = pod::page("kubectl", &scope, &names::pod(job, 0), "/status").await?;
-    let status: JobStatus = serde_json::from_str(&status).map_err(|e| other(&e))?;
+    let scope = scope(namespace, context);
+    let status: JobStatus =
+        serde_json::from_str(&status(&scope, job).await?).map_err(|e| other(&e))?;
     let pod = names::pod(job, status.coordinator.unwrap_or(0));
     let text = pod::page("kubectl", &scope, &pod, "/epochs").await?;
     if output == Output::Json {

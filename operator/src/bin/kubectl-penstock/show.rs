@@ -94,7 +94,7 @@ pub fn lag(job: &StreamingJob, _: DateTime<Utc>) -> String {
 }
 
 /// How long ago, for people.
-fn ago(at_ms: i64, now: DateTime<Utc>) -> String {
+pub fn ago(at_ms: i64, now: DateTime<Utc>) -> String {
     let seconds = (now.timestamp_millis() - at_ms).max(0) / 1000;
     match seconds {
         0..=119 => format!("{seconds} s ago"),

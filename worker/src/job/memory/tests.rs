@@ -31,7 +31,11 @@ spec:
 "#;
 
 fn job() -> MemoryJob {
-    let resources = manifest::load(JOB, "job.yaml").unwrap();
+    job_of(JOB)
+}
+
+fn job_of(manifest: &str) -> MemoryJob {
+    let resources = manifest::load(manifest, "job.yaml").unwrap();
     let resource = resources.into_iter().next().unwrap();
     let job = resource.job().unwrap().clone();
     let plan = plan_of(&job, &resource.positions).unwrap();
@@ -39,9 +43,13 @@ fn job() -> MemoryJob {
 }
 
 fn rows(job: &MemoryJob, n: u64) {
+    ids(job, 0..n);
+}
+
+fn ids(job: &MemoryJob, ids: impl Iterator<Item = u64>) {
     job.push(
         "t",
-        (0..n).map(|i| MemoryRecord {
+        ids.map(|i| MemoryRecord {
             value: Some(Bytes::from(format!("{{\"id\":{i}}}"))),
             ..MemoryRecord::default()
         }),
@@ -273,4 +281,92 @@ async fn a_stop_that_meets_a_fence_is_a_stop() {
     });
     let ended = tokio::select! { ended = generations => ended, () = asked => unreachable!() };
     assert_eq!(ended.unwrap(), None);
+}
+
+/// Of the status page: rows into and out of an operator, by slot.
+fn counted(graph: &penstock_crds::rpc::Graph, uid: &str) -> (Vec<u64>, Vec<u64>) {
+    let of = graph.operators.iter().find(|o| o.uid == uid);
+    let subtasks = &of.expect("an operator of the plan").subtasks;
+    let all = subtasks.iter().map(|s| (s.rows_in, s.rows_out));
+    all.unzip()
+}
+
+#[test]
+fn what_operators_send_is_what_the_next_ones_get_over_all_workers() {
+    let sql = "INSERT INTO out SELECT DISTINCT id FROM t";
+    let manifest = JOB.replace("INSERT INTO out SELECT id FROM t", sql) + "  state: {ttl: 1h}\n";
+    let mut job = job_of(&manifest).members(3);
+    rows(&job, 1000);
+    job.run(true).unwrap();
+    let now = job.progress().graph().expect("it has committed");
+    let graph = super::super::graph::shown(&job.plan.graph, &now);
+    let sum = |rows: Vec<u64>| rows.into_iter().sum::<u64>();
+    for operator in graph.operators.iter().filter(|o| o.kind != "source") {
+        let sent = operator
+            .inputs
+            .iter()
+            .map(|i| sum(counted(&graph, &i.uid).1));
+        let got = sum(counted(&graph, &operator.uid).0);
+        assert_eq!((got, sent.sum::<u64>()), (1000, 1000), "{graph:?}");
+        assert_eq!(operator.subtasks.len(), 6, "two slots of three workers");
+    }
+    let keyed = graph
+        .operators
+        .iter()
+        .filter(|o| o.inputs.iter().any(|i| i.keyed));
+    let keyed: Vec<_> = keyed.collect();
+    assert!(!keyed.is_empty(), "{graph:?}");
+    for operator in keyed {
+        let (rows_in, _) = counted(&graph, &operator.uid);
+        assert!(rows_in.iter().all(|rows| *rows > 50), "{rows_in:?}");
+    }
+    let mut next = 0;
+    for (n, worker) in graph.workers.iter().enumerate() {
+        let [range] = worker.ranges[..] else {
+            panic!("{worker:?}");
+        };
+        assert_eq!(
+            (worker.worker as usize, worker.slots, range.first),
+            (n, 2, next)
+        );
+        next = range.last + 1;
+        assert_eq!(worker.key_groups, u32::from(next - range.first));
+    }
+    assert_eq!((graph.workers.len(), next), (3, 64));
+}
+
+/// Of a job that counts 40,000 rows by their ids on two workers: what its keyed operator shows.
+fn hottest(id: impl Fn(u64) -> u64) -> (penstock_crds::rpc::Operator, f64) {
+    let sql = "INSERT INTO out SELECT id, COUNT(*) AS n FROM t GROUP BY id";
+    let manifest = JOB
+        .replace("INSERT INTO out SELECT id FROM t", sql)
+        .replace("topic: out}", "topic: out}\n      outputMode: Update")
+        + "  state: {ttl: 1h}\n";
+    let mut job = job_of(&manifest).members(2);
+    ids(&job, (0..40_000).map(id));
+    job.run(true).unwrap();
+    let now = job.progress().graph().expect("it has committed");
+    let graph = super::super::graph::shown(&job.plan.graph, &now);
+    let keyed = graph.operators.into_iter().find(|o| o.kind == "aggregate");
+    let share = job.progress().now().hot_key_share;
+    (keyed.expect("an aggregate by key"), share)
+}
+
+#[test]
+fn a_key_with_half_of_the_rows_is_named_with_its_share() {
+    let (operator, metric) = hottest(|n| if n % 2 == 0 { 7 } else { 1000 + n });
+    let key = operator.hottest_key.expect("a hot key");
+    assert_eq!(key.key, "7");
+    assert!((key.share - 0.5).abs() < 0.08, "{key:?}");
+    assert!((key.share - metric).abs() < 0.001, "{metric}");
+    let group = operator.hottest_group.expect("its key group");
+    assert!((group.share - 0.5).abs() < 0.1, "{group:?}");
+}
+
+#[test]
+fn no_key_is_named_where_all_have_as_many_rows() {
+    let (operator, metric) = hottest(|n| n % 500);
+    assert_eq!((operator.hottest_key, metric), (None, 0.0));
+    let group = operator.hottest_group.expect("rows came by key");
+    assert!(group.share < 0.15, "{group:?}");
 }

@@ -82,6 +82,8 @@ fn slot(direct: Box<dyn DirectSender>) -> (Slot, LocalOutlet, mpsc::UnboundedRec
         assigned: 0,
         said_done: false,
         said_failing: false,
+        looked: None,
+        skew_age: None,
     };
     (slot, outlet, heard)
 }
