@@ -14,7 +14,7 @@
 //! 3  decide
 //! 2  build (children), status (conditions), upgrade (which version)
 //! 1  facts, version, issue
-//! 0  settings, names, kind, same, guarded, metrics, clock, address
+//! 0  settings, names, kind, same, guarded, metrics, clock, address, autoscale (pure)
 //! ```
 //!
 //! It reads no Secret but its own, and speaks to no bucket and no broker: what a job's log says it learns from the job.

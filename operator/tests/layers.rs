@@ -5,7 +5,15 @@ use std::path::{Path, PathBuf};
 /// Modules by layer, lowest first.
 const LAYERS: &[&[&str]] = &[
     &[
-        "settings", "names", "kind", "same", "guarded", "metrics", "clock", "address",
+        "settings",
+        "names",
+        "kind",
+        "same",
+        "guarded",
+        "metrics",
+        "clock",
+        "address",
+        "autoscale",
     ],
     &["facts", "version", "issue"],
     &["build", "status", "upgrade"],

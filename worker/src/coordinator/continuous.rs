@@ -45,6 +45,9 @@ impl Coordinator {
             };
             last = Instant::now();
             let barrier = self.barrier(kind);
+            if stop {
+                tracing::debug!(epoch = barrier.epoch, "stopping at a barrier");
+            }
             let span = tracing::info_span!(
                 "epoch",
                 job = self.settings.job,

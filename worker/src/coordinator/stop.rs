@@ -110,6 +110,7 @@ impl Coordinator {
             (Waited::GaveUp, StopReason::Drained | StopReason::Completed) => StopReason::Suspended,
             (Waited::Came | Waited::GaveUp, why) => why,
         };
+        tracing::debug!(done = self.done.get(), "everything is out");
         fault::point("stop.before");
         let head = self.log.fold().head();
         let epoch = head.get();
@@ -135,6 +136,7 @@ impl Coordinator {
             .await
             .map_err(storage)?;
         self.closure().await?;
+        tracing::debug!("stopped");
         fault::point("stop.after");
         let pending = match published {
             Waited::GaveUp => Waited::GaveUp,

@@ -439,6 +439,7 @@ pub(crate) async fn assemble(assembly: Assembly) -> Result<Outcome> {
     });
     let outcome = coordinator.run().await;
     drop(coordinator);
+    tracing::debug!("the generation has ended");
     // A member ends its slots; a slot that hangs in a connector would hang the process, so that has a bound.
     let ended = futures::future::join_all(members);
     if tokio::time::timeout(Duration::from_secs(20), ended)

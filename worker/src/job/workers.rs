@@ -564,6 +564,7 @@ impl Worker {
             return Ok(Led::Not);
         }
         let (log, adopts) = self.ground.log().await?;
+        tracing::debug!("the log is read");
         let left = self.shared.left.borrow().clone();
         let last = log.fold().claim().map(|c| c.members.clone());
         let mut last = last.unwrap_or_default();
