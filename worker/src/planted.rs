@@ -30,6 +30,10 @@ pub enum Bug {
     NoWait,
     /// A barrier counts as aligned though one channel has not delivered it.
     SkipsChannel,
+    /// Key groups are handed over before what they lack is loaded: an instance that stands at an older epoch counts as complete.
+    HandoverEarly,
+    /// A key group has two owners: some rows of it are sent as if there were one slot less.
+    TwoOwners,
     /// A worker coordinates, and is sent rows, though another process is that worker now.
     AnyProcess,
 }

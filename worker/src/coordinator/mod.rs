@@ -268,6 +268,11 @@ impl Coordinator {
         result
     }
 
+    /// When the generation has ended.
+    pub fn into_log(self) -> JobLog {
+        self.log
+    }
+
     async fn generation(&mut self) -> Result<Outcome> {
         self.progress.generation();
         if let Some(Stopped {

@@ -248,7 +248,7 @@ pub(super) struct Setup {
     pub asked: watch::Receiver<Asked>,
 }
 
-/// One generation: members with their slots, and the coordinator. May be dropped at any time, as a crash would.
+/// As [`lead`], where nobody wants the log any more.
 pub(super) async fn serve(
     job: &StreamingJob,
     plan: &Plan,
@@ -257,6 +257,20 @@ pub(super) async fn serve(
     stop: watch::Receiver<bool>,
     progress: Arc<Progress>,
 ) -> Result<Outcome> {
+    let led = lead(job, plan, setup, team, stop, progress).await;
+    led.map(|(outcome, _)| outcome)
+}
+
+/// One generation: members with their slots, and the coordinator. May be dropped at any time, as a crash would.
+/// Gives the log back.
+pub(super) async fn lead(
+    job: &StreamingJob,
+    plan: &Plan,
+    setup: Setup,
+    team: Team,
+    stop: watch::Receiver<bool>,
+    progress: Arc<Progress>,
+) -> Result<(Outcome, JobLog)> {
     let Setup {
         log,
         connected,
@@ -401,7 +415,7 @@ pub(crate) struct Assembly {
 }
 
 /// One generation of its members and their coordinator, to its end.
-pub(crate) async fn assemble(assembly: Assembly) -> Result<Outcome> {
+pub(crate) async fn assemble(assembly: Assembly) -> Result<(Outcome, JobLog)> {
     let Assembly {
         settings,
         log,
@@ -438,7 +452,8 @@ pub(crate) async fn assemble(assembly: Assembly) -> Result<Outcome> {
         progress,
     });
     let outcome = coordinator.run().await;
-    drop(coordinator);
+    // The members end when nobody speaks to them any more.
+    let log = coordinator.into_log();
     tracing::debug!("the generation has ended");
     // A member ends its slots; a slot that hangs in a connector would hang the process, so that has a bound.
     let ended = futures::future::join_all(members);
@@ -448,7 +463,7 @@ pub(crate) async fn assemble(assembly: Assembly) -> Result<Outcome> {
     {
         tracing::warn!("a member did not end within 20 s");
     }
-    outcome
+    Ok((outcome?, log))
 }
 
 /// What the members of a process are made of.

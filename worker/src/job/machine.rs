@@ -12,7 +12,7 @@ use penstock_crds::job::StreamingJob;
 use penstock_plan::Plan;
 use tokio::sync::watch;
 
-use super::assembly::{self, Held, Setup, Team, Volume, Works, early_bytes, serve};
+use super::assembly::{self, Held, Setup, Team, Volume, Works, early_bytes};
 use super::connectors::{self, Connected, LogFacts};
 use super::generations::Proven;
 use super::slots::{GraphSlots, SlotThreads};
@@ -86,8 +86,8 @@ impl Machine {
     /// A generation of a job that has no other worker.
     pub async fn alone(&self) -> Result<Outcome> {
         let (log, adopts) = self.log().await?;
-        self.lead(log, adopts, Team::Here(1), self.stop.clone())
-            .await
+        let led = self.lead(log, adopts, Team::Here(1), self.stop.clone());
+        led.await.map(|(outcome, _)| outcome)
     }
 
     fn volume(&self) -> PathBuf {
@@ -194,7 +194,7 @@ impl Ground for Machine {
         adopts: Option<Adopts>,
         team: Team,
         stop: watch::Receiver<bool>,
-    ) -> Result<Outcome> {
+    ) -> Result<(Outcome, JobLog)> {
         let (job, options) = (&self.job, &self.options);
         let setup = Setup {
             connected: self.connect(self.facts(&log))?,
@@ -212,7 +212,7 @@ impl Ground for Machine {
             go_back: options.go_back.clone(),
             asked: options.asked.clone().unwrap_or_else(Asked::nothing),
         };
-        serve(job, &self.plan, setup, team, stop, self.progress.clone()).await
+        assembly::lead(job, &self.plan, setup, team, stop, self.progress.clone()).await
     }
 
     fn member(

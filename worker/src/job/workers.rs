@@ -68,14 +68,14 @@ pub(crate) trait Ground: Send + Sync {
     fn facts(&self, log: &JobLog) -> LogFacts;
     /// The job's log, as it is now.
     async fn log(&self) -> Result<(JobLog, Option<Adopts>)>;
-    /// Runs a generation as its coordinator, and as one of its members, until its end or `stop`.
+    /// Runs a generation as its coordinator, and as one of its members, until its end or `stop`. Gives the log back as it is then.
     async fn lead(
         &self,
         log: JobLog,
         adopts: Option<Adopts>,
         team: Team,
         stop: watch::Receiver<bool>,
-    ) -> Result<Outcome>;
+    ) -> Result<(Outcome, JobLog)>;
     /// Of each worker.
     fn slots(&self) -> usize;
     /// Opens the volume, with nothing open on it yet.
@@ -197,6 +197,10 @@ pub(crate) struct Worker {
     shared: Arc<Shared>,
     progress: Arc<Progress>,
     began: Instant,
+    /// Where the generation that this worker coordinated last has left it, when it ended for the next one.
+    log: Mutex<Option<JobLog>>,
+    /// Whoever has the others load ahead: one change after another.
+    preparing: AsyncMutex<()>,
 }
 
 /// The coordinator that this worker heard of last.
@@ -378,6 +382,8 @@ impl Worker {
             shared,
             progress,
             began: Instant::now(),
+            log: Mutex::default(),
+            preparing: AsyncMutex::default(),
         }
     }
 
@@ -563,8 +569,12 @@ impl Worker {
         if named.any(|c| c != me) {
             return Ok(Led::Not);
         }
-        let (log, adopts) = self.ground.log().await?;
-        tracing::debug!("the log is read");
+        // Of the generation before nothing is to be read again. If another worker has written to the log since, the claim says so.
+        let kept = self.log.lock().take();
+        let (log, adopts) = match kept {
+            Some(log) => (log, None),
+            None => self.ground.log().await?,
+        };
         let left = self.shared.left.borrow().clone();
         let last = log.fold().claim().map(|c| c.members.clone());
         let mut last = last.unwrap_or_default();
@@ -594,8 +604,11 @@ impl Worker {
             let goes_on = !*stop.borrow();
             tokio::select! {
                 ended = &mut lead => return match ended? {
-                    Outcome::Stopped { .. } if !self.shared.is_stopping() => Ok(Led::Changed),
-                    ended => Ok(Led::Ended(ended)),
+                    (Outcome::Stopped { .. }, log) if !self.shared.is_stopping() => {
+                        *self.log.lock() = Some(log);
+                        Ok(Led::Changed)
+                    }
+                    (ended, _) => Ok(Led::Ended(ended)),
                 },
                 () = self.changed(&members), if goes_on => {
                     stop.send_replace(true);
@@ -641,6 +654,7 @@ impl Worker {
     /// Has the members of the next generation load what they will have and do not have yet, while this one runs: so the pause between
     /// the two is that of the last commits, and not of the state. More than once, as commits are made meanwhile, and others come.
     async fn load_ahead(&self) {
+        let _one = self.preparing.lock().await;
         let mut before = BTreeSet::new();
         for _ in 0..ROUNDS {
             let began = Instant::now();

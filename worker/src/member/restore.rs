@@ -17,6 +17,7 @@ use penstock_checkpoint::transfer;
 use super::protocol::Start;
 use super::{Member, checksum, storage};
 use crate::error::{EngineError, Result};
+use crate::planted::{Bug, planted};
 use crate::process;
 use crate::state::{BaseFile, Instances, Segment};
 
@@ -82,6 +83,9 @@ impl Loader {
             let Some(chain) = state.chains.get(&KeyGroup::new(group)) else {
                 continue;
             };
+            if at.is_some() && planted(Bug::HandoverEarly) {
+                continue;
+            }
             let mut at = at;
             if let Some(base) = &chain.base
                 && at.is_none_or(|at| at < base.epoch.get())

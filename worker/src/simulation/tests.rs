@@ -154,6 +154,8 @@ fn planted() -> Vec<(String, Bugs)> {
         Bug::StaleDone,
         Bug::SkipsChannel,
         Bug::AnyProcess,
+        Bug::HandoverEarly,
+        Bug::TwoOwners,
     ];
     let engine = engine.into_iter().map(|bug| {
         (

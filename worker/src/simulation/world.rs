@@ -382,8 +382,8 @@ impl Machine {
         };
         let states = (0..members).map(state).collect::<Result<Vec<_>>>()?;
         let log = self.open(seed).await?;
-        self.assemble(log, seed, states, Team::Here(members), self.stop.clone())
-            .await
+        let ended = self.assemble(log, seed, states, Team::Here(members), self.stop.clone());
+        ended.await.map(|(outcome, _)| outcome)
     }
 
     async fn assemble(
@@ -393,7 +393,7 @@ impl Machine {
         states: Vec<(Peer, StateWorker)>,
         team: Team,
         stop: watch::Receiver<bool>,
-    ) -> Result<Outcome> {
+    ) -> Result<(Outcome, JobLog)> {
         let world = &self.world;
         let Job { spec, plan } = &world.job;
         let sinks = spec.spec.sinks.iter();
@@ -503,7 +503,7 @@ impl Ground for Machine {
         _: Option<Adopts>,
         team: Team,
         stop: watch::Receiver<bool>,
-    ) -> Result<Outcome> {
+    ) -> Result<(Outcome, JobLog)> {
         let Team::Workers { me, .. } = &team else {
             unreachable!("workers are processes of their own")
         };

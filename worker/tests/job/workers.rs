@@ -244,7 +244,11 @@ fn whichever_worker_is_killed_each_row_comes_once() {
 #[test]
 fn a_worker_that_alone_is_told_to_stop_leaves_the_job_to_the_others_and_comes_back() {
     let bed = Bed::new(NUMBERS);
-    let mut run = bed.start(3);
+    let tells = [
+        ("PENSTOCK_LOG", "warn,penstock_worker::job::workers=info"),
+        ("NO_COLOR", "1"),
+    ];
+    let mut run = bed.start_with(3, &tells);
     let folder = bed.folder.path();
     // One that coordinates is among them.
     for leaves in [2, 0, 1] {
@@ -262,6 +266,9 @@ fn a_worker_that_alone_is_told_to_stop_leaves_the_job_to_the_others_and_comes_ba
     let told = errors(&output);
     assert!(output.status.success(), "{told}");
     assert_eq!(told.matches("was told to stop").count(), 3, "{told}");
+    // The others had loaded what they took over.
+    assert!(told.contains("loaded ahead workers=2"), "{told}");
+    assert!(!told.contains("not loaded ahead"), "{told}");
     // They went at barriers: nobody was lost.
     assert!(!told.contains("PR0320"), "{told}");
     let numbers = bed.numbers();
