@@ -86,10 +86,10 @@ impl Penstock {
     fn status(&self) -> Option<(u32, Value)> {
         let asked = self.workers.keys().find_map(|worker| {
             let text = fs::read_to_string(self.log(*worker)).ok()?;
-            let said = text
+            let mut said = text
                 .lines()
                 .filter_map(|line| line.split_once("coordinates, status: http://"));
-            let address = said.last()?.1.trim_end_matches("/status").to_owned();
+            let address = said.next_back()?.1.trim_end_matches("/status").to_owned();
             let body = get(&address, "/status").ok()?;
             let said: Value = serde_json::from_slice(&body).ok()?;
             (said["coordinator"].as_u64() == Some(u64::from(*worker))).then_some((*worker, said))
