@@ -51,7 +51,7 @@ const GATHER_AGAIN: Duration = LEASE;
 const GONE: u32 = 10;
 /// How often a coordinator looks for workers that it goes without.
 const LOOK: Duration = Duration::from_secs(1);
-/// How often what moves is loaded ahead, at most, and how long each time may take.
+/// How often what moves is loaded ahead, and how long that may take in all: less than a pod that leaves is given.
 const ROUNDS: usize = 5;
 const LOADING: Duration = Duration::from_secs(300);
 /// How long the generation before may take to let go of the volume.
@@ -655,11 +655,11 @@ impl Worker {
     /// the two is that of the last commits, and not of the state. More than once, as commits are made meanwhile, and others come.
     async fn load_ahead(&self) {
         let _one = self.preparing.lock().await;
-        let mut before = BTreeSet::new();
+        let (by, mut before) = (Instant::now() + LOADING, BTreeSet::new());
         for _ in 0..ROUNDS {
             let began = Instant::now();
             let next = self.next_team().await;
-            match tokio::time::timeout(LOADING, self.prepare(&next)).await {
+            match tokio::time::timeout_at(by, self.prepare(&next)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
                     return tracing::warn!(%error, "nothing was loaded ahead: the pause is longer");
