@@ -109,15 +109,17 @@ pub fn decide(facts: &Facts, settings: &Settings) -> Decision {
         },
     };
     memory.ended = ended(facts, &memory, &version);
+    let scaling = autoscale::of(&facts.job, &facts.load, facts.asked_for(), facts.now);
+    let scaling = scaling.filter(|_| autoscale::is_active(&facts.job));
     let size = match memory.ended {
         Some(_) => Size(0),
         None if facts.job.spec.suspend => Size(0),
-        None => match autoscale::of(&facts.job, &facts.load, facts.asked_for(), facts.now) {
-            Some(decision) if autoscale::is_active(&facts.job) => Size(decision.workers),
-            _ => Size(facts.job.spec.workers.replicas.unwrap_or(1)),
+        None => match scaling {
+            Some(decision) => Size(decision.workers),
+            None => Size(facts.job.spec.workers.replicas.unwrap_or(1)),
         },
     };
-    let scaled = scaled(facts, size);
+    let scaled = scaling.and_then(|decision| scaled(facts, size, decision));
     let mut apply = build::surroundings(&facts.job, &version, settings);
     let state = volumes::of_the_set(facts);
     let issue = issue::of(&facts.job, &version.name, &facts.authority, facts.now);
@@ -171,11 +173,10 @@ pub fn decide(facts: &Facts, settings: &Settings) -> Decision {
 }
 
 /// A change of the number of workers, by the autoscaler.
-fn scaled(facts: &Facts, size: Size) -> Option<Event> {
+fn scaled(facts: &Facts, size: Size, decision: autoscale::Decision) -> Option<Event> {
     let is = facts.asked_for().filter(|n| *n > 0 && *n != size.0)?;
-    let decision = autoscale::of(&facts.job, &facts.load, Some(is), facts.now);
-    let decision = decision.filter(|d| autoscale::is_active(&facts.job) && d.workers == size.0)?;
-    Some(Event {
+    // Who is suspended, or has ended, has none.
+    (decision.workers == size.0).then(|| Event {
         warning: false,
         reason: "Scaled",
         note: format!("from {is} to {} workers: {}", size.0, decision.reason),

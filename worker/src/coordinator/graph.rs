@@ -114,6 +114,10 @@ impl GraphMeter {
         };
     }
 
+    pub const fn workers(&self) -> usize {
+        self.layout.workers.len()
+    }
+
     /// Adds a commit; `counts` by slot.
     pub fn add(&mut self, at_ms: i64, counts: &[SlotCounts]) {
         let slot = |counts: &SlotCounts| {

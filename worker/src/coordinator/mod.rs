@@ -335,7 +335,6 @@ impl Coordinator {
             return self.stop_with(StopReason::Suspended).await;
         }
         tracing::info!(epoch = self.log.fold().head().get(), "running");
-        self.progress.members(self.settings.members.len());
         self.progress.phase(Phase::Running);
         self.progress
             .began(layout(&self.settings), self.clock.now().get());

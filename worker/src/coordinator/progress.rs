@@ -101,8 +101,6 @@ pub struct Now {
     pub epochs: VecDeque<LastEpoch>,
     /// The worker that coordinates, where there are several.
     pub coordinator: Option<u32>,
-    /// Of the generation that this worker coordinates, or did.
-    pub members: usize,
     /// It is another one, or none at this moment.
     pub follows: bool,
     /// Savepoints, by name.
@@ -296,8 +294,9 @@ impl Progress {
         self.now.lock().pins = pins;
     }
 
-    pub fn members(&self, members: usize) {
-        self.now.lock().members = members;
+    /// Workers of the generation that runs.
+    pub fn workers(&self) -> usize {
+        self.graph.lock().workers()
     }
 
     pub fn restored(&self, epoch: u64) {

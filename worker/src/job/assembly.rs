@@ -248,22 +248,9 @@ pub(super) struct Setup {
     pub asked: watch::Receiver<Asked>,
 }
 
-/// As [`lead`], where nobody wants the log any more.
-pub(super) async fn serve(
-    job: &StreamingJob,
-    plan: &Plan,
-    setup: Setup,
-    team: Team,
-    stop: watch::Receiver<bool>,
-    progress: Arc<Progress>,
-) -> Result<Outcome> {
-    let led = lead(job, plan, setup, team, stop, progress).await;
-    led.map(|(outcome, _)| outcome)
-}
-
 /// One generation: members with their slots, and the coordinator. May be dropped at any time, as a crash would.
 /// Gives the log back.
-pub(super) async fn lead(
+pub(super) async fn serve(
     job: &StreamingJob,
     plan: &Plan,
     setup: Setup,

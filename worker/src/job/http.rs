@@ -219,7 +219,7 @@ pub fn status(shown: &Shown) -> rpc::JobStatus {
         log_id: now.log.clone(),
         generation: now.generation,
         coordinator: now.coordinator,
-        workers: u32::try_from(now.members).unwrap_or(u32::MAX),
+        workers: u32::try_from(shown.progress.workers()).unwrap_or(u32::MAX),
         phase: phase(now.phase),
         engine: env!("CARGO_PKG_VERSION").to_owned(),
         version: now.version.clone(),

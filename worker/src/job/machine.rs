@@ -12,7 +12,7 @@ use penstock_crds::job::StreamingJob;
 use penstock_plan::Plan;
 use tokio::sync::watch;
 
-use super::assembly::{self, Held, Setup, Team, Volume, Works, early_bytes};
+use super::assembly::{self, Held, Setup, Team, Volume, Works, early_bytes, serve};
 use super::connectors::{self, Connected, LogFacts};
 use super::generations::Proven;
 use super::slots::{GraphSlots, SlotThreads};
@@ -212,7 +212,7 @@ impl Ground for Machine {
             go_back: options.go_back.clone(),
             asked: options.asked.clone().unwrap_or_else(Asked::nothing),
         };
-        assembly::lead(job, &self.plan, setup, team, stop, self.progress.clone()).await
+        serve(job, &self.plan, setup, team, stop, self.progress.clone()).await
     }
 
     fn member(

@@ -239,15 +239,9 @@ impl MemoryJob {
     async fn generation(&self, drain: bool) -> Result<Outcome> {
         let setup = self.setup(drain).await?;
         let (_never, stop) = watch::channel(false);
-        serve(
-            &self.job,
-            &self.plan,
-            setup,
-            Team::Here(self.members),
-            stop,
-            self.progress.clone(),
-        )
-        .await
+        let (team, progress) = (Team::Here(self.members), self.progress.clone());
+        let served = serve(&self.job, &self.plan, setup, team, stop, progress).await;
+        served.map(|(outcome, _)| outcome)
     }
 
     async fn setup(&self, drain: bool) -> Result<Setup> {

@@ -16,12 +16,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures::future::join_all;
 use parking_lot::Mutex;
 use penstock_checkpoint::ids::{Generation, LogId, MemberId};
 use penstock_checkpoint::log::JobLog;
-use penstock_checkpoint::recovery::RestorePlan;
 use penstock_checkpoint::store::CheckpointStore;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex as AsyncMutex, mpsc, oneshot, watch};
@@ -30,19 +28,21 @@ use tokio::time::Instant;
 use super::assembly::{Held, Kept, Team};
 use super::connectors::LogFacts;
 use super::generations::cut_short;
-use crate::coordinator::progress::{Phase, Progress};
-use crate::coordinator::{Adopts, Outcome, ancestors};
+use crate::coordinator::progress::Progress;
+use crate::coordinator::{Adopts, Outcome};
 use crate::error::{EngineError, ErrorKind, Result};
-use crate::member::protocol::FromMember;
-use crate::member::remote::{self, Answer, LEASE, LOST, decode, encode};
-use crate::member::restore::Loader;
-use crate::member::seat::Seat;
-use crate::member::storage;
+use crate::member::remote::{self, LEASE, LOST, decode, encode};
 use crate::member::team::Line;
 use crate::network::{Exchange, Net, Peer, Talk};
 use crate::planted::{Bug, planted};
 use crate::process;
 use crate::state::StateWorker;
+
+mod ahead;
+mod host;
+
+use ahead::{COMES, LEAVES, Prepare};
+use host::Host;
 
 /// How long a first coordinator waits for the others to come up, and a later one for a worker that is started again.
 const GATHER: Duration = Duration::from_secs(5);
@@ -51,9 +51,6 @@ const GATHER_AGAIN: Duration = LEASE;
 const GONE: u32 = 10;
 /// How often a coordinator looks for workers that it goes without.
 const LOOK: Duration = Duration::from_secs(1);
-/// How often what moves is loaded ahead, and how long that may take in all: less than a pod that leaves is given.
-const ROUNDS: usize = 5;
-const LOADING: Duration = Duration::from_secs(300);
 /// How long the generation before may take to let go of the volume.
 const CLOSE: Duration = Duration::from_secs(20);
 /// How long another worker may take to say what it sees.
@@ -132,20 +129,6 @@ struct Membership {
     markers: i32,
 }
 
-/// What a member of the next generation is to load ahead.
-#[derive(Debug, Serialize, Deserialize)]
-struct Prepare {
-    to: Peer,
-    log: LogId,
-    runs: u64,
-    /// Where it will sit.
-    seat: Seat,
-    key_groups: u16,
-    restore: Arc<RestorePlan>,
-    /// Epochs that the restored one stands on, itself included, as ranges.
-    ancestors: Arc<Vec<(u64, u64)>>,
-}
-
 /// How the job came to its end.
 #[derive(Debug, Serialize, Deserialize)]
 enum Ended {
@@ -197,8 +180,6 @@ pub(crate) struct Worker {
     shared: Arc<Shared>,
     progress: Arc<Progress>,
     began: Instant,
-    /// Where the generation that this worker coordinated last has left it, when it ended for the next one.
-    log: Mutex<Option<JobLog>>,
     /// Whoever has the others load ahead: one change after another.
     preparing: AsyncMutex<()>,
 }
@@ -334,8 +315,8 @@ enum Led {
     Ended(Outcome),
     /// Another one does, or it is not time.
     Not,
-    /// The workers are others from now on.
-    Changed,
+    /// The workers are others from now on. The log is as the generation left it.
+    Changed(Box<JobLog>),
 }
 
 impl Worker {
@@ -382,7 +363,6 @@ impl Worker {
             shared,
             progress,
             began: Instant::now(),
-            log: Mutex::default(),
             preparing: AsyncMutex::default(),
         }
     }
@@ -398,6 +378,7 @@ impl Worker {
         let mut ended = self.shared.ended.subscribe();
         // When it is said that this worker leaves: whoever coordinates may have been told to stop too.
         let mut leaves = None;
+        let mut log = None;
         loop {
             // It did, and that is over.
             self.shared.leads.send_if_modified(std::mem::take);
@@ -411,12 +392,15 @@ impl Worker {
                 None if self.shared.is_stopping() => return Ok(cut_short(&self.progress)),
                 None => {
                     let led = tokio::select! {
-                        led = self.lead() => led,
+                        led = self.lead(log.take()) => led,
                         over = over(&mut ended) => return over,
                     };
                     match led? {
                         Led::Ended(outcome) => return Ok(outcome),
-                        Led::Changed => continue,
+                        Led::Changed(left) => {
+                            log = Some(*left);
+                            continue;
+                        }
                         Led::Not => {}
                     }
                 }
@@ -504,15 +488,15 @@ impl Worker {
         (here || planted(Bug::AnyProcess)).then_some(seen)
     }
 
-    /// One generation with this worker as its coordinator, where it may be.
-    async fn lead(&self) -> Result<Led> {
+    /// One generation with this worker as its coordinator, where it may be. `log`: as the one before has left it, just now.
+    async fn lead(&self, log: Option<JobLog>) -> Result<Led> {
         let mut superseded = self.shared.superseded.subscribe();
         let Some(others) = self.is_its_turn().await else {
             return Ok(Led::Not);
         };
         let coordinated = AtomicBool::new(false);
         tokio::select! {
-            led = self.coordinate(&others, &coordinated) => led,
+            led = self.coordinate(&others, log, &coordinated) => led,
             _ = superseded.changed() => {
                 if !coordinated.load(Ordering::Relaxed) {
                     return Ok(Led::Not);
@@ -563,15 +547,19 @@ impl Worker {
         }
     }
 
-    async fn coordinate(&self, others: &Others, coordinated: &AtomicBool) -> Result<Led> {
+    async fn coordinate(
+        &self,
+        others: &Others,
+        log: Option<JobLog>,
+        coordinated: &AtomicBool,
+    ) -> Result<Led> {
         let me = self.shared.me;
         let mut named = others.values().filter_map(|o| o.coordinator);
         if named.any(|c| c != me) {
             return Ok(Led::Not);
         }
-        // Of the generation before nothing is to be read again. If another worker has written to the log since, the claim says so.
-        let kept = self.log.lock().take();
-        let (log, adopts) = match kept {
+        // If another worker has written to it since, the claim says so.
+        let (log, adopts) = match log {
             Some(log) => (log, None),
             None => self.ground.log().await?,
         };
@@ -605,8 +593,7 @@ impl Worker {
             tokio::select! {
                 ended = &mut lead => return match ended? {
                     (Outcome::Stopped { .. }, log) if !self.shared.is_stopping() => {
-                        *self.log.lock() = Some(log);
-                        Ok(Led::Changed)
+                        Ok(Led::Changed(Box::new(log)))
                     }
                     (ended, _) => Ok(Led::Ended(ended)),
                 },
@@ -622,10 +609,10 @@ impl Worker {
 
     /// Until the next generation is to have other members, and they have loaded what they can.
     async fn changed(&self, members: &BTreeSet<Peer>) {
-        self.change(members).await;
+        let within = self.change(members).await;
         // Who comes or goes together with it makes one generation with it.
         tokio::time::sleep(LEASE / 2).await;
-        self.load_ahead().await;
+        self.load_ahead(within).await;
     }
 
     /// Until this worker is told to stop and the others, if they are to go on, have loaded what they can.
@@ -638,7 +625,7 @@ impl Worker {
         let by = Instant::now() + LEASE;
         while !self.next_team().await.is_empty() {
             if Instant::now() >= by {
-                return self.load_ahead().await;
+                return self.load_ahead(LEAVES).await;
             }
             tokio::time::sleep(LEASE / 8).await;
         }
@@ -651,70 +638,8 @@ impl Worker {
         self.joining(&others).chain(me).collect()
     }
 
-    /// Has the members of the next generation load what they will have and do not have yet, while this one runs: so the pause between
-    /// the two is that of the last commits, and not of the state. More than once, as commits are made meanwhile, and others come.
-    async fn load_ahead(&self) {
-        let _one = self.preparing.lock().await;
-        let (by, mut before) = (Instant::now() + LOADING, BTreeSet::new());
-        for _ in 0..ROUNDS {
-            let began = Instant::now();
-            let next = self.next_team().await;
-            match tokio::time::timeout_at(by, self.prepare(&next)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => {
-                    return tracing::warn!(%error, "nothing was loaded ahead: the pause is longer");
-                }
-                Err(_) => {
-                    return tracing::warn!("not everything was loaded ahead: the pause is longer");
-                }
-            }
-            let took = began.elapsed();
-            tracing::info!(workers = next.len(), ms = took.as_millis(), "loaded ahead");
-            if next == before && took < LOOK {
-                return;
-            }
-            before = next;
-        }
-    }
-
-    async fn prepare(&self, next: &BTreeSet<Peer>) -> Result<()> {
-        let (mut log, _) = self.ground.log().await?;
-        let restore = log.restore(log.fold().head()).await.map_err(storage)?;
-        if restore.state.chains.is_empty() {
-            return Ok(());
-        }
-        let (restore, ancestors) = (Arc::new(restore), Arc::new(ancestors(log.fold())));
-        let asks = next.iter().enumerate().map(|(member, to)| {
-            let ask = Prepare {
-                to: *to,
-                log: log.fold().log(),
-                runs: self.shared.runs,
-                seat: Seat {
-                    member,
-                    members: next.len(),
-                    slots: self.ground.slots(),
-                },
-                key_groups: log.fold().key_groups(),
-                restore: restore.clone(),
-                ancestors: ancestors.clone(),
-            };
-            async move {
-                let loaded = match *to == self.shared.me {
-                    true => load(&*self.ground, &self.shared, ask).await,
-                    false => ask_to_load(&*self.net, ask).await,
-                };
-                // It loads it when the generation begins.
-                if let Err(error) = loaded {
-                    tracing::warn!(%error, worker = %to, "what moves to it is not loaded ahead");
-                }
-            }
-        });
-        join_all(asks).await;
-        Ok(())
-    }
-
-    /// Until one of the generation's members leaves, or another worker comes.
-    async fn change(&self, members: &BTreeSet<Peer>) {
+    /// Until one of the generation's members leaves, or another worker comes. Answers how long loading ahead may take then.
+    async fn change(&self, members: &BTreeSet<Peer>) -> Duration {
         let mut left = self.shared.left.subscribe();
         let leaves = async {
             let goes = |left: &BTreeSet<Peer>| !left.is_disjoint(members);
@@ -737,8 +662,14 @@ impl Worker {
             }
         };
         tokio::select! {
-            () = leaves => tracing::info!("a worker leaves"),
-            () = comes => tracing::info!("a worker has come"),
+            () = leaves => {
+                tracing::info!("a worker leaves");
+                LEAVES
+            }
+            () = comes => {
+                tracing::info!("a worker has come");
+                COMES
+            }
         }
     }
 
@@ -771,49 +702,6 @@ async fn ask(net: &dyn Net, other: MemberId) -> Result<Seen> {
     decode(&answer.ok_or_else(silent)?)
 }
 
-/// Has another worker load, and waits until it has.
-async fn ask_to_load(net: &dyn Net, ask: Prepare) -> Result<()> {
-    let to = ask.to;
-    let silent = || EngineError::retry("PR0320", to.to_string(), "it does not answer");
-    let about = About::Prepare(Box::new(ask));
-    let mut talk = net.talk(to.id, encode(&about)?).await?;
-    match decode::<Option<String>>(&talk.from.recv().await.ok_or_else(silent)?)? {
-        None => Ok(()),
-        Some(text) => Err(EngineError::retry("PR0320", to.to_string(), text)),
-    }
-}
-
-/// Loads what this worker is asked for, beside what runs here, until that ends.
-async fn load(ground: &dyn Ground, shared: &Shared, ask: Prepare) -> Result<()> {
-    let object = || shared.me.to_string();
-    if ask.to != shared.me || ask.runs != shared.runs {
-        return Err(EngineError::retry(
-            "PR0320",
-            object(),
-            "it runs something else",
-        ));
-    }
-    let (end, ended) = oneshot::channel();
-    // What was asked for before is not wanted any more.
-    drop(shared.loading.lock().replace(end));
-    let _loads = shared.loads.lock().await;
-    let loading = async {
-        let open = || ground.volume_of(shared.me.id, ask.log);
-        let lent = shared.volume.lent(ask.log, open)?;
-        let loader = Loader {
-            store: ground.loads_from(ask.log)?,
-            log: ask.log,
-            instances: lent.ahead.clone(),
-        };
-        let groups = lent.lacks(ask.seat.own_groups(ask.key_groups));
-        loader.load(groups, &ask.restore, &ask.ancestors).await
-    };
-    tokio::select! {
-        loaded = loading => loaded,
-        _ = ended => Err(EngineError::retry("PR0320", object(), "a generation has begun")),
-    }
-}
-
 /// The job's end, told by another worker.
 async fn over(ended: &mut watch::Receiver<Option<Ended>>) -> Result<Outcome> {
     let told = ended.wait_for(Option::is_some).await;
@@ -828,244 +716,5 @@ async fn over(ended: &mut watch::Receiver<Option<Ended>>) -> Result<Outcome> {
     }
 }
 
-/// The half of a worker that answers the others.
-struct Host {
-    progress: Arc<Progress>,
-    net: Arc<dyn Net>,
-    ground: Arc<dyn Ground>,
-    shared: Arc<Shared>,
-}
-
-impl Host {
-    async fn run(self: Arc<Self>, mut talks: mpsc::UnboundedReceiver<Talk>) {
-        // Ends the membership that runs.
-        let mut running: Option<oneshot::Sender<()>> = None;
-        while let Some(talk) = talks.recv().await {
-            match decode::<About>(&talk.about) {
-                Ok(About::Look) => {
-                    self.shared.comes(talk.with);
-                    let seen = encode(&self.shared.seen()).unwrap_or_default();
-                    let _ = talk.to.send(seen);
-                }
-                Ok(About::Prepare(ask)) => {
-                    self.shared.comes(talk.with);
-                    process::spawn(self.clone().load(talk, *ask));
-                }
-                Ok(About::Leave(who)) => {
-                    self.shared.leaves(who);
-                    let _ = talk.to.send(Bytes::new());
-                }
-                // It leaves the job to the others.
-                Ok(About::End(from, Ended::With(Outcome::Stopped { .. })))
-                    if !self.shared.is_stopping() =>
-                {
-                    self.shared.leaves(from);
-                    self.shared.over(from);
-                    let _ = talk.to.send(Bytes::new());
-                }
-                Ok(About::End(from, ended)) => {
-                    if self.shared.is_of(from) {
-                        self.shared.ended.send_replace(Some(ended));
-                    }
-                    let _ = talk.to.send(Bytes::new());
-                }
-                Ok(About::Membership(membership)) => {
-                    if membership.to != self.shared.me || !self.accepts(membership.generation) {
-                        continue;
-                    }
-                    self.shared.comes(membership.from.id);
-                    self.shared.hear(membership.from);
-                    let (end, ending) = oneshot::channel();
-                    // The one before, if it still runs, is over.
-                    drop(running.replace(end));
-                    process::spawn(self.clone().attend(talk, membership, ending));
-                }
-                Err(error) => tracing::warn!(%error, with = %talk.with, "not understood"),
-            }
-        }
-    }
-
-    /// Loads ahead, unless whoever asked for it is gone.
-    async fn load(self: Arc<Self>, mut talk: Talk, ask: Prepare) {
-        let loaded = tokio::select! {
-            loaded = load(&*self.ground, &self.shared, ask) => loaded,
-            _ = talk.from.recv() => return,
-        };
-        let answer = encode(&loaded.err().map(|error| error.to_string()));
-        let _ = talk.to.send(answer.unwrap_or_default());
-    }
-
-    /// A lower generation is refused; a higher one ends what runs here.
-    fn accepts(&self, generation: Generation) -> bool {
-        let mut newest = self.shared.newest.lock();
-        if generation < *newest {
-            return false;
-        }
-        *newest = generation;
-        self.shared.superseded.send_replace(generation);
-        true
-    }
-
-    async fn attend(
-        self: Arc<Self>,
-        mut talk: Talk,
-        membership: Membership,
-        ending: oneshot::Receiver<()>,
-    ) {
-        let (generation, from) = (membership.generation, membership.from);
-        let attended = tokio::select! {
-            attended = self.member(&mut talk, membership) => attended,
-            // Of one that is newer more has been heard by now.
-            _ = ending => return,
-        };
-        self.shared.over(from);
-        if !self.shared.leading.load(Ordering::Relaxed) {
-            self.progress.phase(Phase::Pending);
-        }
-        if let Err(error) = attended {
-            tracing::warn!(%error, %generation, "this worker's part of the generation has ended");
-            if let Ok(words) = encode(&Answer::Say(FromMember::Failed(error))) {
-                let _ = talk.to.send(words);
-            }
-        }
-    }
-
-    async fn member(&self, talk: &mut Talk, membership: Membership) -> Result<()> {
-        if membership.runs != self.shared.runs {
-            let object = self.shared.me.to_string();
-            let text = "it runs another version of the job than the coordinator: the workers were started with different manifests";
-            return Err(EngineError::retry("PR0320", object, text));
-        }
-        // Of the generation before, if that still ends.
-        let held = match self.shared.hold().await {
-            Ok(held) => held,
-            Err(stuck) => {
-                let EngineError {
-                    code,
-                    object,
-                    message,
-                    ..
-                } = stuck.in_words();
-                // This process does not mend it, its successor does.
-                self.shared.ended.send_replace(Some(Ended::By(stuck)));
-                return Err(EngineError::retry(code, object, message));
-            }
-        };
-        let facts = LogFacts {
-            id: membership.log,
-            markers: membership.markers,
-        };
-        let exchange: Arc<dyn Exchange> = self.net.clone();
-        let line = self
-            .ground
-            .member(self.shared.me.id, facts, exchange, held)?;
-        let Line { to, mut from } = line;
-        let with = membership.from;
-        let beat = || self.shared.hear(with);
-        let said = |said: &FromMember| {
-            if matches!(said, FromMember::Started) {
-                self.progress.phase(Phase::Running);
-            }
-        };
-        self.progress.phase(Phase::Restoring);
-        remote::attend(talk, &to, &mut from, beat, said).await
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn id(n: u32) -> MemberId {
-        MemberId::new(n)
-    }
-
-    fn peer(n: u32) -> Peer {
-        Peer {
-            id: id(n),
-            process: 7,
-        }
-    }
-
-    fn others(answers: &[(u32, Option<u32>)]) -> Others {
-        let one = |(n, coordinator): &(u32, Option<u32>)| {
-            let seen = Seen {
-                who: peer(*n),
-                coordinator: coordinator.map(peer),
-                leaves: false,
-                runs: 0,
-            };
-            (seen.who, seen)
-        };
-        answers.iter().map(one).collect()
-    }
-
-    const LONG: Duration = Duration::from_secs(60);
-
-    #[test]
-    fn with_no_claim_yet_any_worker_may_lead() {
-        assert!(may_lead(peer(2), &[], &others(&[]), Duration::ZERO));
-        assert!(may_lead(
-            peer(2),
-            &[],
-            &others(&[(0, None)]),
-            Duration::ZERO
-        ));
-    }
-
-    #[test]
-    fn nobody_leads_while_another_hears_of_a_coordinator() {
-        let last = [0, 1, 2].map(id);
-        assert!(!may_lead(peer(1), &last, &others(&[(2, Some(0))]), LONG));
-        assert!(!may_lead(peer(1), &[], &others(&[(2, Some(0))]), LONG));
-        let of_me = others(&[(2, Some(1)), (0, None)]);
-        let before = Peer {
-            process: 6,
-            ..peer(1)
-        };
-        assert!(
-            may_lead(peer(1), &last, &of_me, Duration::ZERO),
-            "it coordinated itself"
-        );
-        assert!(
-            !may_lead(before, &last, &of_me, LONG),
-            "a newer process of its does"
-        );
-    }
-
-    #[test]
-    fn a_majority_of_the_last_claims_members_must_miss_the_coordinator() {
-        let last = [0, 1, 2].map(id);
-        assert!(may_lead(
-            peer(1),
-            &last,
-            &others(&[(2, None)]),
-            Duration::ZERO
-        ));
-        assert!(!may_lead(peer(1), &last, &others(&[]), Duration::ZERO));
-        assert!(
-            !may_lead(peer(7), &last, &others(&[(2, None)]), Duration::ZERO),
-            "one of three"
-        );
-        let two = others(&[(1, None), (2, None)]);
-        assert!(may_lead(peer(7), &last, &two, Duration::ZERO));
-    }
-
-    #[test]
-    fn a_minority_waits_for_the_others_but_not_for_ever() {
-        let last = [0, 1, 2, 3, 4].map(id);
-        let seen = others(&[(1, None)]);
-        assert!(!may_lead(peer(0), &last, &seen, LEASE * (GONE - 1)));
-        assert!(may_lead(peer(0), &last, &seen, LEASE * GONE));
-        let heard = others(&[(1, Some(3))]);
-        assert!(!may_lead(peer(0), &last, &heard, LONG));
-    }
-
-    #[test]
-    fn where_no_member_answers_three_leases_are_enough() {
-        let last = [0, 1, 2].map(id);
-        assert!(may_lead(peer(1), &last, &others(&[]), LEASE * LOST));
-        assert!(may_lead(peer(7), &last, &others(&[]), LEASE * LOST));
-        assert!(!may_lead(peer(7), &last, &others(&[]), LEASE));
-    }
-}
+mod tests;

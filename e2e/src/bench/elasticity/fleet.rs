@@ -35,8 +35,23 @@ pub trait Fleet {
     fn remove(&mut self) -> Result<()>;
     /// `kill -9`, and another process in its place at once, on the same volume.
     fn kill(&mut self, worker: u32) -> Result<()>;
+    /// How many take part, if the job runs.
+    fn there(&mut self) -> Result<Option<u64>>;
     /// Until so many take part; when that was.
-    fn until(&mut self, workers: u32, patience: Duration) -> Result<Instant>;
+    fn until(&mut self, workers: u32, patience: Duration) -> Result<Instant> {
+        let until = Instant::now() + patience;
+        loop {
+            let there = self.there()?;
+            if there == Some(u64::from(workers)) {
+                return Ok(Instant::now());
+            }
+            ensure!(
+                Instant::now() < until,
+                "{there:?} workers take part and not {workers} after {patience:?}"
+            );
+            sleep(Duration::from_millis(20));
+        }
+    }
     /// The worker that coordinates, if one does.
     fn coordinator(&mut self) -> Result<Option<u32>>;
     /// What it holds, for people.
@@ -157,28 +172,15 @@ impl Fleet for Penstock {
         self.launch(worker)
     }
 
-    fn until(&mut self, workers: u32, patience: Duration) -> Result<Instant> {
-        let until = Instant::now() + patience;
-        loop {
-            for (worker, child) in &mut self.workers {
-                if let Some(ended) = child.try_wait()? {
-                    bail!(
-                        "worker {worker} ended with {ended}, see {}",
-                        self.place.folder.display()
-                    );
-                }
+    fn there(&mut self) -> Result<Option<u64>> {
+        for (worker, child) in &mut self.workers {
+            if let Some(ended) = child.try_wait()? {
+                let folder = self.place.folder.display();
+                bail!("worker {worker} ended with {ended}, see {folder}");
             }
-            let status = self.status();
-            let there = status.and_then(|(_, said)| said["workers"].as_u64());
-            if there == Some(u64::from(workers)) {
-                return Ok(Instant::now());
-            }
-            ensure!(
-                Instant::now() < until,
-                "{there:?} workers take part and not {workers} after {patience:?}"
-            );
-            sleep(Duration::from_millis(20));
         }
+        let status = self.status();
+        Ok(status.and_then(|(_, said)| said["workers"].as_u64()))
     }
 
     fn coordinator(&mut self) -> Result<Option<u32>> {
@@ -299,20 +301,10 @@ impl Fleet for Flink {
             .map(drop)
     }
 
-    fn until(&mut self, workers: u32, patience: Duration) -> Result<Instant> {
-        let until = Instant::now() + patience;
-        loop {
-            let said = self.call(&["state"])?;
-            let is = |name: &str| said[name].as_u64() == Some(u64::from(workers));
-            if is("parallelism") && is("running") {
-                return Ok(Instant::now());
-            }
-            ensure!(
-                Instant::now() < until,
-                "not {workers} workers after {patience:?}: {said}"
-            );
-            sleep(Duration::from_millis(200));
-        }
+    fn there(&mut self) -> Result<Option<u64>> {
+        let said = self.call(&["state"])?;
+        let (wanted, running) = (said["parallelism"].as_u64(), said["running"].as_u64());
+        Ok(running.filter(|_| running == wanted))
     }
 
     /// Its JobManager is no worker, and is not killed.

@@ -96,6 +96,15 @@ impl Costs {
         );
     }
 
+    /// Of whom nothing is asked.
+    fn aimless(self) -> Self {
+        Self {
+            most_gap: None,
+            most_whole: None,
+            ..self
+        }
+    }
+
     /// For people, and whether it is as good as it is to be.
     fn line(mut self) -> (String, bool) {
         self.gaps.sort_unstable();
@@ -142,7 +151,7 @@ pub fn run(options: &Options) -> Result<String> {
     let traffic = Traffic::new(&ours, options)?;
     let mut fleet = Penstock::new(&options.penstock, ours)?;
     let times = (options.kills, options.rescales);
-    let mut lines = measure("Penstock", times, &traffic, &mut fleet)?;
+    let mut costs = measure("Penstock", times, &traffic, &mut fleet)?;
     fleet.stop()?;
     drop((traffic, fleet));
     if options.flink > 0 {
@@ -150,19 +159,20 @@ pub fn run(options: &Options) -> Result<String> {
         let traffic = Traffic::new(&theirs, options)?;
         let mut fleet = Flink::new(theirs);
         let times = (options.flink, options.flink);
-        let theirs = measure("Flink", times, &traffic, &mut fleet)?;
-        // Nothing is asked of it.
-        lines.extend(theirs.into_iter().map(|(line, _)| (line, true)));
+        costs.extend(
+            measure("Flink", times, &traffic, &mut fleet)?
+                .into_iter()
+                .map(Costs::aimless),
+        );
         fleet.stop()?;
     }
     work.done()?;
-    let good = lines.iter().all(|(_, good)| *good);
-    let lines: Vec<String> = lines.into_iter().map(|(line, _)| line).collect();
+    let (lines, good): (Vec<String>, Vec<bool>) = costs.into_iter().map(Costs::line).unzip();
     for line in &lines {
         println!("elasticity: {line}");
     }
     let line = lines.join("; ");
-    ensure!(good, "{line}");
+    ensure!(good.iter().all(|good| *good), "{line}");
     Ok(line)
 }
 
@@ -191,7 +201,7 @@ fn measure(
     (kills, rescales): (usize, usize),
     traffic: &Traffic,
     fleet: &mut dyn Fleet,
-) -> Result<Vec<(String, bool)>> {
+) -> Result<Vec<Costs>> {
     let Traffic { load, watch, .. } = traffic;
     fleet.begin(3)?;
     let began = Instant::now();
@@ -220,11 +230,11 @@ fn measure(
         "elasticity: {engine}: each of {} rows was counted once",
         watch.rows()
     );
-    let measured = costs.into_iter().filter(|c| !c.gaps.is_empty());
-    let lines = measured.map(Costs::line);
-    Ok(lines
-        .map(|(line, good)| (format!("{engine}: {line}"), good))
-        .collect())
+    costs.retain(|c| !c.gaps.is_empty());
+    for cost in &mut costs {
+        cost.name = format!("{engine}: {}", cost.name);
+    }
+    Ok(costs)
 }
 
 /// Of three workers, each in its turn.

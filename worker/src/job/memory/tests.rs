@@ -154,7 +154,7 @@ fn stopped(job: &MemoryJob, never: Never) -> (Outcome, u64) {
             Arc::default(),
         )
         .await;
-        (ended.unwrap(), began.elapsed().as_secs())
+        (ended.unwrap().0, began.elapsed().as_secs())
     });
     drop(runtime);
     ended
@@ -208,7 +208,7 @@ fn while_a_sink_holds_every_commit_back_the_lag_is_measured_by_the_clock() {
             minutes(5).await;
         };
         tokio::select! {
-            ended = serve(&job.job, &job.plan, setup, Team::Here(1), stop, progress.clone()) => panic!("{ended:?}"),
+            ended = serve(&job.job, &job.plan, setup, Team::Here(1), stop, progress.clone()) => panic!("{:?}", ended.map(|(outcome, _)| outcome)),
             () = more => {}
         }
     });
@@ -250,7 +250,7 @@ fn a_job_that_another_process_drained_meanwhile_is_finished() {
         stop,
         Arc::default(),
     ));
-    assert_eq!(ended.unwrap(), drained);
+    assert_eq!(ended.unwrap().0, drained);
     assert!(matches!(drained, Outcome::Drained { .. }));
 }
 
