@@ -264,10 +264,14 @@ impl<'a> Job<'a> {
         Some((coordinator, Status::of(&said)))
     }
 
-    /// The worker that coordinates.
-    pub fn coordinator(&self) -> Result<u32> {
-        let asked = self.asked().context("no worker says who coordinates")?;
-        Ok(asked.0)
+    /// The worker that coordinates. Between two generations there is none.
+    pub fn coordinator(&mut self) -> Result<u32> {
+        let mut found = None;
+        self.until("a worker says who coordinates", |job| {
+            found = job.asked().map(|(worker, _)| worker);
+            Ok(found.is_some())
+        })?;
+        found.context("no worker says who coordinates")
     }
 
     /// Changes the number of workers as a person does, and waits until all of them take part.

@@ -26,7 +26,8 @@ pub const CORE: [(&str, Disturb); 10] = [
             job.reads()?;
             let coordinator = job.coordinator()?;
             job.kill_engine_of((coordinator + 1) % 3)?;
-            job.kill_engine_of(job.coordinator()?)
+            let coordinator = job.coordinator()?;
+            job.kill_engine_of(coordinator)
         }
         During(2) => {
             let coordinator = job.coordinator()?;
@@ -304,7 +305,8 @@ pub const MORE: [(&str, Disturb); 20] = [
     ("workers-node-stopped", |job, when| match when {
         During(2) => {
             job.reads()?;
-            let node = job.node_of(job.coordinator()?)?;
+            let coordinator = job.coordinator()?;
+            let node = job.node_of(coordinator)?;
             controller_away_from(&node)?;
             docker(&["stop", "-t", "1", &node])?;
             let gone = Instant::now();
