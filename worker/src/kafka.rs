@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use penstock_crds::validate::{Property, property};
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::consumer::{BaseConsumer, ConsumerContext};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseProducer, NoCustomPartitioner, ProducerContext};
@@ -201,6 +201,17 @@ const EVENTS: usize = 256;
 pub(crate) fn listen(consumer: &BaseConsumer<Logged>) {
     for _ in 0..EVENTS {
         let _ = consumer.poll(Duration::ZERO);
+    }
+}
+
+/// As long as brokers that are well need to answer, and a slot may wait.
+const MEET: Duration = Duration::from_millis(500);
+
+/// Waits a moment until a consumer knows who leads a topic: of partitions that are assigned before, it looks for the leaders once a
+/// second. Brokers that do not answer are met later.
+pub(crate) fn meet(consumer: &BaseConsumer<Logged>, topic: &str) {
+    if let Err(error) = consumer.fetch_metadata(Some(topic), MEET) {
+        tracing::debug!(object = %consumer.context().object, %error, "the client tries on");
     }
 }
 

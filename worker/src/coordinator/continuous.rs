@@ -18,15 +18,20 @@ use crate::planted::{Bug, planted};
 use crate::sources::SplitId;
 use crate::task::Assignment;
 
+/// Short epochs at the start, at most: readers find their brokers meanwhile.
+const SHORT: u32 = 4;
+
 impl Coordinator {
     pub(super) async fn run_continuous(&mut self) -> Result<Outcome> {
         for i in 0..self.sources.len() {
             self.assign(i, None);
         }
         let mut looked = Instant::now();
-        let mut last = Instant::now();
+        // Rows have waited for this generation: its epochs are short ones until the first of them are committed.
+        let mut short = SHORT;
+        let mut due = Instant::now() + self.settings.interval / 4;
         loop {
-            if self.wait_for_barrier(last).await? == Waited::GaveUp {
+            if self.wait_for_barrier(due).await? == Waited::GaveUp {
                 return self.stop_with(StopReason::Suspended).await;
             }
             let stop = *self.stop.borrow() || self.failing.is_some();
@@ -43,7 +48,7 @@ impl Coordinator {
             } else {
                 BarrierKind::Checkpoint
             };
-            last = Instant::now();
+            let began = Instant::now();
             let barrier = self.barrier(kind);
             if stop {
                 tracing::debug!(epoch = barrier.epoch, "stopping at a barrier");
@@ -57,9 +62,14 @@ impl Coordinator {
             self.tell(ToMember::Inject(barrier, traceparent(&span)));
             let epoch = async {
                 let snapshot = self.snapshot(barrier.epoch).await?;
-                self.commit_snapshot(snapshot, barrier, last).await
+                let empty = snapshot.rows_out == 0;
+                self.commit_snapshot(snapshot, barrier, began).await?;
+                Ok(empty)
             };
-            epoch.instrument(span).await?;
+            let empty = epoch.instrument(span).await?;
+            short = if empty { short.saturating_sub(1) } else { 0 };
+            let interval = self.settings.interval;
+            due = began + if short > 0 { interval / 4 } else { interval };
             self.accept_when_due().await?;
             self.keep_pins().await?;
             if let Some(ended) = self.ended(stop, drained).await? {
@@ -79,9 +89,8 @@ impl Coordinator {
         }
     }
 
-    /// Waits for the interval, for an early barrier, for a stop; and until `Commit` may follow (rule 3).
-    pub(super) async fn wait_for_barrier(&mut self, last: Instant) -> Result<Waited> {
-        let due = last + self.settings.interval;
+    /// Waits until one is due, for an early barrier, for a stop; and until `Commit` may follow (rule 3).
+    pub(super) async fn wait_for_barrier(&mut self, due: Instant) -> Result<Waited> {
         loop {
             if !self.may_commit()
                 && self.wait_for_sink(|c, _| c.may_commit()).await? == Waited::GaveUp

@@ -107,6 +107,8 @@ pub struct Settings {
     pub plan_hash: String,
     /// Who takes part, by their places.
     pub members: Vec<Peer>,
+    /// This process has just ended the generation before: what it knew of the sources holds.
+    pub goes_on: bool,
     /// Slots of each.
     pub slots: usize,
     /// By index.
@@ -308,9 +310,10 @@ impl Coordinator {
             let head = self.log.fold().head();
             restore = self.log.restore(head).await.map_err(storage)?;
         }
-        self.closure().await?;
         let replan = self.log.fold().planned().cloned();
-        self.resolve_splits().await?;
+        if !self.settings.goes_on {
+            self.resolve_splits().await?;
+        }
         // The epoch of the start positions, which has just been committed, is among them: somebody must say that it is done.
         let backlog = self.backlog();
         let start = Start {
@@ -329,6 +332,7 @@ impl Coordinator {
         };
         tracing::debug!(backlog = start.backlog.len(), "starting the members");
         self.tell(ToMember::Start(Box::new(start)));
+        self.closure().await?;
         let started =
             |_: &Self, message: Option<&FromMember>| matches!(message, Some(FromMember::Started));
         if self.wait_for_sink(started).await? == Waited::GaveUp {

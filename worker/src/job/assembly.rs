@@ -26,6 +26,7 @@ use crate::coordinator::{
 use crate::error::{EngineError, Result};
 use crate::fault;
 use crate::member::Member;
+use crate::member::publish::Publishers;
 use crate::member::seat::Seat;
 use crate::member::team::{self, Line};
 use crate::network::hub::Hub;
@@ -34,12 +35,13 @@ use crate::process;
 use crate::state::{Budget, Instances, Planted, StateOptions, StateWorker};
 use crate::task::Policy;
 
-/// A worker's volume, which one generation has at a time.
+/// What a worker has that one generation uses at a time: its volume, and open publishers.
 #[derive(Clone, Default)]
 pub(crate) struct Kept {
     /// What the generation before left open.
     state: Arc<AsyncMutex<Option<StateWorker>>>,
     lent: Arc<Mutex<Option<Lent>>>,
+    publishers: Publishers,
 }
 
 /// What may be loaded ahead while a generation has the volume.
@@ -79,6 +81,7 @@ impl Kept {
             state: Mutex::new(state),
             ahead: Mutex::new(ahead),
             lent: self.lent.clone(),
+            publishers: self.publishers.clone(),
         }))
     }
 
@@ -112,12 +115,13 @@ impl Kept {
     }
 }
 
-/// The right to have the volume open; whoever has it open keeps a part of it.
+/// The right to use it; whoever has the volume open keeps a part of it.
 pub(crate) struct Hold {
     state: Mutex<OwnedMutexGuard<Option<StateWorker>>>,
     ahead: Mutex<Option<Lent>>,
     /// For who loads ahead from now on.
     lent: Arc<Mutex<Option<Lent>>>,
+    publishers: Publishers,
 }
 
 pub(crate) type Held = Option<Arc<Hold>>;
@@ -180,6 +184,8 @@ pub(crate) enum Team {
         lines: BTreeMap<Peer, Line>,
         exchange: Arc<dyn Exchange>,
         held: Held,
+        /// This worker has just ended the generation before.
+        goes_on: bool,
     },
 }
 
@@ -211,6 +217,10 @@ impl Team {
             Self::Here(_) => None,
             Self::Workers { held, .. } => held.as_deref(),
         }
+    }
+
+    pub(crate) fn goes_on(&self) -> bool {
+        matches!(self, Self::Workers { goes_on: true, .. })
     }
 
     /// Channels between members, the lines to those elsewhere, and the right to the volume.
@@ -305,6 +315,7 @@ pub(super) async fn serve(
         },
         plan_hash: plan.plan_hash.clone(),
         members: team.members(),
+        goes_on: team.goes_on(),
         slots,
         sinks,
         key_groups,
@@ -482,6 +493,7 @@ impl Works {
         } = &*self.factory;
         let stateful = graph.nodes.iter().filter(|n| n.fingerprint.is_some());
         let lettered = |s: &SourceParts| matches!(s.rules.on_late, Policy::DeadLetter(_));
+        let held = self.held.as_ref();
         let member = Member {
             id,
             log: self.log,
@@ -494,6 +506,7 @@ impl Works {
             sources: sources.iter().map(|s| s.rules.name.clone()).collect(),
             slots: self.factory.clone(),
             nonces,
+            publishers: held.map(|h| h.publishers.clone()).unwrap_or_default(),
             inbox,
             outbox,
         };

@@ -12,7 +12,7 @@ use tokio::sync::{Notify, mpsc};
 use crate::clock::Clock;
 use crate::error::{EngineError, Result};
 use crate::member::protocol::Start;
-use crate::member::{SlotFactory, SlotHandle};
+use crate::member::{Readers, SlotFactory, SlotHandle};
 use crate::message::EventTime;
 use crate::network::{self, Channel, Exchange, Inlet, Outlet};
 use crate::operators;
@@ -68,9 +68,16 @@ struct Wires {
 }
 
 impl SlotFactory for GraphSlots {
+    fn readers(&self, slots: usize) -> Result<Vec<Readers>> {
+        let reader = |s: &SourceParts| Ok((s.rules.name.clone(), s.source.reader()?));
+        let of_slot = |_| self.sources.iter().map(reader).collect();
+        (0..slots).map(of_slot).collect()
+    }
+
     fn start(
         &self,
         start: &Start,
+        readers: Vec<Readers>,
         state: &mut StateWorker,
         events: mpsc::UnboundedSender<SlotEvent>,
         names: &SplitNames,
@@ -88,14 +95,14 @@ impl SlotFactory for GraphSlots {
         let notifies: Vec<Arc<Notify>> = (0..seat.slots).map(|_| Arc::new(Notify::new())).collect();
         let mut wires = self.wire(start, &notifies)?;
         let mut handles = Vec::new();
-        for own in 0..seat.slots {
+        for (own, readers) in readers.into_iter().enumerate() {
             let index = seat.slot(own);
             let mut state = state.slot(seat.groups(index, self.key_groups))?;
             let stateful = self.graph.nodes.iter().filter(|n| n.fingerprint.is_some());
             state.keep_only(stateful.map(|n| n.uid.0.as_str()));
             let (commands, inbox) = mpsc::unbounded_channel();
             let wires = std::mem::take(&mut wires[own]);
-            let mut slot = self.slot(index, start, state, wires, names)?;
+            let mut slot = self.slot(index, start, readers, state, wires, names)?;
             slot.notify = notifies[own].clone();
             slot.commands = inbox;
             slot.events = events.clone();
@@ -232,6 +239,7 @@ impl GraphSlots {
         &self,
         index: usize,
         start: &Start,
+        mut readers: Readers,
         state: SlotState,
         mut wires: Wires,
         names: &SplitNames,
@@ -255,10 +263,11 @@ impl GraphSlots {
             match &node.op {
                 Op::Source { name, .. } => {
                     let parts = self.source(name)?;
+                    let reader = readers.remove(name);
                     sources.push(SourceTask::new(
                         uid.clone(),
                         parts.rules.clone(),
-                        parts.source.reader()?,
+                        reader.map_or_else(|| parts.source.reader(), Ok)?,
                         Scan::new(&parts.columns)?,
                         routes,
                         restored(&uid),

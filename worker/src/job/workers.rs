@@ -559,6 +559,7 @@ impl Worker {
             return Ok(Led::Not);
         }
         // If another worker has written to it since, the claim says so.
+        let goes_on = log.is_some();
         let (log, adopts) = match log {
             Some(log) => (log, None),
             None => self.ground.log().await?,
@@ -582,6 +583,7 @@ impl Worker {
             lines,
             exchange: self.net.clone(),
             held,
+            goes_on,
         };
         tracing::info!(workers = members.len() + 1, "coordinating");
         coordinated.store(true, Ordering::Relaxed);

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::future::try_join_all;
 use penstock_checkpoint::DecodeError;
 use penstock_checkpoint::ids::{Epoch, Generation, KeyGroup, LogId, MemberId, Nonce, SinkName};
 use penstock_checkpoint::log::LogError;
@@ -23,6 +24,7 @@ use crate::message::Barrier;
 use crate::planted::{Bug, planted};
 use crate::process;
 use crate::sinks::{DirectSender, Guarantee, SinkRef, Turn};
+use crate::sources::SourceReader;
 use crate::state::{Commit, FrozenLayer, StateWorker};
 use crate::task::{Assignment, DeadLetter, SlotCommand, SlotEvent, SlotReport, SplitNames};
 
@@ -36,21 +38,27 @@ mod snapshot;
 pub mod team;
 
 use protocol::{FromMember, Shard, Snapshot, Start, ToMember};
-use publish::{ShardNews, ShardTask, ShardWork};
+use publish::{Open, Publishers, ShardNews, ShardTask, ShardWork};
 use seat::Seat;
 use snapshot::{cut, merge, settle, stage_late, upload};
 
 /// Makes the slots of a generation; `job` knows the graph and the connectors.
 pub trait SlotFactory: Send + Sync {
+    /// Of so many slots. They find their brokers while the state is restored.
+    fn readers(&self, slots: usize) -> Result<Vec<Readers>>;
     /// Starts the slots' threads (or tasks, in a simulation). Events of all slots go to `events`; `names` are those of all splits.
     fn start(
         &self,
         start: &Start,
+        readers: Vec<Readers>,
         state: &mut StateWorker,
         events: mpsc::UnboundedSender<SlotEvent>,
         names: &SplitNames,
     ) -> Result<Vec<SlotHandle>>;
 }
+
+/// A slot's, by source.
+pub type Readers = BTreeMap<String, Box<dyn SourceReader>>;
 
 /// A running slot.
 pub struct SlotHandle {
@@ -76,6 +84,8 @@ pub struct Member {
     /// Names of the sources, by index.
     pub sources: Vec<String>,
     pub nonces: Box<dyn FnMut() -> Nonce + Send + Sync>,
+    /// That the generation before left.
+    pub publishers: Publishers,
     pub inbox: mpsc::UnboundedReceiver<ToMember>,
     pub outbox: mpsc::UnboundedSender<FromMember>,
 }
@@ -225,18 +235,18 @@ impl Member {
             epoch = start.restore.state.epoch.get()
         );
         self.seat = start.seat;
-        self.restore(&start).instrument(span).await?;
-        fault::point("restore.after");
-        for (_, sink, _) in &self.sinks {
-            sink.prepare().await?;
-        }
         let mut running = Running::new(start.generation, start.newest, news_tx);
+        self.know(&mut running, &start.born)?;
+        let readers = self.slots.readers(start.seat.slots)?;
+        let sinks: Vec<SinkRef> = self.sinks.iter().map(|(_, s, _)| s.clone()).collect();
+        let prepared = try_join_all(sinks.iter().map(|sink| sink.prepare()));
+        tokio::try_join!(self.restore(&start).instrument(span), prepared)?;
+        fault::point("restore.after");
         let names = &running.names;
         let slots = self
             .slots
-            .start(&start, &mut self.state, slot_tx.clone(), names)?;
+            .start(&start, readers, &mut self.state, slot_tx.clone(), names)?;
         running.slots = slots;
-        self.know(&mut running, &start.born)?;
         for (turn, packs) in &start.backlog {
             let outputs = self.read_outputs(packs).await?;
             self.publish(&mut running, *turn, outputs)?;
@@ -258,9 +268,11 @@ impl Member {
 
     /// Shards that the log knows.
     fn know(&self, r: &mut Running, born: &BTreeMap<Shard, protocol::BornMarker>) -> Result<()> {
+        let mut left = self.publishers.begin(r.generation);
         for (shard, born) in born.iter().filter(|(s, _)| self.has(**s)) {
             if !r.shards.contains_key(shard) {
-                self.shard(r, *shard, born.partition)?;
+                let open = left.remove(&(*shard, born.partition));
+                self.shard(r, *shard, born.partition, open)?;
                 let _ = r.shards[shard].send(ShardWork::Born(*born));
             }
         }
@@ -378,7 +390,7 @@ impl Member {
                 epoch,
                 nonce,
             } => {
-                self.shard(r, shard, partition)?;
+                self.shard(r, shard, partition, None)?;
                 let marker = protocol::BornMarker { partition, nonce };
                 let _ = r.shards[&shard].send(ShardWork::Bear { marker, epoch });
             }
@@ -490,13 +502,23 @@ impl Member {
     }
 
     /// The publisher of a shard, made at its first use.
-    fn shard(&self, r: &mut Running, shard: Shard, partition: i32) -> Result<()> {
+    fn shard(
+        &self,
+        r: &mut Running,
+        shard: Shard,
+        partition: i32,
+        open: Option<Open>,
+    ) -> Result<()> {
         if r.shards.contains_key(&shard) {
             return Ok(());
         }
         let (name, sink, _) = &self.sinks[shard.0];
         let (work_tx, work) = mpsc::unbounded_channel();
-        let mut publisher = sink.publisher(shard.1, partition)?;
+        let stands = open.as_ref().map(Open::stands);
+        let mut publisher = match open {
+            Some(open) => open.publisher,
+            None => sink.publisher(shard.1, partition)?,
+        };
         if publisher.rolling().is_some() {
             r.rolling.insert(shard);
         }
@@ -504,11 +526,12 @@ impl Member {
             shard,
             name: format!("sink {name} shard {}", shard.1),
             publisher,
+            stands,
             newest: r.newest,
             work,
             news: r.news.clone(),
         };
-        process::spawn(task.run());
+        process::spawn(task.run(r.generation, self.publishers.clone()));
         r.shards.insert(shard, work_tx);
         Ok(())
     }

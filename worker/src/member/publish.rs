@@ -1,10 +1,14 @@
 //! Publication of one shard of an exactly-once sink: committed epochs in order, chunk by chunk, each with its marker. After
 //! any doubt the shard is opened again and the marker decides. Owns nothing durable: what to publish can always be had again.
+//! A publisher that fences outlives its generation.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use penstock_checkpoint::ids::{Epoch, Nonce};
+use parking_lot::Mutex;
+use penstock_checkpoint::ids::{Epoch, Generation, Nonce};
 use tokio::sync::mpsc;
 use tracing::Instrument;
 
@@ -48,30 +52,88 @@ pub enum ShardNews {
     Failed(EngineError),
 }
 
+/// An open publisher, and the marker that it found or wrote last.
+pub struct Open {
+    pub publisher: Box<dyn ShardPublisher>,
+    born: BornMarker,
+    at: Marker,
+}
+
+/// By shard and the partition of its marker.
+type OpenShards = BTreeMap<(Shard, i32), Open>;
+
+/// Publishers that a generation of this process has left open for the next one. Clones are the same.
+#[derive(Clone, Default)]
+pub struct Publishers(Arc<Mutex<(Generation, OpenShards)>>);
+
+impl Open {
+    /// Of a shard that is born.
+    pub const fn stands(&self) -> (BornMarker, Marker) {
+        (self.born, self.at)
+    }
+}
+
+impl Publishers {
+    /// Those of the generation before; from now on others are those of this one.
+    pub fn begin(&self, generation: Generation) -> OpenShards {
+        let mut left = self.0.lock();
+        std::mem::replace(&mut *left, (generation, OpenShards::new())).1
+    }
+
+    /// Too late when the next generation has begun: it has opened the shard itself.
+    fn leave(&self, generation: Generation, shard: Shard, open: Open) {
+        let mut left = self.0.lock();
+        if left.0 == generation {
+            left.1.insert((shard, open.born.partition), open);
+        }
+    }
+}
+
 /// One shard at work. `newest` is H of rule 10 when the generation began; every epoch handed over later raises it.
 pub struct ShardTask {
     pub shard: Shard,
     pub name: String,
     pub publisher: Box<dyn ShardPublisher>,
+    /// Where it is open already: the marker, and that of its birth.
+    pub stands: Option<(BornMarker, Marker)>,
     pub newest: Epoch,
     pub work: mpsc::UnboundedReceiver<ShardWork>,
     pub news: mpsc::UnboundedSender<ShardNews>,
 }
 
 impl ShardTask {
-    pub async fn run(mut self) {
-        if let Err(error) = self.serve().await {
+    /// Until there is no more work; then leaves its publisher to the next generation.
+    pub async fn run(mut self, generation: Generation, left: Publishers) {
+        match self.serve().await {
+            Ok(Some((born, at))) if self.publisher.fences() => {
+                let publisher = self.publisher;
+                let open = Open {
+                    publisher,
+                    born,
+                    at,
+                };
+                left.leave(generation, self.shard, open);
+            }
+            Ok(_) => {}
             // The member may be gone already.
-            let _ = self.news.send(ShardNews::Failed(error));
+            Err(error) => drop(self.news.send(ShardNews::Failed(error))),
         }
     }
 
-    async fn serve(&mut self) -> Result<()> {
-        let mut born: Option<BornMarker> = None;
-        let mut at: Option<Marker> = None;
+    async fn serve(&mut self) -> Result<Option<(BornMarker, Marker)>> {
+        let (mut born, mut at) = self.stands.unzip();
         while let Some(work) = self.work.recv().await {
             match work {
-                ShardWork::Born(marker) => born = Some(marker),
+                ShardWork::Born(marker) => {
+                    if born != Some(marker) {
+                        at = None;
+                    }
+                    born = Some(marker);
+                    // Now, and not when there are rows to wait for it.
+                    if at.is_none() {
+                        at = Some(self.open(marker).await?);
+                    }
+                }
                 ShardWork::Bear { marker, epoch } => {
                     // The newest commit, which may be later than the generation's beginning: this attempt's own marker,
                     // found again after doubt, is not ahead of the log.
@@ -110,7 +172,7 @@ impl ShardTask {
                 }
             }
         }
-        Ok(())
+        Ok(born.zip(at))
     }
 
     fn unborn(&self) -> EngineError {
@@ -133,7 +195,8 @@ impl ShardTask {
     async fn open_raw(&mut self) -> Result<Option<Marker>> {
         loop {
             match self.publisher.open().await {
-                Err(e) if e.kind == ErrorKind::Retry => {
+                // Without anybody who gives it work the next generation sees to the rest.
+                Err(e) if e.kind == ErrorKind::Retry && !self.work.is_closed() => {
                     let _ = self.news.send(ShardNews::Held(self.shard, told(&e)));
                     tokio::time::sleep(PAUSE).await;
                 }
@@ -325,3 +388,6 @@ fn told(error: &EngineError) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;

@@ -33,13 +33,17 @@ impl Member {
         if start.restore.state.chains.is_empty() {
             self.state.nothing_to_restore();
         }
-        self.state.instances().retain(&groups);
         let loader = Loader {
             store: self.store.clone(),
             log: self.log,
             instances: self.state.instances().clone(),
         };
-        loader.load(groups, &start.restore, &start.ancestors).await
+        let own = groups.clone();
+        loader
+            .load(groups, &start.restore, &start.ancestors)
+            .await?;
+        self.state.instances().retain(&own).await;
+        Ok(())
     }
 }
 

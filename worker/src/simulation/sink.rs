@@ -240,6 +240,10 @@ impl ShardPublisher for Publisher {
     fn rolling(&mut self) -> Option<&mut dyn crate::sinks::Rolling> {
         None
     }
+
+    fn fences(&self) -> bool {
+        true
+    }
 }
 
 /// A sink without faults, for the contract of sinks.

@@ -407,6 +407,7 @@ impl Machine {
             },
             plan_hash: plan.plan_hash.clone(),
             members: team.members(),
+            goes_on: team.goes_on(),
             slots: world.slots,
             sinks: sinks.map(|s| (s.name.clone(), s.shards as u16)).collect(),
             key_groups: GROUPS,

@@ -178,6 +178,7 @@ async fn a_new_publisher_finds_the_marker_and_replaces_the_old(
     let nonce = 7 + shard as u64;
     // Two chunks of one epoch; between them another publisher takes over.
     let mut old = open(Some(at(1, Marker::ALL, nonce))).await;
+    assert_eq!(old.fences(), subject.fences);
     turn(&mut old, 2).await;
     old.publish(chunk.clone(), at(2, 0, nonce)).await.unwrap();
     let text: Vec<String> = super::staged::records(&chunk)

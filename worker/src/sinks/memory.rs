@@ -158,6 +158,10 @@ impl ShardPublisher for Publisher {
     fn rolling(&mut self) -> Option<&mut dyn crate::sinks::Rolling> {
         None
     }
+
+    fn fences(&self) -> bool {
+        true
+    }
 }
 
 impl DirectSender for MemorySink {

@@ -83,6 +83,10 @@ pub trait ShardPublisher: Send {
     async fn publish(&mut self, records: Bytes, marker: Marker) -> Result<()>;
     /// How it lets go of what it holds back. `None`: rows are visible as soon as they are published.
     fn rolling(&mut self) -> Option<&mut dyn Rolling>;
+    /// Whether `open` makes every call of an older publisher fail: such a one may be used on in the next generation.
+    fn fences(&self) -> bool {
+        false
+    }
 }
 
 /// An epoch of the log, as those need it that hold rows back: when they let go must follow from the log alone, or a

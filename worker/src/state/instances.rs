@@ -35,7 +35,7 @@ pub struct Instances {
     pub(super) made: Arc<AtomicU64>,
     /// Where files of bases lie.
     pub(super) bases: PathBuf,
-    /// Whoever brings an instance on keeps it, so that nobody opens one that somebody still writes.
+    /// Of the volume: whoever brings an instance on, or closes it, keeps it, so that nobody opens one that somebody still writes.
     busy: Arc<AsyncMutex<()>>,
     /// That folder while state is in memory: gone with the last clone.
     pub(super) _temporary: Option<Arc<TempDir>>,
@@ -67,7 +67,6 @@ impl Instances {
     pub(super) fn beside(&self) -> Self {
         Self {
             backends: Backends::default(),
-            busy: Arc::default(),
             ..self.clone()
         }
     }
@@ -110,11 +109,18 @@ impl Instances {
         self.backends.lock().keys().copied().collect()
     }
 
-    /// Closes all key groups but these.
-    pub fn retain(&self, groups: &[u16]) {
-        self.backends
-            .lock()
-            .retain(|group, _| groups.contains(group));
+    /// Closes all key groups but these. That takes a while, and nobody waits for it but who opens some on the same volume.
+    pub async fn retain(&self, groups: &[u16]) {
+        let busy = self.busy.clone().lock_owned().await;
+        let closed: Vec<_> = {
+            let mut open = self.backends.lock();
+            open.extract_if(.., |group, _| !groups.contains(group))
+                .collect()
+        };
+        process::spawn(process::blocking(move || {
+            drop(closed);
+            drop(busy);
+        }));
     }
 
     /// Opens a key group and answers the epoch it stands at; `None`: it is empty. What is there is kept only if it is of

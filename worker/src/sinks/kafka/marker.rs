@@ -69,6 +69,7 @@ pub(super) fn read(
         .fetch_watermarks(topic, partition, ASK)
         .inspect_err(|_| kafka::listen(consumer))
         .map_err(failed)?;
+    kafka::meet(consumer, topic);
     let mut step = 16;
     let mut before = end;
     while before > low {

@@ -16,12 +16,15 @@ use tokio::time::Instant;
 
 use super::ffi::{Refused, RowProducer, Topic};
 use super::{CODE, KafkaSinkConfig, marker};
-use crate::error::{EngineError, Result};
+use crate::error::{EngineError, ErrorKind, Result};
 use crate::kafka::{self, Logged};
 use crate::sinks::staged::StagedRecord;
 use crate::sinks::{Marker, ShardPublisher};
 
 const CALL: Duration = Duration::from_secs(30);
+/// What the first try to begin a producer's transactions may take; each that follows takes half as long again. While the broker
+/// completes the transaction before, the client asks again only after half a second: a new one asks at once.
+const BEGIN: Duration = Duration::from_millis(120);
 const ROWS: Topic = Topic(0);
 const MARKERS: Topic = Topic(1);
 
@@ -117,6 +120,52 @@ impl Shard {
 
     fn open(&self) -> Result<(RowProducer, Option<Marker>)> {
         let deadline = Instant::now() + CALL;
+        let reader: BaseConsumer<Logged> = self
+            .config
+            .consumer()
+            .create_with_context(Logged::new(&self.object, &self.config.client))
+            .map_err(|e| self.error("making a consumer", e))?;
+        // It finds its way meanwhile.
+        let opened = self.begin(deadline).and_then(|producer| {
+            let at = (self.config.marker_topic.as_str(), self.partition);
+            match marker::read(&reader, &self.object, at, &self.key, deadline) {
+                Ok(marker) => Ok((producer, marker)),
+                Err(error) => {
+                    kafka::abandon(producer);
+                    Err(error)
+                }
+            }
+        });
+        kafka::abandon(reader);
+        opened
+    }
+
+    /// A producer whose predecessors are shut out.
+    fn begin(&self, deadline: Instant) -> Result<RowProducer> {
+        let mut time = BEGIN;
+        loop {
+            let producer = self.producer()?;
+            let until = deadline.min(Instant::now() + time);
+            let begun = again(&producer, until, |left| {
+                // Asked for its transactions before it has a connection, the client looks for one half a second later.
+                let topic = Some(self.config.marker_topic.as_str());
+                producer.producer.client().fetch_metadata(topic, left)?;
+                producer.producer.init_transactions(left)
+            });
+            let Err(error) = begun else {
+                return Ok(producer);
+            };
+            let late = Instant::now() >= until && until < deadline;
+            let error = told(&producer, "init_transactions", error);
+            kafka::abandon(producer);
+            if !late || error.kind != ErrorKind::Retry {
+                return Err(error);
+            }
+            time += time / 2;
+        }
+    }
+
+    fn producer(&self) -> Result<RowProducer> {
         let config = &self.config;
         let id = format!("penstock.{}.{}.{}", config.log_id, config.name, self.shard);
         let producer: BaseProducer<Logged> = config
@@ -127,30 +176,8 @@ impl Shard {
             .create_with_context(Logged::new(&self.object, &config.client))
             .map_err(|e| self.error("making a producer", e))?;
         let topics = [config.topic.as_str(), config.marker_topic.as_str()];
-        let producer = RowProducer::new(producer, &topics)
-            .ok_or_else(|| EngineError::fail(CODE, &self.object, "a topic's name is no name"))?;
-        let inited = again(&producer, deadline, |left| {
-            producer.producer.init_transactions(left)
-        });
-        if let Err(e) = inited {
-            let error = told(&producer, "init_transactions", e);
-            kafka::abandon(producer);
-            return Err(error);
-        }
-        let consumer: BaseConsumer<Logged> = config
-            .consumer()
-            .create_with_context(Logged::new(&self.object, &config.client))
-            .map_err(|e| self.error("making a consumer", e))?;
-        let at = (config.marker_topic.as_str(), self.partition);
-        let read = marker::read(&consumer, &self.object, at, &self.key, deadline);
-        kafka::abandon(consumer);
-        match read {
-            Ok(marker) => Ok((producer, marker)),
-            Err(e) => {
-                kafka::abandon(producer);
-                Err(e)
-            }
-        }
+        RowProducer::new(producer, &topics)
+            .ok_or_else(|| EngineError::fail(CODE, &self.object, "a topic's name is no name"))
     }
 
     fn transact(&self, rows: &RowProducer, records: &Bytes, marker: Marker) -> Result<()> {
@@ -255,6 +282,10 @@ impl ShardPublisher for KafkaPublisher {
 
     fn rolling(&mut self) -> Option<&mut dyn crate::sinks::Rolling> {
         None
+    }
+
+    fn fences(&self) -> bool {
+        true
     }
 }
 

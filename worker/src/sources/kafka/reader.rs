@@ -1,7 +1,7 @@
 //! One subtask's reader: assigns partitions by hand, takes batches of records and feeds their bytes to the decoder where
 //! they lie. Keeps each split's position, past control records too; which ranges to read is the coordinator's.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use ahash::AHashMap;
@@ -403,6 +403,11 @@ impl SourceReader for KafkaReader {
         self.ids = self.splits.iter().map(|s| s.id.clone()).collect();
         if list.count() == 0 {
             return Ok(());
+        }
+        let elements = list.elements();
+        let topics: BTreeSet<&str> = elements.iter().map(|e| e.topic()).collect();
+        for topic in topics {
+            kafka::meet(self.consumer(), topic);
         }
         self.consumer()
             .incremental_assign(&list)
