@@ -26,8 +26,12 @@ import queries as nexmark  # noqa: E402
 SMALL = 1_000
 SEED = 1
 # Events per net CPU-second over Flink's, and peak memory at most a third of its.
-# The engine as it is; with state in memory only; with 30 ms more for each write to the checkpoint storage.
-PENSTOCK = ("penstock", "penstock-memory", "penstock-slow")
+# The engine as it is; with state in memory only; with 30 ms more for each write to the checkpoint storage; as two workers of one slot
+# each instead of one of two; with four slots.
+PENSTOCK = ("penstock", "penstock-memory", "penstock-slow", "penstock-2x1", "penstock-4")
+SLOTS = {"penstock-2x1": 1, "penstock-4": 4}
+# Throughput of two workers of one slot over that of one of two, and of a job with one hot key over one without.
+SPREAD, HOT = 0.8, 0.7
 FLOORS = {"q0": 3, "q1": 3, "q2": 6, "q5": 10, "q7t": 10, "q8": 6}
 MEMORY_SHARE = 1 / 3
 OPENS = ["--add-exports=java.base/sun.net.util=ALL-UNNAMED", "--add-exports=java.management/sun.management=ALL-UNNAMED"] + [
@@ -110,8 +114,9 @@ class Bench:
         os.makedirs(folder)
         if engine in PENSTOCK:
             manifest = os.path.join(folder, "job.yaml")
-            open(manifest, "w").write(nexmark.penstock(query, self.brokers, topic, out, run, folder + "/checkpoint", self.a.trigger))
-            return [os.path.join(self.a.bin, "penstock"), "run", manifest, "--state", "memory" if engine == "penstock-memory" else folder + "/state", "--memory", self.a.memory]
+            open(manifest, "w").write(nexmark.penstock(query, self.brokers, topic, out, run, folder + "/checkpoint", self.a.trigger, SLOTS.get(engine, 2)))
+            workers = ["--workers", "2"] if engine == "penstock-2x1" else []
+            return [os.path.join(self.a.bin, "penstock"), "run", manifest, "--state", "memory" if engine == "penstock-memory" else folder + "/state", "--memory", self.a.memory, *workers]
         script = os.path.join(folder, "job.sql")
         open(script, "w").write(nexmark.flink(query, self.brokers, topic, out, run))
         flags, settings = flink_options(folder + "/checkpoint")
@@ -193,7 +198,7 @@ class Bench:
                     say("    " + line.rstrip())
         self.kafka("wipe")
         self.kafka("start")
-        failures, lines = [], []
+        failures, lines, alone = [], [], {}
         try:
             self.generate()
             self.bare()
@@ -214,11 +219,26 @@ class Bench:
                 if {"penstock", "flink"} <= set(rates):
                     ratio = statistics.median(rates["penstock"]["net"]) / statistics.median(rates["flink"]["net"])
                     memory = rates["penstock"]["peak"] / rates["flink"]["peak"]
-                    lines.append(f"{query:4} ratio           {ratio:8.2f}x of at least {FLOORS[query]}x; memory {memory:.2f} of at most {MEMORY_SHARE:.2f}")
-                    if ratio < FLOORS[query]:
+                    lines.append(f"{query:4} ratio           {ratio:8.2f}x of at least {FLOORS.get(query, 0)}x; memory {memory:.2f} of at most {MEMORY_SHARE:.2f}")
+                    if ratio < FLOORS.get(query, 0):
                         failures.append(f"{query} {ratio:.2f}x < {FLOORS[query]}x")
                     if memory > MEMORY_SHARE:
                         failures.append(f"{query} memory {memory:.2f} > {MEMORY_SHARE:.2f}")
+                if {"penstock", "penstock-2x1"} <= set(rates):
+                    one, two = rates["penstock"], rates["penstock-2x1"]
+                    ratio = two["wall"] / one["wall"]
+                    more = statistics.median(one["net"]) / statistics.median(two["net"]) - 1
+                    lines.append(f"{query:4} two workers of one slot: {ratio:.2f} of the throughput of one of two slots (at least {SPREAD}); "
+                                 f"the network and the second process cost {more * 100:.0f} % CPU")
+                    if ratio < SPREAD:
+                        failures.append(f"{query} {ratio:.2f} < {SPREAD} as two workers")
+                alone[query] = rates
+                if query == "hot" and "even" in alone:
+                    for engine in a.engines:
+                        ratio = rates[engine]["wall"] / alone["even"][engine]["wall"]
+                        lines.append(f"hot  {engine:15} {ratio:.2f} of the throughput without a hot key (at least {HOT})")
+                        if engine in PENSTOCK and ratio < HOT:
+                            failures.append(f"{engine} {ratio:.2f} < {HOT} with a hot key")
                 if {"penstock", "penstock-memory"} <= set(rates):
                     disk, memory = (1 / statistics.median(rates[e]["net"]) for e in ("penstock", "penstock-memory"))
                     lines.append(f"{query:4} RocksDB costs {(disk / memory - 1) * 100:.0f} % CPU over state in memory (aim: at most 10 %)")

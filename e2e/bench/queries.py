@@ -33,7 +33,16 @@ def tumble(table):
     return f"TABLE(TUMBLE(TABLE {table}, DESCRIPTOR(`dateTime`), INTERVAL '10' SECOND))"
 
 
-# name -> (views, columns of the output, query). All outputs are append-only.
+def keyed(hot):
+    """Counts by auction; rows for which `hot` holds are all of one auction."""
+    return (["bid"], [("auction", "BIGINT"), ("num", "BIGINT"), ("total", "BIGINT"), ("endtime", "TIMESTAMP(3)")],
+            f"""SELECT auction, COUNT(*) AS num, SUM(price) AS total, window_end AS endtime FROM
+  TABLE(TUMBLE(TABLE skewed, DESCRIPTOR(`dateTime`), INTERVAL '10' SECOND))
+  GROUP BY auction, window_start, window_end""", f"""CREATE VIEW skewed AS
+  SELECT CASE WHEN {hot} THEN 0 ELSE auction END AS auction, price, `dateTime` FROM bid;""")
+
+
+# name -> (views, columns of the output, query, a view on those views if it needs one). All outputs are append-only.
 QUERIES = {
     "q0": (["bid"], [("auction", "BIGINT"), ("bidder", "BIGINT"), ("price", "BIGINT"), ("dateTime", "TIMESTAMP(3)"), ("extra", "STRING")],
            "SELECT auction, bidder, price, `dateTime`, extra FROM bid"),
@@ -62,6 +71,8 @@ QUERIES = {
   JOIN (SELECT seller, window_start AS starttime, window_end AS endtime
    FROM {tumble('auction')} GROUP BY seller, window_start, window_end) A
   ON P.id = A.seller AND P.starttime = A.starttime AND P.endtime = A.endtime"""),
+    "even": keyed("bidder < 0"),
+    "hot": keyed("MOD(bidder, 2) = 0"),
 }
 
 
@@ -71,7 +82,7 @@ def indent(text, by):
 
 def flink(name, brokers, topic, out, run):
     """The script for FlinkQ: statements that end with a semicolon at a line's end."""
-    views, columns, query = QUERIES[name]
+    views, columns, query, *more = QUERIES[name]
     declared = ", ".join(f"`{n}` {t}" for n, t in columns)
     return f"""CREATE TABLE events (
   event_type INT, person {row(PERSON)}, auction {row(AUCTION)}, bid {row(BID)},
@@ -79,17 +90,17 @@ def flink(name, brokers, topic, out, run):
   WATERMARK FOR `dateTime` AS `dateTime` - INTERVAL '{OUT_OF_ORDER_SECONDS}' SECOND
 ) WITH ('connector'='kafka', 'topic'='{topic}', 'properties.bootstrap.servers'='{brokers}', 'properties.group.id'='{run}',
   'scan.startup.mode'='earliest-offset', 'scan.bounded.mode'='latest-offset', 'format'='json');
-{chr(10).join(VIEWS[v] for v in views)}
+{chr(10).join([*(VIEWS[v] for v in views), *more])}
 CREATE TABLE snk ({declared}) WITH ('connector'='kafka', 'format'='json', 'properties.bootstrap.servers'='{brokers}', 'topic'='{out}',
   'properties.transaction.timeout.ms'='900000', 'sink.delivery-guarantee'='exactly-once', 'sink.transactional-id-prefix'='{run}');
 INSERT INTO snk {query};
 """
 
 
-def penstock(name, brokers, topic, out, run, checkpoint, trigger="{availableNow: {drain: true}}"):
+def penstock(name, brokers, topic, out, run, checkpoint, trigger="{availableNow: {drain: true}}", slots=2):
     """The StreamingJob of the same query."""
-    views, _, query = QUERIES[name]
-    sql = "\n".join(VIEWS[v] for v in views) + f"\nINSERT INTO snk\n{query};"
+    views, _, query, *more = QUERIES[name]
+    sql = "\n".join([*(VIEWS[v] for v in views), *more]) + f"\nINSERT INTO snk\n{query};"
     return f"""apiVersion: penstock.dev/v1alpha1
 kind: StreamingJob
 metadata: {{name: {run}}}
@@ -114,5 +125,5 @@ spec:
       delivery: ExactlyOnce
   trigger: {trigger}
   checkpoint: {{interval: 1s, storage: {{local: {{path: "{checkpoint}"}}}}}}
-  workers: {{slots: 2}}
+  workers: {{slots: {slots}}}
 """

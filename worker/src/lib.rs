@@ -19,6 +19,7 @@
 pub mod cli;
 pub mod clock;
 pub mod coordinator;
+mod cpu;
 pub mod error;
 pub mod fault;
 pub mod folder;

@@ -16,8 +16,24 @@ pub struct Point {
     /// Rows read by then, and those that were not, where that is known.
     pub rows: u64,
     pub lag: Option<u64>,
-    /// What each slot has worked in this generation.
-    pub busy: Vec<Duration>,
+    /// Of each slot.
+    pub worked: Vec<Worked>,
+}
+
+/// How long a slot has worked in this generation, and its process by what it may use of the CPU: where a quota is less than its slots
+/// could use, it comes to its end before they do.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Worked {
+    pub slot: Duration,
+    pub process: Duration,
+}
+
+impl Worked {
+    /// The greater of the two.
+    fn since(self, before: Self) -> Duration {
+        let slot = self.slot.saturating_sub(before.slot);
+        slot.max(self.process.saturating_sub(before.process))
+    }
 }
 
 /// Commits of one generation.
@@ -40,7 +56,7 @@ impl LoadMeter {
     pub fn add(&mut self, point: Point) {
         let Self(points) = self;
         let other =
-            |p: &Point| p.generation != point.generation || p.busy.len() != point.busy.len();
+            |p: &Point| p.generation != point.generation || p.worked.len() != point.worked.len();
         if points.back().is_some_and(other) {
             points.clear();
         }
@@ -64,8 +80,8 @@ impl LoadMeter {
         let seconds = ms as f64 / 1000.0;
         let read = last.rows.saturating_sub(first.rows) as f64 / seconds;
         let grown = last.lag.unwrap_or(0) as f64 - first.lag.unwrap_or(0) as f64;
-        let shares = first.busy.iter().zip(&last.busy);
-        let shares = shares.map(|(a, b)| (b.saturating_sub(*a).as_secs_f64() / seconds).min(1.0));
+        let shares = first.worked.iter().zip(&last.worked);
+        let shares = shares.map(|(a, b)| (b.since(*a).as_secs_f64() / seconds).min(1.0));
         let shares: Vec<f64> = shares.collect();
         Some(Load {
             read,
@@ -81,13 +97,20 @@ impl LoadMeter {
 mod tests {
     use super::*;
 
+    fn worked(seconds: u64) -> Worked {
+        Worked {
+            slot: Duration::from_secs(seconds),
+            process: Duration::ZERO,
+        }
+    }
+
     fn point(at_s: i64, rows: u64, lag: u64, busy: [u64; 2]) -> Point {
         Point {
             at_ms: at_s * 1000,
             generation: 1,
             rows,
             lag: Some(lag),
-            busy: busy.map(Duration::from_secs).to_vec(),
+            worked: busy.map(worked).to_vec(),
         }
     }
 
@@ -101,6 +124,23 @@ mod tests {
         let load = meter.load().expect("a load");
         assert_eq!((load.read, load.came), (100.0, 200.0));
         assert_eq!((load.busiest, load.busy), (1.0, 0.7));
+    }
+
+    #[test]
+    fn a_process_at_the_end_of_its_quota_counts_as_busy() {
+        let mut meter = LoadMeter::default();
+        let process = |s| Worked {
+            slot: Duration::from_secs(s / 4),
+            process: Duration::from_secs(s),
+        };
+        for s in [0, 10] {
+            meter.add(Point {
+                worked: vec![process(s), worked(s / 2)],
+                ..point(s as i64, 100 * s, 0, [0, 0])
+            });
+        }
+        let load = meter.load().expect("a load");
+        assert_eq!((load.busiest, load.busy), (1.0, 0.75));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use super::graph::{GraphMeter, GraphNow, Layout};
 pub use super::lag::SplitLag;
-use super::load::{LoadMeter, Point};
+use super::load::{LoadMeter, Point, Worked};
 use crate::member::protocol::Snapshot;
 use crate::message::{Barrier, EventTime};
 pub use crate::metrics::Phase as PhaseOfEpoch;
@@ -380,13 +380,16 @@ impl Progress {
             rows_in: rows_in.saturating_sub(now.rows_in),
             rows_out: snapshot.rows_out,
         };
-        let worked = |c: &crate::task::SlotCounts| c.times.iter().map(|(_, t)| t.busy).sum();
+        let worked = |c: &crate::task::SlotCounts| Worked {
+            slot: c.times.iter().map(|(_, t)| t.busy).sum(),
+            process: c.process,
+        };
         let point = Point {
             at_ms: now_ms,
             generation: barrier.generation,
             rows: rows_in,
             lag: now.lag,
-            busy: snapshot.counts.iter().map(worked).collect(),
+            worked: snapshot.counts.iter().map(worked).collect(),
         };
         now.load.add(point);
         let mut graph = self.graph.lock();

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 
 use crate::clock::Clock;
+use crate::cpu;
 use crate::error::{EngineError, Result};
 use crate::message::{Barrier, Progressed};
 use crate::sinks::StagedRecords;
@@ -100,6 +101,8 @@ pub struct SlotCounts {
     pub operators: Vec<(String, OperatorCounts)>,
     /// Of every task, by uid.
     pub times: Vec<(String, TaskTimes)>,
+    /// What the slot's process has used of the CPU that it may: [`cpu::used`].
+    pub process: Duration,
     /// As `times`: sources, operators, sinks, in the same order in every slot.
     pub flows: Vec<TaskFlow>,
     /// Of operators with keys, by uid.
@@ -448,6 +451,7 @@ impl Slot {
                 .map(|o| (o.uid.clone(), o.counts(&self.state)))
                 .collect(),
             times: self.times(),
+            process: cpu::used(),
             flows: self.flows(),
             skews: self
                 .operators

@@ -21,6 +21,8 @@ pub struct Place {
     pub s3: String,
     pub folder: PathBuf,
     pub interval: String,
+    /// Milliseconds more for each write to the storage of checkpoints.
+    pub put_delay: u64,
     /// Topics.
     pub input: String,
     pub output: String,
@@ -35,6 +37,8 @@ pub trait Fleet {
     fn remove(&mut self) -> Result<()>;
     /// `kill -9`, and another process in its place at once, on the same volume.
     fn kill(&mut self, worker: u32) -> Result<()>;
+    /// As `kill`, with another volume; how many bytes were on the one that is gone.
+    fn lose(&mut self, worker: u32) -> Result<u64>;
     /// How many take part, if the job runs.
     fn there(&mut self) -> Result<Option<u64>>;
     /// Until so many take part; when that was.
@@ -138,6 +142,7 @@ impl Penstock {
             .env("AWS_ACCESS_KEY_ID", S3_ACCESS)
             .env("AWS_SECRET_ACCESS_KEY", S3_SECRET)
             .env("AWS_ALLOW_HTTP", "true")
+            .env("PENSTOCK_PUT_DELAY_MS", self.place.put_delay.to_string())
             .stdin(Stdio::piped())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -146,6 +151,28 @@ impl Penstock {
         self.workers.insert(worker, child);
         Ok(())
     }
+}
+
+impl Penstock {
+    fn end(&mut self, worker: u32) -> Result<()> {
+        kill_process(self.pid(worker)?, Signal::KILL)?;
+        let child = self.workers.get_mut(&worker).context("no such worker")?;
+        child.wait()?;
+        Ok(())
+    }
+}
+
+fn bytes_below(folder: &Path) -> Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        let entry = entry?;
+        let found = entry.metadata()?;
+        bytes += match found.is_dir() {
+            true => bytes_below(&entry.path())?,
+            false => found.len(),
+        };
+    }
+    Ok(bytes)
 }
 
 impl Fleet for Penstock {
@@ -166,10 +193,21 @@ impl Fleet for Penstock {
     }
 
     fn kill(&mut self, worker: u32) -> Result<()> {
-        kill_process(self.pid(worker)?, Signal::KILL)?;
-        let child = self.workers.get_mut(&worker).context("no such worker")?;
-        child.wait()?;
+        self.end(worker)?;
         self.launch(worker)
+    }
+
+    fn lose(&mut self, worker: u32) -> Result<u64> {
+        self.end(worker)?;
+        let volume = self.place.folder.join("volume");
+        let state = match worker {
+            0 => volume.join("state"),
+            number => volume.join(format!("state.{number}")),
+        };
+        let bytes = bytes_below(&state)?;
+        fs::remove_dir_all(&state)?;
+        self.launch(worker)?;
+        Ok(bytes)
     }
 
     fn there(&mut self) -> Result<Option<u64>> {
@@ -301,6 +339,10 @@ impl Fleet for Flink {
             .map(drop)
     }
 
+    fn lose(&mut self, _: u32) -> Result<u64> {
+        bail!("only its processes are killed")
+    }
+
     fn there(&mut self) -> Result<Option<u64>> {
         let said = self.call(&["state"])?;
         let (wanted, running) = (said["parallelism"].as_u64(), said["running"].as_u64());
@@ -385,6 +427,7 @@ mod tests {
             s3: "http://127.0.0.1:9000".to_owned(),
             folder: PathBuf::new(),
             interval: "100ms".to_owned(),
+            put_delay: 0,
             input: "in".to_owned(),
             output: "out".to_owned(),
         }));

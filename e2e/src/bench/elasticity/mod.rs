@@ -38,6 +38,9 @@ pub struct Options {
     /// How often a worker is killed
     #[arg(long, default_value_t = 30)]
     kills: usize,
+    /// How often a worker is killed and its volume lost with it; not with Flink
+    #[arg(long, default_value_t = 3)]
+    lost: usize,
     /// How often the number of workers goes from 2 to 1 to 2 to 3 and back
     #[arg(long, default_value_t = 10)]
     rescales: usize,
@@ -47,6 +50,9 @@ pub struct Options {
     /// `checkpoint.interval`
     #[arg(long, default_value = "100ms")]
     interval: String,
+    /// Milliseconds more for each write to the storage of checkpoints; not with Flink
+    #[arg(long, default_value_t = 0)]
+    put_delay: u64,
     #[arg(long, default_value_t = 29392)]
     kafka_port: u16,
     #[arg(long, default_value_t = 29200)]
@@ -143,6 +149,7 @@ pub fn run(options: &Options) -> Result<String> {
             s3: store.url(),
             folder: work.folder.clone(),
             interval: options.interval.clone(),
+            put_delay: options.put_delay,
             input,
             output,
         })
@@ -150,7 +157,11 @@ pub fn run(options: &Options) -> Result<String> {
     let ours = place("penstock")?;
     let traffic = Traffic::new(&ours, options)?;
     let mut fleet = Penstock::new(&options.penstock, ours)?;
-    let times = (options.kills, options.rescales);
+    let times = Times {
+        kills: options.kills,
+        lost: options.lost,
+        rescales: options.rescales,
+    };
     let mut costs = measure("Penstock", times, &traffic, &mut fleet)?;
     fleet.stop()?;
     drop((traffic, fleet));
@@ -158,7 +169,11 @@ pub fn run(options: &Options) -> Result<String> {
         let theirs = place("flink")?;
         let traffic = Traffic::new(&theirs, options)?;
         let mut fleet = Flink::new(theirs);
-        let times = (options.flink, options.flink);
+        let times = Times {
+            kills: options.flink,
+            lost: 0,
+            rescales: options.flink,
+        };
         costs.extend(
             measure("Flink", times, &traffic, &mut fleet)?
                 .into_iter()
@@ -167,6 +182,11 @@ pub fn run(options: &Options) -> Result<String> {
         fleet.stop()?;
     }
     work.done()?;
+    let delay = options.put_delay;
+    println!(
+        "elasticity: {} keys with 150 bytes each; S3 on this machine, {delay} ms added to each write of Penstock",
+        options.keys
+    );
     let (lines, good): (Vec<String>, Vec<bool>) = costs.into_iter().map(Costs::line).unzip();
     for line in &lines {
         println!("elasticity: {line}");
@@ -174,6 +194,13 @@ pub fn run(options: &Options) -> Result<String> {
     let line = lines.join("; ");
     ensure!(good.iter().all(|good| *good), "{line}");
     Ok(line)
+}
+
+/// How often each is done.
+struct Times {
+    kills: usize,
+    lost: usize,
+    rescales: usize,
 }
 
 /// What comes to the job and out of it.
@@ -198,7 +225,7 @@ impl Traffic {
 
 fn measure(
     engine: &str,
-    (kills, rescales): (usize, usize),
+    times: Times,
     traffic: &Traffic,
     fleet: &mut dyn Fleet,
 ) -> Result<Vec<Costs>> {
@@ -219,9 +246,10 @@ fn measure(
     sleep(REST);
     let steady = watch.longest_since(steady)?.length.as_millis();
     println!("elasticity: {engine}: undisturbed, the longest gap is {steady} ms");
-    let mut costs = killed(kills, watch, fleet)?;
-    if rescales > 0 {
-        costs.extend(rescaled(rescales, watch, fleet)?);
+    let mut costs = killed(times.kills, watch, fleet)?;
+    costs.push(lost(times.lost, watch, fleet)?);
+    if times.rescales > 0 {
+        costs.extend(rescaled(times.rescales, watch, fleet)?);
     }
     load.stop()?;
     watch.caught_up(PATIENCE)?;
@@ -258,6 +286,26 @@ fn killed(times: usize, watch: &Watch, fleet: &mut dyn Fleet) -> Result<Vec<Cost
         costs.add(worst.length, worst.ended - at);
     }
     Ok(vec![member, coordinator])
+}
+
+/// A member at a time, with its volume. What it had is read from the storage of checkpoints.
+fn lost(times: usize, watch: &Watch, fleet: &mut dyn Fleet) -> Result<Costs> {
+    let mut costs = Costs::of("a member is killed and its volume lost");
+    for n in 0..times {
+        let leads = fleet.coordinator()?.unwrap_or(0);
+        let at = Instant::now();
+        let bytes = fleet.lose((leads + 1 + n as u32 % 2) % 3)?;
+        fleet.until(3, PATIENCE)?;
+        settled(watch)?;
+        let worst = watch.longest_since(at)?;
+        let megabytes = bytes as f64 / 1e6;
+        println!(
+            "elasticity: {megabytes:.0} MB were on the volume: {:.0} MB/s while nothing came",
+            megabytes / worst.length.as_secs_f64()
+        );
+        costs.add(worst.length, worst.ended - at);
+    }
+    Ok(costs)
 }
 
 fn rescaled(times: usize, watch: &Watch, fleet: &mut dyn Fleet) -> Result<Vec<Costs>> {
