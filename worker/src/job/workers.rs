@@ -18,7 +18,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::future::join_all;
 use parking_lot::Mutex;
-use penstock_checkpoint::ids::{Generation, LogId, MemberId};
+use penstock_checkpoint::ids::{Generation, LogId, MemberId, Seq};
 use penstock_checkpoint::log::JobLog;
 use penstock_checkpoint::store::CheckpointStore;
 use serde::{Deserialize, Serialize};
@@ -49,6 +49,8 @@ const GATHER: Duration = Duration::from_secs(5);
 const GATHER_AGAIN: Duration = LEASE;
 /// Leases without a coordinator after which a minority of its members goes on.
 const GONE: u32 = 10;
+/// How long the log must stand still before a worker claims that is no member of the last claim and reaches none of them.
+const STANDS: Duration = Duration::from_secs(10);
 /// How often a coordinator looks for workers that it goes without.
 const LOOK: Duration = Duration::from_secs(1);
 /// How long the generation before may take to let go of the volume.
@@ -160,8 +162,15 @@ impl Seen {
 
 /// Whether a worker may claim the job: no worker hears of a coordinator but of this one, and of the members of the last claim that
 /// have not left since (`last`) a majority says so, itself counted; or it is silent for three leases and none of them answers, or for
-/// ten: those that are missing may be gone for good.
-fn may_lead(me: Peer, last: &[MemberId], others: &Others, silent: Duration) -> bool {
+/// ten: those that are missing may be gone for good. Where it is none of those members itself, and reaches none, the log must have
+/// stood still (`stood`): else they go on, and something keeps them apart from this one.
+fn may_lead(
+    me: Peer,
+    last: &[MemberId],
+    others: &Others,
+    silent: Duration,
+    stood: Duration,
+) -> bool {
     let mut say = others.values().map(|o| o.coordinator);
     if !say.all(|c| c.is_none_or(|c| c == me)) {
         return false;
@@ -170,6 +179,9 @@ fn may_lead(me: Peer, last: &[MemberId], others: &Others, silent: Duration) -> b
     let say = last.iter().filter(|m| **m == me.id || answers(m)).count();
     let any = last.iter().any(|m| *m != me.id && answers(m));
     let patience = LEASE * if any { GONE } else { LOST };
+    if say == 0 && !last.is_empty() && stood < STANDS {
+        return false;
+    }
     2 * say > last.len() || last.is_empty() || silent >= patience
 }
 
@@ -182,6 +194,8 @@ pub(crate) struct Worker {
     began: Instant,
     /// Whoever has the others load ahead: one change after another.
     preparing: AsyncMutex<()>,
+    /// The end of the log when this worker looked at it last, and since when it is that.
+    tail: Mutex<Option<(Seq, Instant)>>,
 }
 
 /// The coordinator that this worker heard of last.
@@ -364,6 +378,7 @@ impl Worker {
             progress,
             began: Instant::now(),
             preparing: AsyncMutex::default(),
+            tail: Mutex::default(),
         }
     }
 
@@ -383,6 +398,9 @@ impl Worker {
             // It did, and that is over.
             self.shared.leads.send_if_modified(std::mem::take);
             let coordinator = self.shared.seen().coordinator;
+            if coordinator.is_some() {
+                *self.tail.lock() = None;
+            }
             // The only worker of a job coordinates again in a moment, and shows what it last knew until then.
             if self.shared.known.lock().len() > 1 {
                 let known = coordinator.map(|c| c.id.get());
@@ -514,6 +532,18 @@ impl Worker {
         joining.map(|o| o.who)
     }
 
+    /// How long the log has ended with this record.
+    fn stood(&self, seq: Seq) -> Duration {
+        let mut tail = self.tail.lock();
+        match *tail {
+            Some((before, since)) if before == seq => since.elapsed(),
+            _ => {
+                *tail = Some((seq, Instant::now()));
+                Duration::ZERO
+            }
+        }
+    }
+
     /// How long no coordinator has been heard of.
     fn silent(&self) -> Duration {
         match *self.shared.heard.lock() {
@@ -568,10 +598,18 @@ impl Worker {
         let last = log.fold().claim().map(|c| c.members.clone());
         let mut last = last.unwrap_or_default();
         last.retain(|id| left.iter().all(|l| l.id != *id));
-        if !may_lead(me, &last, others, self.silent()) {
+        let first = self.tail.lock().is_none();
+        let stood = self.stood(log.fold().seq());
+        if first && others.is_empty() && !last.is_empty() && !last.contains(&me.id) {
+            tracing::warn!(
+                "none of the job's workers answers this one, which waits until their log stands still: if they run, the port of their exchange is closed to it"
+            );
+        }
+        if !may_lead(me, &last, others, self.silent(), stood) {
             return Ok(Led::Not);
         }
         let held = self.shared.hold().await?;
+        *self.tail.lock() = None;
         let _leading = Leading::begin(&self.shared);
         self.progress.coordinator(Some(me.id.get()), true);
         let facts = self.ground.facts(&log);

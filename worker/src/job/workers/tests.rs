@@ -26,7 +26,23 @@ fn others(answers: &[(u32, Option<u32>)]) -> Others {
     answers.iter().map(one).collect()
 }
 
+/// Where the log does not move.
+fn may_lead(me: Peer, last: &[MemberId], others: &Others, silent: Duration) -> bool {
+    super::may_lead(me, last, others, silent, STANDS)
+}
+
 const LONG: Duration = Duration::from_secs(60);
+
+#[test]
+fn who_is_kept_apart_from_those_that_go_on_does_not_take_the_job_from_them() {
+    let last = [0, 1].map(id);
+    let none = others(&[]);
+    let claims = |me, stood| super::may_lead(peer(me), &last, &none, LONG, stood);
+    assert!(!claims(2, Duration::ZERO), "the log moves");
+    assert!(!claims(2, LEASE * LOST));
+    assert!(claims(2, STANDS), "they are gone");
+    assert!(claims(1, Duration::ZERO), "it was one of them");
+}
 
 #[test]
 fn with_no_claim_yet_any_worker_may_lead() {
