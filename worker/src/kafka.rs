@@ -208,11 +208,13 @@ pub(crate) fn listen(consumer: &BaseConsumer<Logged>) {
 const MEET: Duration = Duration::from_millis(500);
 
 /// Waits a moment until a consumer knows who leads a topic: of partitions that are assigned before, it looks for the leaders once a
-/// second. Brokers that do not answer are met later.
-pub(crate) fn meet(consumer: &BaseConsumer<Logged>, topic: &str) {
-    if let Err(error) = consumer.fetch_metadata(Some(topic), MEET) {
+/// second. Brokers that do not answer are met later: false.
+pub(crate) fn meet(consumer: &BaseConsumer<Logged>, topic: &str) -> bool {
+    let met = consumer.fetch_metadata(Some(topic), MEET);
+    if let Err(error) = &met {
         tracing::debug!(object = %consumer.context().object, %error, "the client tries on");
     }
+    met.is_ok()
 }
 
 /// Has a producer tell its events.

@@ -26,7 +26,8 @@ impl Coordinator {
         for i in 0..self.sources.len() {
             self.assign(i, None);
         }
-        let mut looked = Instant::now();
+        // What goes on has not looked yet.
+        let mut looked = (!self.settings.goes_on).then(Instant::now);
         // Rows have waited for this generation: its epochs are short ones until the first of them are committed.
         let mut short = SHORT;
         let mut due = Instant::now() + self.settings.interval / 4;
@@ -81,8 +82,8 @@ impl Coordinator {
                 .map(|s| s.discover_every)
                 .min()
                 .unwrap_or(Duration::MAX);
-            if looked.elapsed() >= every {
-                looked = Instant::now();
+            if looked.is_none_or(|looked| looked.elapsed() >= every) {
+                looked = Some(Instant::now());
                 self.adopt().await?;
             }
             self.closure_and_garbage().await?;

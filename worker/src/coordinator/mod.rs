@@ -107,7 +107,7 @@ pub struct Settings {
     pub plan_hash: String,
     /// Who takes part, by their places.
     pub members: Vec<Peer>,
-    /// This process has just ended the generation before: what it knew of the sources holds.
+    /// This process has just ended the generation before: splits are read on from where that one left them, unlooked at.
     pub goes_on: bool,
     /// Slots of each.
     pub slots: usize,
@@ -311,7 +311,8 @@ impl Coordinator {
             restore = self.log.restore(head).await.map_err(storage)?;
         }
         let replan = self.log.fold().planned().cloned();
-        if !self.settings.goes_on {
+        let known = self.settings.goes_on && self.log.fold().losses().is_empty();
+        if !known {
             self.resolve_splits().await?;
         }
         // The epoch of the start positions, which has just been committed, is among them: somebody must say that it is done.
@@ -378,14 +379,19 @@ impl Coordinator {
         let settings = &self.settings;
         let record = self
             .log
-            .claim(wish, |_, _| Claim {
+            .claim(wish, |fold, _| Claim {
                 kind: ClaimKind::Recovery,
                 restore_epoch: Epoch::ZERO,
                 handover_from: None,
                 plan_hash: settings.plan_hash.clone(),
                 members: settings.members.iter().map(|p| p.id).collect(),
                 assignment: assignment(settings),
-                by: settings.adopts.as_ref().map(|a| a.by.clone()),
+                // An adopted log says so in each of its claims: it is known by the last one.
+                by: settings
+                    .adopts
+                    .as_ref()
+                    .map(|a| a.by.clone())
+                    .or_else(|| fold.claim()?.by.clone()),
                 version: settings.release.as_ref().map(|r| r.version.clone()),
                 request: settings.go_back.as_ref().map(|g| g.request.clone()),
             })

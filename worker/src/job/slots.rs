@@ -263,11 +263,18 @@ impl GraphSlots {
             match &node.op {
                 Op::Source { name, .. } => {
                     let parts = self.source(name)?;
-                    let reader = readers.remove(name);
+                    let missing = || {
+                        EngineError::fail(
+                            "PR0304",
+                            format!("source {name}"),
+                            "the plan reads it twice",
+                        )
+                    };
+                    let reader = readers.remove(name).ok_or_else(missing)?;
                     sources.push(SourceTask::new(
                         uid.clone(),
                         parts.rules.clone(),
-                        reader.map_or_else(|| parts.source.reader(), Ok)?,
+                        reader,
                         Scan::new(&parts.columns)?,
                         routes,
                         restored(&uid),

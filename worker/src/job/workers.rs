@@ -629,7 +629,7 @@ impl Worker {
         let (stop, stopping) = watch::channel(*told.borrow_and_update());
         let mut lead = pin!(self.ground.lead(log, adopts, team, stopping));
         loop {
-            let goes_on = !*stop.borrow();
+            let unasked = !*stop.borrow();
             tokio::select! {
                 ended = &mut lead => return match ended? {
                     (Outcome::Stopped { .. }, log) if !self.shared.is_stopping() => {
@@ -637,10 +637,10 @@ impl Worker {
                     }
                     (ended, _) => Ok(Led::Ended(ended)),
                 },
-                () = self.changed(&members), if goes_on => {
+                () = self.changed(&members), if unasked => {
                     stop.send_replace(true);
                 }
-                () = self.told(&mut told), if goes_on => {
+                () = self.told(&mut told), if unasked => {
                     stop.send_replace(true);
                 }
             }

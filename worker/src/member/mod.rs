@@ -236,11 +236,15 @@ impl Member {
         );
         self.seat = start.seat;
         let mut running = Running::new(start.generation, start.newest, news_tx);
-        self.know(&mut running, &start.born)?;
         let readers = self.slots.readers(start.seat.slots)?;
-        let sinks: Vec<SinkRef> = self.sinks.iter().map(|(_, s, _)| s.clone()).collect();
-        let prepared = try_join_all(sinks.iter().map(|sink| sink.prepare()));
-        tokio::try_join!(self.restore(&start).instrument(span), prepared)?;
+        if start.restore.state.chains.is_empty() {
+            self.state.nothing_to_restore();
+        }
+        let opened = async {
+            try_join_all(self.sinks.iter().map(|(_, sink, _)| sink.prepare())).await?;
+            self.know(&mut running, &start.born)
+        };
+        tokio::try_join!(self.restore(&start).instrument(span), opened)?;
         fault::point("restore.after");
         let names = &running.names;
         let slots = self
@@ -271,7 +275,9 @@ impl Member {
         let mut left = self.publishers.begin(r.generation);
         for (shard, born) in born.iter().filter(|(s, _)| self.has(**s)) {
             if !r.shards.contains_key(shard) {
+                let settings = self.sinks[shard.0].1.settings();
                 let open = left.remove(&(*shard, born.partition));
+                let open = open.filter(|open| open.serves(*born, settings));
                 self.shard(r, *shard, born.partition, open)?;
                 let _ = r.shards[shard].send(ShardWork::Born(*born));
             }
@@ -501,7 +507,7 @@ impl Member {
         shares
     }
 
-    /// The publisher of a shard, made at its first use.
+    /// The publisher of a shard: open already, or made now.
     fn shard(
         &self,
         r: &mut Running,
@@ -526,6 +532,7 @@ impl Member {
             shard,
             name: format!("sink {name} shard {}", shard.1),
             publisher,
+            settings: sink.settings(),
             stands,
             newest: r.newest,
             work,

@@ -55,6 +55,8 @@ pub enum ShardNews {
 /// An open publisher, and the marker that it found or wrote last.
 pub struct Open {
     pub publisher: Box<dyn ShardPublisher>,
+    /// Of its sink.
+    settings: u64,
     born: BornMarker,
     at: Marker,
 }
@@ -67,7 +69,11 @@ type OpenShards = BTreeMap<(Shard, i32), Open>;
 pub struct Publishers(Arc<Mutex<(Generation, OpenShards)>>);
 
 impl Open {
-    /// Of a shard that is born.
+    /// Whether it is of this birth of the shard, and of a sink with these settings.
+    pub fn serves(&self, born: BornMarker, settings: u64) -> bool {
+        self.born == born && self.settings == settings
+    }
+
     pub const fn stands(&self) -> (BornMarker, Marker) {
         (self.born, self.at)
     }
@@ -77,7 +83,12 @@ impl Publishers {
     /// Those of the generation before; from now on others are those of this one.
     pub fn begin(&self, generation: Generation) -> OpenShards {
         let mut left = self.0.lock();
-        std::mem::replace(&mut *left, (generation, OpenShards::new())).1
+        let (of, shards) = std::mem::replace(&mut *left, (generation, OpenShards::new()));
+        if of.get() + 1 == generation.get() {
+            return shards;
+        }
+        // In between others have opened them.
+        OpenShards::new()
     }
 
     /// Too late when the next generation has begun: it has opened the shard itself.
@@ -94,6 +105,8 @@ pub struct ShardTask {
     pub shard: Shard,
     pub name: String,
     pub publisher: Box<dyn ShardPublisher>,
+    /// Of its sink.
+    pub settings: u64,
     /// Where it is open already: the marker, and that of its birth.
     pub stands: Option<(BornMarker, Marker)>,
     pub newest: Epoch,
@@ -109,6 +122,7 @@ impl ShardTask {
                 let publisher = self.publisher;
                 let open = Open {
                     publisher,
+                    settings: self.settings,
                     born,
                     at,
                 };
@@ -125,9 +139,6 @@ impl ShardTask {
         while let Some(work) = self.work.recv().await {
             match work {
                 ShardWork::Born(marker) => {
-                    if born != Some(marker) {
-                        at = None;
-                    }
                     born = Some(marker);
                     // Now, and not when there are rows to wait for it.
                     if at.is_none() {

@@ -28,11 +28,8 @@ const FILES: usize = 4;
 
 impl Member {
     /// Loads what the volume does not hold.
-    pub(super) async fn restore(&mut self, start: &Start) -> Result<()> {
+    pub(super) async fn restore(&self, start: &Start) -> Result<()> {
         let groups: Vec<u16> = self.seat.own_groups(self.key_groups).collect();
-        if start.restore.state.chains.is_empty() {
-            self.state.nothing_to_restore();
-        }
         let loader = Loader {
             store: self.store.clone(),
             log: self.log,

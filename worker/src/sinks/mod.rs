@@ -136,6 +136,10 @@ pub trait Sink: Send + Sync {
         staged::stage(record, -1, out);
     }
     fn publisher(&self, shard: u16, partition: i32) -> Result<Box<dyn ShardPublisher>>;
+    /// What tells its publishers from those of a sink with other settings: a Secret that has changed, for one.
+    fn settings(&self) -> u64 {
+        0
+    }
     fn direct(&self) -> Result<Box<dyn DirectSender>>;
 }
 

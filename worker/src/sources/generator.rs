@@ -310,6 +310,18 @@ struct Enumerator {
     base: BTreeMap<SplitId, Position>,
 }
 
+impl Enumerator {
+    /// Rows of each split that the rate has made since the enumerator began.
+    fn due(&self) -> i64 {
+        let pace = Pace {
+            since: self.since,
+            made: 0,
+        };
+        let rate = self.config.rows_per_second / u64::from(self.config.splits);
+        i64::try_from(pace.due(rate.max(1), self.clock.boot())).unwrap_or(i64::MAX)
+    }
+}
+
 #[async_trait]
 impl SourceEnumerator for Enumerator {
     async fn discover(
@@ -317,8 +329,11 @@ impl SourceEnumerator for Enumerator {
         known: &BTreeMap<SplitId, Position>,
         _first: bool,
     ) -> Result<Vec<Discovered>> {
+        // It may be asked for the first time long after it began.
+        let due = self.due();
         for (split, position) in known {
-            self.base.entry(split.clone()).or_insert(*position);
+            let base = Position(position.0.saturating_sub(due));
+            self.base.entry(split.clone()).or_insert(base);
         }
         let new = self
             .config
@@ -334,12 +349,7 @@ impl SourceEnumerator for Enumerator {
 
     /// With `rows`: those. Else what the rate has made since the enumerator began.
     async fn ends(&mut self, splits: &[SplitId]) -> Result<BTreeMap<SplitId, Position>> {
-        let pace = Pace {
-            since: self.since,
-            made: 0,
-        };
-        let rate = self.config.rows_per_second / u64::from(self.config.splits);
-        let due = i64::try_from(pace.due(rate.max(1), self.clock.boot())).unwrap_or(i64::MAX);
+        let due = self.due();
         let end = |id: &SplitId| {
             let split = id.0.parse().ok().filter(|i| *i < self.config.splits)?;
             let base = self.base.get(id).map_or(0, |p| p.0);

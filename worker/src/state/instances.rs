@@ -109,7 +109,7 @@ impl Instances {
         self.backends.lock().keys().copied().collect()
     }
 
-    /// Closes all key groups but these. That takes a while, and nobody waits for it but who opens some on the same volume.
+    /// Closes all key groups but these. That takes a while: who brings some of the volume on next, and who opens it, waits for it.
     pub async fn retain(&self, groups: &[u16]) {
         let busy = self.busy.clone().lock_owned().await;
         let closed: Vec<_> = {

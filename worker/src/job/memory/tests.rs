@@ -370,3 +370,33 @@ fn no_key_is_named_where_all_have_as_many_rows() {
     let group = operator.hottest_group.expect("rows came by key");
     assert!(group.share < 0.15, "{group:?}");
 }
+
+#[test]
+fn each_claim_of_an_adopted_log_says_who_has_adopted_it() {
+    let job = job();
+    rows(&job, 100);
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_time().build().unwrap();
+    let generation = |setup: Setup| {
+        let (_never, stop) = watch::channel(false);
+        let (team, progress) = (Team::Here(1), Arc::default());
+        let served = serve(&job.job, &job.plan, setup, team, stop, progress);
+        runtime.block_on(served).unwrap().1
+    };
+    let first = Setup {
+        adopts: Some(crate::coordinator::Adopts {
+            by: "uid-2".to_owned(),
+            back_to: None,
+        }),
+        ..runtime.block_on(job.setup(false)).unwrap()
+    };
+    let log = generation(first);
+    // As where workers come or go: the log is taken over from the generation before, and nobody is asked what is adopted.
+    let next = Setup {
+        log,
+        ..runtime.block_on(job.setup(false)).unwrap()
+    };
+    let log = generation(next);
+    let claim = log.fold().claim().unwrap();
+    assert_eq!(claim.by.as_deref(), Some("uid-2"));
+}

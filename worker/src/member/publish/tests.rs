@@ -36,6 +36,7 @@ async fn generation(
         shard: SHARD,
         name: "sink out shard 0".to_owned(),
         publisher,
+        settings: 0,
         stands,
         newest: Epoch::new(100),
         work,
@@ -115,9 +116,26 @@ async fn a_publisher_of_an_older_generation_comes_too_late() {
     left.begin(Generation::new(2));
     let open = Open {
         publisher,
+        settings: 0,
         born: born(),
         at,
     };
     left.leave(Generation::new(1), SHARD, open);
     assert!(left.begin(Generation::new(3)).is_empty());
+}
+
+#[tokio::test]
+async fn a_publisher_is_used_by_the_next_generation_alone_and_with_the_settings_that_it_has() {
+    let (sink, left) = (MemorySink::new(plan(1)), Publishers::default());
+    generation(1, &sink, &left, vec![bear(), publish(1)]).await;
+    assert!(left.begin(Generation::new(3)).is_empty(), "others had it");
+    generation(4, &sink, &left, vec![ShardWork::Born(born()), publish(2)]).await;
+    let open = left.begin(Generation::new(5)).remove(&(SHARD, 0)).unwrap();
+    assert!(open.serves(born(), 0));
+    assert!(!open.serves(born(), 1), "a changed Secret");
+    let other = BornMarker {
+        nonce: widen(8),
+        ..born()
+    };
+    assert!(!open.serves(other, 0), "another history");
 }

@@ -214,6 +214,17 @@ impl Sink for KafkaSink {
         )))
     }
 
+    fn settings(&self) -> u64 {
+        let mut text = Vec::new();
+        for (name, value) in &self.config.client {
+            text.extend_from_slice(name.as_bytes());
+            text.push(0);
+            text.extend_from_slice(value.as_bytes());
+            text.push(0);
+        }
+        xxhash_rust::xxh3::xxh3_64(&text)
+    }
+
     fn direct(&self) -> Result<Box<dyn DirectSender>> {
         Ok(Box::new(direct::KafkaDirect::new(&self.config)?))
     }

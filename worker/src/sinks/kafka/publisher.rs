@@ -145,12 +145,20 @@ impl Shard {
         let mut time = BEGIN;
         loop {
             let producer = self.producer()?;
-            let until = deadline.min(Instant::now() + time);
-            let begun = again(&producer, until, |left| {
-                // Asked for its transactions before it has a connection, the client looks for one half a second later.
+            // Asked for its transactions before it has a connection, the client looks for one half a second later.
+            let met = again(&producer, deadline, |left| {
                 let topic = Some(self.config.marker_topic.as_str());
-                producer.producer.client().fetch_metadata(topic, left)?;
-                producer.producer.init_transactions(left)
+                producer
+                    .producer
+                    .client()
+                    .fetch_metadata(topic, left)
+                    .map(drop)
+            });
+            let until = deadline.min(Instant::now() + time);
+            let begun = met.and_then(|()| {
+                again(&producer, until, |left| {
+                    producer.producer.init_transactions(left)
+                })
             });
             let Err(error) = begun else {
                 return Ok(producer);

@@ -406,9 +406,10 @@ impl SourceReader for KafkaReader {
         }
         let elements = list.elements();
         let topics: BTreeSet<&str> = elements.iter().map(|e| e.topic()).collect();
-        for topic in topics {
-            kafka::meet(self.consumer(), topic);
-        }
+        // A slot waits for one that does not answer, and for no more.
+        let _ = topics
+            .into_iter()
+            .all(|topic| kafka::meet(self.consumer(), topic));
         self.consumer()
             .incremental_assign(&list)
             .map_err(|e| kafka::error(CODE, &self.object, "assigning partitions", e))
