@@ -273,7 +273,7 @@ def children_cpu():
 
 
 class Group:
-    """Watches a process group while it runs: the peak of its resident memory, and members that outlive their leader."""
+    """Watches a session while it runs, the groups of its workers too: the peak of its resident memory, and members that outlive their leader."""
 
     def __init__(self, leader):
         self.leader, self.peak, self.over = leader, 0, threading.Event()
@@ -287,7 +287,7 @@ class Group:
                     fields = open(f"/proc/{name}/stat").read().rsplit(")", 1)[1].split()
                 except OSError:
                     continue
-                if int(fields[2]) == self.leader:
+                if int(fields[3]) == self.leader:
                     yield name, fields
 
     def watch(self):
