@@ -8,7 +8,7 @@
 //! 3  task (source, chain, sink, align, output)      coordinator (epochs, membership, recovery)
 //! 2  operators (expression, window, aggregate, join, dedup, ...)
 //! 1  state   sources   sinks   formats   network    (peers, no cross imports)
-//! 0  message, keys, clock, fault, folder, kafka (client), process, planted, metrics, error     (graph is the plan crate's)
+//! 0  message, keys, clock, cpu, fault, folder, kafka (client), process, planted, metrics, error     (graph is the plan crate's)
 //! ```
 //!
 //! Two flows run through them. **Rows**: a source subtask decodes into Arrow, runs the operators of its stage, and hands

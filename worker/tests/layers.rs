@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 /// Modules by layer, lowest first.
 const LAYERS: &[&[&str]] = &[
     &[
-        "message", "keys", "clock", "fault", "folder", "kafka", "process", "planted", "metrics",
-        "error",
+        "message", "keys", "clock", "cpu", "fault", "folder", "kafka", "process", "planted",
+        "metrics", "error",
     ],
     &["state", "sources", "sinks", "formats", "network"],
     &["operators"],
