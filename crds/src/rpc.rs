@@ -148,7 +148,7 @@ pub struct Load {
     pub read: f64,
     /// See `read`.
     pub came: f64,
-    /// Share of its time that the busiest slot worked, 0 to 1.
+    /// Share of its time that the busiest slot worked, or that its worker used of its CPU quota, whichever is more; 0 to 1.
     pub busiest: f64,
     /// The mean of all slots.
     pub busy: f64,

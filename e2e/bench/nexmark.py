@@ -25,13 +25,13 @@ import queries as nexmark  # noqa: E402
 
 SMALL = 1_000
 SEED = 1
-# Events per net CPU-second over Flink's, and peak memory at most a third of its.
 # The engine as it is; with state in memory only; with 30 ms more for each write to the checkpoint storage; as two workers of one slot
 # each instead of one of two; with four slots.
 PENSTOCK = ("penstock", "penstock-memory", "penstock-slow", "penstock-2x1", "penstock-4")
 SLOTS = {"penstock-2x1": 1, "penstock-4": 4}
 # Throughput of two workers of one slot over that of one of two, and of a job with one hot key over one without.
 SPREAD, HOT = 0.8, 0.7
+# Events per net CPU-second over Flink's, and peak memory at most a third of its.
 FLOORS = {"q0": 3, "q1": 3, "q2": 6, "q5": 10, "q7t": 10, "q8": 6}
 MEMORY_SHARE = 1 / 3
 OPENS = ["--add-exports=java.base/sun.net.util=ALL-UNNAMED", "--add-exports=java.management/sun.management=ALL-UNNAMED"] + [

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use penstock_checkpoint::ids::{Entropy, LogId, MemberId, Nonce, SystemEntropy};
@@ -22,7 +23,7 @@ use super::{
 };
 use crate::clock::SystemClock;
 use crate::coordinator::progress::Progress;
-use crate::coordinator::{Adopts, Asked, Outcome};
+use crate::coordinator::{Adopts, Asked, Outcome, Trigger};
 use crate::error::{EngineError, Result};
 use crate::member::team::Line;
 use crate::network::flight::{Directory, Flight, Manner};
@@ -166,6 +167,14 @@ impl Ground for Machine {
         self.progress.log(log.fold().log().to_string());
         write_plan(&log, &self.plan).await?;
         Ok((log, adopts))
+    }
+
+    fn interval(&self) -> Duration {
+        let interval = self.job.spec.checkpoint.interval.into();
+        match trigger(&self.job) {
+            Trigger::ProcessingTime { interval: every } => every.max(interval),
+            Trigger::Continuous | Trigger::AvailableNow { .. } | Trigger::Once { .. } => interval,
+        }
     }
 
     fn slots(&self) -> usize {

@@ -49,8 +49,11 @@ const GATHER: Duration = Duration::from_secs(5);
 const GATHER_AGAIN: Duration = LEASE;
 /// Leases without a coordinator after which a minority of its members goes on.
 const GONE: u32 = 10;
-/// How long the log must stand still before a worker claims that is no member of the last claim and reaches none of them.
-const STANDS: Duration = Duration::from_secs(10);
+/// How long the log must stand still before a worker claims that is no member of the last claim and reaches none of them: so many
+/// times the interval of its commits, within these bounds.
+const STANDS: u32 = 3;
+const STANDS_LEAST: Duration = Duration::from_secs(10);
+const STANDS_MOST: Duration = Duration::from_secs(300);
 /// How often a coordinator looks for workers that it goes without.
 const LOOK: Duration = Duration::from_secs(1);
 /// How long the generation before may take to let go of the volume.
@@ -77,6 +80,8 @@ pub(crate) trait Ground: Send + Sync {
     ) -> Result<(Outcome, JobLog)>;
     /// Of each worker.
     fn slots(&self) -> usize;
+    /// How often a job that has something to read commits.
+    fn interval(&self) -> Duration;
     /// Opens the volume, with nothing open on it yet.
     fn volume_of(&self, me: MemberId, log: LogId) -> Result<StateWorker>;
     /// Where the log's packs and bases are.
@@ -162,14 +167,14 @@ impl Seen {
 
 /// Whether a worker may claim the job: no worker hears of a coordinator but of this one, and of the members of the last claim that
 /// have not left since (`last`) a majority says so, itself counted; or it is silent for three leases and none of them answers, or for
-/// ten: those that are missing may be gone for good. Where it is none of those members itself, and reaches none, the log must have
-/// stood still (`stood`): else they go on, and something keeps them apart from this one.
+/// ten: those that are missing may be gone for good. Where it is none of those members itself, and reaches none, the log must stand
+/// still: else they go on, and something keeps them apart from this one.
 fn may_lead(
     me: Peer,
     last: &[MemberId],
     others: &Others,
     silent: Duration,
-    stood: Duration,
+    stands_still: bool,
 ) -> bool {
     let mut say = others.values().map(|o| o.coordinator);
     if !say.all(|c| c.is_none_or(|c| c == me)) {
@@ -179,7 +184,7 @@ fn may_lead(
     let say = last.iter().filter(|m| **m == me.id || answers(m)).count();
     let any = last.iter().any(|m| *m != me.id && answers(m));
     let patience = LEASE * if any { GONE } else { LOST };
-    if say == 0 && !last.is_empty() && stood < STANDS {
+    if say == 0 && !last.is_empty() && !stands_still {
         return false;
     }
     2 * say > last.len() || last.is_empty() || silent >= patience
@@ -532,16 +537,16 @@ impl Worker {
         joining.map(|o| o.who)
     }
 
-    /// How long the log has ended with this record.
-    fn stood(&self, seq: Seq) -> Duration {
+    /// Whether the log has ended with this record for longer than a job that runs lets it.
+    fn stands_still(&self, seq: Seq) -> bool {
         let mut tail = self.tail.lock();
-        match *tail {
-            Some((before, since)) if before == seq => since.elapsed(),
-            _ => {
-                *tail = Some((seq, Instant::now()));
-                Duration::ZERO
-            }
+        let (before, since) = *tail.get_or_insert((seq, Instant::now()));
+        if before != seq {
+            *tail = Some((seq, Instant::now()));
+            return false;
         }
+        let least = self.ground.interval().saturating_mul(STANDS);
+        since.elapsed() >= least.clamp(STANDS_LEAST, STANDS_MOST)
     }
 
     /// How long no coordinator has been heard of.
@@ -599,13 +604,13 @@ impl Worker {
         let mut last = last.unwrap_or_default();
         last.retain(|id| left.iter().all(|l| l.id != *id));
         let first = self.tail.lock().is_none();
-        let stood = self.stood(log.fold().seq());
+        let stands_still = self.stands_still(log.fold().seq());
         if first && others.is_empty() && !last.is_empty() && !last.contains(&me.id) {
             tracing::warn!(
                 "none of the job's workers answers this one, which waits until their log stands still: if they run, the port of their exchange is closed to it"
             );
         }
-        if !may_lead(me, &last, others, self.silent(), stood) {
+        if !may_lead(me, &last, others, self.silent(), stands_still) {
             return Ok(Led::Not);
         }
         let held = self.shared.hold().await?;

@@ -486,6 +486,10 @@ impl Ground for Machine {
         Ok((self.open(seed).await?, None))
     }
 
+    fn interval(&self) -> Duration {
+        self.world.interval
+    }
+
     fn slots(&self) -> usize {
         self.world.slots
     }

@@ -146,19 +146,19 @@ impl Shard {
         loop {
             let producer = self.producer()?;
             // Asked for its transactions before it has a connection, the client looks for one half a second later.
+            let topic = Some(self.config.marker_topic.as_str());
             let met = again(&producer, deadline, |left| {
-                let topic = Some(self.config.marker_topic.as_str());
-                producer
-                    .producer
-                    .client()
-                    .fetch_metadata(topic, left)
-                    .map(drop)
+                let client = producer.producer.client();
+                client.fetch_metadata(topic, left).map(drop)
             });
+            if let Err(error) = met {
+                let error = told(&producer, "asking for the marker topic", error);
+                kafka::abandon(producer);
+                return Err(error);
+            }
             let until = deadline.min(Instant::now() + time);
-            let begun = met.and_then(|()| {
-                again(&producer, until, |left| {
-                    producer.producer.init_transactions(left)
-                })
+            let begun = again(&producer, until, |left| {
+                producer.producer.init_transactions(left)
             });
             let Err(error) = begun else {
                 return Ok(producer);
