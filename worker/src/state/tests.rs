@@ -308,18 +308,19 @@ impl World {
     }
 
     /// What a kill at this moment leaves on the volume: the files, not what is in write buffers.
+    /// A kill is one moment and a copy is not: `RocksDB` deletes and renames files by itself, so
+    /// what changed under the copy is copied again.
     fn snapshot(&self) -> Option<std::path::PathBuf> {
         self.worker().wait_applied().unwrap();
         let dir = self.dir()?;
         let to = self.root.path().join("killed");
         for g in 0..GROUPS {
             let kg = format!("kg-{g:05}");
-            fs::create_dir_all(to.join(&kg)).unwrap();
-            for f in fs::read_dir(dir.join(&kg)).unwrap() {
-                let f = f.unwrap();
-                if f.file_name() != "LOCK" {
-                    fs::copy(f.path(), to.join(&kg).join(f.file_name())).unwrap();
-                }
+            let (from, to) = (dir.join(&kg), to.join(&kg));
+            let mut tries = 0;
+            while !copied(&from, &to).unwrap() {
+                tries += 1;
+                assert!(tries < 100, "{} never stands still", from.display());
             }
         }
         Some(to)
@@ -378,6 +379,34 @@ impl World {
         prop_assert_eq!(got, wanted, "scan {} {} {:?} after {:?}", t, g, p, after);
         Ok(())
     }
+}
+
+/// Whether the copy at `to` is of one moment: the files of `from` before are those after.
+fn copied(from: &Path, to: &Path) -> std::io::Result<bool> {
+    let files = || -> std::io::Result<Vec<(std::ffi::OsString, u64)>> {
+        let mut all = Vec::new();
+        for f in fs::read_dir(from)? {
+            let f = f?;
+            match f.metadata() {
+                Ok(m) => all.push((f.file_name(), m.len())),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
+            }
+        }
+        all.sort();
+        Ok(all)
+    };
+    let _ = fs::remove_dir_all(to);
+    fs::create_dir_all(to)?;
+    let before = files()?;
+    for (name, _) in before.iter().filter(|(name, _)| name != "LOCK") {
+        match fs::copy(from.join(name), to.join(name)) {
+            Ok(_) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(before == files()?)
 }
 
 fn contract(rocks: bool, ops: &[Op], planted: Planted) -> Result<(), TestCaseError> {
