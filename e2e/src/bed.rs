@@ -1,6 +1,7 @@
 //! Owns the servers of the test bed, a real Kafka and a real S3, through their scripts: started anew for a suite, crashed by
 //! request, stopped and wiped at the end. Where they come from is the scripts' business.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -40,6 +41,12 @@ impl Server {
     /// A Kafka broker without data on this port; the next port is its controller's.
     pub fn kafka(port: u16) -> Result<Self> {
         Self::fresh(root().join("e2e/kafka/kafka.sh"), port, Vec::new())
+    }
+
+    /// The same at another address of this machine.
+    pub fn kafka_at(host: Ipv4Addr, port: u16) -> Result<Self> {
+        let environment = vec![("KAFKA_HOST", host.to_string())];
+        Self::fresh(root().join("e2e/kafka/kafka.sh"), port, environment)
     }
 
     /// The same with listeners behind TLS and a user that logs in by SCRAM-SHA-512. `certificates`: of certificates.sh.
@@ -90,6 +97,12 @@ impl Server {
     /// An S3 server without buckets on this port.
     pub fn s3(port: u16) -> Result<Self> {
         Self::fresh(root().join("e2e/s3/s3.sh"), port, Vec::new())
+    }
+
+    /// The same at another address of this machine.
+    pub fn s3_at(host: Ipv4Addr, port: u16) -> Result<Self> {
+        let environment = vec![("S3_HOST", host.to_string())];
+        Self::fresh(root().join("e2e/s3/s3.sh"), port, environment)
     }
 
     fn fresh(script: PathBuf, port: u16, environment: Vec<(&'static str, String)>) -> Result<Self> {
@@ -146,7 +159,8 @@ impl Server {
     }
 
     pub fn address(&self) -> String {
-        let host = self.environment.iter().find(|(k, _)| *k == "KAFKA_HOST");
+        let mut named = self.environment.iter();
+        let host = named.find(|(k, _)| matches!(*k, "KAFKA_HOST" | "S3_HOST"));
         let host = host.map_or("127.0.0.1", |(_, host)| host);
         format!("{host}:{}", self.port)
     }

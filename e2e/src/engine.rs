@@ -33,6 +33,8 @@ pub struct Launch {
     pub base_epochs: Option<u64>,
     /// `--workers`.
     pub workers: u32,
+    /// Each of them in a network of its own.
+    pub apart: bool,
 }
 
 /// A running, or ended, engine.
@@ -147,13 +149,23 @@ impl Engine {
             .append(true)
             .open(&launch.log)?;
         let log_from = log.metadata()?.len();
-        let mut command = Command::new(&launch.program);
+        let mut command = match launch.apart {
+            true => {
+                let mut command = Command::new(std::env::current_exe()?);
+                command.args(["apart", "--penstock"]).arg(&launch.program);
+                command.arg(&launch.manifest);
+                command
+            }
+            false => {
+                let mut command = Command::new(&launch.program);
+                command.arg("run").arg(&launch.manifest);
+                command.args(["--listen", "127.0.0.1:0"]);
+                command
+            }
+        };
         command
-            .arg("run")
-            .arg(&launch.manifest)
             .arg("--state")
             .arg(&launch.state)
-            .args(["--listen", "127.0.0.1:0"])
             .env("AWS_ACCESS_KEY_ID", S3_ACCESS)
             .env("AWS_SECRET_ACCESS_KEY", S3_SECRET)
             .env("AWS_ALLOW_HTTP", "true")
@@ -264,9 +276,12 @@ impl Engine {
             // It may end while it is looked at.
             let given = fs::read(format!("/proc/{child}/cmdline")).unwrap_or_default();
             let given: Vec<&[u8]> = given.split(|b| *b == 0).collect();
-            let number = given.iter().position(|a| *a == b"--worker");
+            // In a network of its own it is a pod, whose name ends with its number.
+            let number = given
+                .iter()
+                .position(|a| matches!(*a, b"--worker" | b"--pod"));
             let number = number.and_then(|at| std::str::from_utf8(given.get(at + 1)?).ok());
-            let number = number.and_then(|n| n.parse().ok());
+            let number = number.and_then(|n| n.rsplit('-').next()?.parse().ok());
             if let (Some(number), Some(pid)) = (number, Pid::from_raw(child.parse()?)) {
                 workers.insert(number, pid);
             }

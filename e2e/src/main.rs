@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! suite (flights, exactly_once, secure, kind)     bench (latency, size)
-//! engine   manifest   dump   drain   bed
+//! engine   manifest   dump   drain   bed   apart
 //! kafka   canonical
 //! ```
 //!
@@ -13,6 +13,7 @@
     reason = "these programs measure and wait in real time"
 )]
 
+mod apart;
 mod bed;
 mod bench;
 mod canonical;
@@ -80,6 +81,11 @@ enum Command {
         rate: usize,
         #[arg(long, default_value_t = 10)]
         seconds: usize,
+    },
+    /// Run workers that each have a network of their own, as `penstock run --workers` runs those that share one
+    Apart {
+        #[command(flatten)]
+        options: apart::team::Options,
     },
     /// Run a suite
     Suite {
@@ -208,7 +214,8 @@ fn name(command: &Command) -> Option<&'static str> {
         | Command::Produce { .. }
         | Command::Dump { .. }
         | Command::Drain { .. }
-        | Command::Baseline { .. } => None,
+        | Command::Baseline { .. }
+        | Command::Apart { .. } => None,
     }
 }
 
@@ -268,6 +275,7 @@ fn run(command: Command) -> Result<String> {
             rate,
             seconds,
         } => bench::latency::baseline(&brokers, rate, seconds),
+        Command::Apart { options } => apart::team::run(&options),
         Command::Suite {
             suite: Suite::Flights { options, modes },
         } => suite::flights::run(&options, &modes),

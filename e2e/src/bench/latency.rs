@@ -386,6 +386,7 @@ fn measure(options: &Options, case: &Case, brokers: &str, folder: &Path) -> Resu
         fault: None,
         base_epochs: None,
         workers: 1,
+        apart: false,
     })?;
     engine.until("the engine answers", Duration::from_secs(30), |_| true)?;
     std::thread::sleep(Duration::from_secs(2));

@@ -79,6 +79,7 @@ pub fn run(options: &Options) -> Result<String> {
         fault: None,
         base_epochs: None,
         workers: 1,
+        apart: false,
     };
     let mut engine = Engine::start(&launch)?;
     let began = Instant::now();

@@ -1,5 +1,6 @@
 //! The flights job under everything that may happen to it: `kill -9` at random moments and at each named step of the
-//! protocol, zombies that wake, a broker and an object store that crash or are away, volumes lost or swapped for older ones.
+//! protocol, zombies that wake, a broker and an object store that crash or are away, networks that are cut, volumes lost or swapped
+//! for older ones.
 //! Checkpoints are on S3. The output must be the oracle's, and nothing may become late by a fault.
 //!
 //! The input is fed in thousands of small slices while the blows fall, so that each falls into work, and between the first
@@ -19,6 +20,7 @@ use rand::{Rng, SeedableRng};
 use rustix::process::{Signal, kill_process};
 
 use super::{Flights, Options, Work, await_caught_up, await_markers, make_topics};
+use crate::apart::{self, Cut, Namespaces};
 use crate::bed::{Server, root};
 use crate::engine::{Engine, Launch, Watched, fault_points};
 use crate::kafka::Loader;
@@ -41,13 +43,22 @@ pub struct Blows {
         long,
         value_delimiter = ',',
         default_value = "kills,points,zombies,broker,store,volume",
-        default_value_if("workers", ArgPredicate::IsPresent, "kills,frozen,broker,store")
+        default_value_ifs([
+            ("apart", ArgPredicate::IsPresent, "kills,cuts"),
+            ("workers", ArgPredicate::IsPresent, "kills,frozen,broker,store"),
+        ])
     )]
     only: Vec<String>,
     /// Worker processes. With several, each kill falls on one of them, on the one that coordinates, on two at once or on all; the
-    /// kinds of blows are then kills, frozen, points, broker, store, volume
+    /// kinds of blows are then kills, frozen, points, broker, store, volume, and cuts with --apart
     #[arg(long, default_value_t = 1)]
     workers: u32,
+    /// Each worker in a network namespace of its own, over mutual TLS as in a cluster, so that it can be cut off
+    #[arg(long, requires = "workers")]
+    apart: bool,
+    /// How many times to cut a network: between two workers, between one and the object store or the broker, or around one
+    #[arg(long, default_value_t = 8)]
+    cuts: usize,
     /// How long the object store stays away, in seconds
     #[arg(long, default_value_t = 30)]
     away: u64,
@@ -59,6 +70,8 @@ enum Blow {
     Workers(Whom),
     /// A worker looks dead for a while, and wakes.
     Frozen,
+    /// Of the network of several workers.
+    Cut(Between),
     Point(String),
     Zombie,
     Broker,
@@ -72,8 +85,21 @@ pub fn run(options: &Options, blows: &Blows) -> Result<String> {
     let flights = Flights::load(&options.data)?;
     let plan = plan(blows, &options.penstock)?;
     let work = Work::new("exactly-once")?;
-    let kafka = Server::kafka(options.kafka_port)?;
-    let s3 = Server::s3(options.s3_port)?;
+    // Before the servers: they listen on its address.
+    let _networks = match blows.apart {
+        true => Some(Namespaces::new(blows.workers)?),
+        false => None,
+    };
+    let (kafka, s3) = match blows.apart {
+        true => (
+            Server::kafka_at(apart::HOST, options.kafka_port)?,
+            Server::s3_at(apart::HOST, options.s3_port)?,
+        ),
+        false => (
+            Server::kafka(options.kafka_port)?,
+            Server::s3(options.s3_port)?,
+        ),
+    };
     s3.bucket("streams")?;
     let brokers = kafka.address();
     make_topics(&brokers, PREFIX)?;
@@ -102,6 +128,7 @@ pub fn run(options: &Options, blows: &Blows) -> Result<String> {
         fault: None,
         base_epochs: Some(10),
         workers: blows.workers,
+        apart: blows.apart,
     };
     let slices = plan.iter().map(Blow::slices).sum::<usize>() + 1_000;
     let mut ring = Ring {
@@ -119,6 +146,7 @@ pub fn run(options: &Options, blows: &Blows) -> Result<String> {
         launch,
         kafka: &kafka,
         s3: &s3,
+        ports: (options.kafka_port, options.s3_port),
     };
 
     let (mut kills, mut never_hit) = (0, Vec::new());
@@ -152,6 +180,7 @@ pub fn run(options: &Options, blows: &Blows) -> Result<String> {
                 kills += 1;
             }
             Blow::Frozen => ring.freeze_worker()?,
+            Blow::Cut(between) => ring.cut(*between)?,
             Blow::Zombie => ring.zombie()?,
             Blow::Broker => ring.broker_crash()?,
             Blow::Store => ring.store_crash(Duration::from_millis(500))?,
@@ -233,6 +262,50 @@ enum Whom {
     All,
 }
 
+/// Where a network of several workers is cut.
+#[derive(Debug, Clone, Copy)]
+enum Between {
+    Members,
+    /// And another member.
+    Coordinator,
+    MemberAndStore,
+    CoordinatorAndStore,
+    MemberAndBroker,
+    CoordinatorAndBroker,
+    /// And everybody.
+    MemberAndAll,
+    CoordinatorAndAll,
+}
+
+impl Between {
+    const EACH: [Self; 8] = [
+        Self::Members,
+        Self::CoordinatorAndStore,
+        Self::Coordinator,
+        Self::MemberAndStore,
+        Self::CoordinatorAndAll,
+        Self::MemberAndBroker,
+        Self::MemberAndAll,
+        Self::CoordinatorAndBroker,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Members => "two members",
+            Self::Coordinator => "the coordinator and a member",
+            Self::MemberAndStore => "a member and the object store",
+            Self::CoordinatorAndStore => "the coordinator and the object store",
+            Self::MemberAndBroker => "a member and the broker",
+            Self::CoordinatorAndBroker => "the coordinator and the broker",
+            Self::MemberAndAll => "a member and everybody",
+            Self::CoordinatorAndAll => "the coordinator and everybody",
+        }
+    }
+}
+
+/// How long a network stays cut, at most: then the job must go on within `PATIENCE`.
+const CUT: Duration = Duration::from_secs(30);
+
 /// The blows in their order: kinds are not mixed, so that a failure names its kind.
 fn plan(blows: &Blows, program: &Path) -> Result<Vec<Blow>> {
     let mut plan = Vec::new();
@@ -247,6 +320,11 @@ fn plan(blows: &Blows, program: &Path) -> Result<Vec<Blow>> {
                 })
             })),
             "kills" => plan.extend((0..blows.kills).map(|_| Blow::Kill)),
+            "cuts" => {
+                ensure!(blows.apart, "networks are cut with --apart");
+                let each = Between::EACH.into_iter().cycle();
+                plan.extend(each.take(blows.cuts).map(Blow::Cut));
+            }
             "frozen" => plan.extend((0..blows.kills.div_ceil(6)).map(|_| Blow::Frozen)),
             "points" => plan.extend(fault_points(program)?.into_iter().map(Blow::Point)),
             "zombies" => plan.extend((0..3).map(|_| Blow::Zombie)),
@@ -270,7 +348,7 @@ impl Blow {
         match self {
             Self::Kill => 150,
             Self::Workers(_) => 400,
-            Self::Frozen => 1_000,
+            Self::Frozen | Self::Cut(_) => 1_000,
             Self::StoreAway => 1_000,
             Self::Point(_)
             | Self::Zombie
@@ -286,6 +364,7 @@ impl Blow {
             Self::Kill => "kill -9".to_owned(),
             Self::Workers(whom) => format!("kill -9 of {whom:?}").to_lowercase(),
             Self::Frozen => "worker frozen".to_owned(),
+            Self::Cut(between) => format!("cut between {}", between.name()),
             Self::Point(name) => format!("death at {name}"),
             Self::Zombie => "zombie".to_owned(),
             Self::Broker => "broker kill -9".to_owned(),
@@ -302,6 +381,8 @@ struct Ring<'a> {
     flights: &'a Flights,
     kafka: &'a Server,
     s3: &'a Server,
+    /// Of the broker and of the object store.
+    ports: (u16, u16),
     loader: Loader,
     rng: StdRng,
     launch: Launch,
@@ -448,6 +529,61 @@ impl Ring<'_> {
         kill_process(workers[&victim], Signal::CONT).context("cannot wake a worker")?;
         self.feed_a_while(1000, 3000)?;
         self.recover(&format!("woken {victim}"))
+    }
+
+    /// Cuts the network somewhere. Says how long the job stood still, and whether it went on before the cut was mended.
+    fn cut(&mut self, between: Between) -> Result<()> {
+        self.feed_a_while(500, 2500)?;
+        let mut workers: Vec<u32> = (0..self.launch.workers).collect();
+        let leads = self.engine.coordinator()?.context("nobody coordinates")?;
+        workers.retain(|worker| *worker != leads);
+        workers.shuffle(&mut self.rng);
+        let [one, other, ..] = workers[..] else {
+            bail!("cuts need three workers");
+        };
+        let (broker, store) = self.ports;
+        let servers = |worker| vec![Cut::Server(worker, store), Cut::Server(worker, broker)];
+        let all = |worker| {
+            let others = (0..self.launch.workers).filter(|other| *other != worker);
+            let mut cuts = servers(worker);
+            cuts.extend(others.map(|other| Cut::Pair(worker, other)));
+            cuts
+        };
+        let cuts = match between {
+            Between::Members => vec![Cut::Pair(one, other)],
+            Between::Coordinator => vec![Cut::Pair(leads, one)],
+            Between::MemberAndStore => vec![Cut::Server(one, store)],
+            Between::CoordinatorAndStore => vec![Cut::Server(leads, store)],
+            Between::MemberAndBroker => vec![Cut::Server(one, broker)],
+            Between::CoordinatorAndBroker => vec![Cut::Server(leads, broker)],
+            Between::MemberAndAll => all(one),
+            Between::CoordinatorAndAll => all(leads),
+        };
+        cuts.iter().try_for_each(|cut| cut.make())?;
+        let (began, mut last, mut longest) = (Instant::now(), Instant::now(), Duration::ZERO);
+        let (first, mut commits) = (self.epoch, 0);
+        // Commits that were under way come through; what counts is that more do.
+        while began.elapsed() < CUT && (commits < 10 || began.elapsed() < CUT / 2) {
+            self.feed()?;
+            if let Some(status) = self.engine.status()?
+                && status.epoch > self.epoch
+            {
+                self.epoch = status.epoch;
+                commits += 1;
+                longest = longest.max(last.elapsed());
+                last = Instant::now();
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let epochs = self.epoch - first;
+        let still = last.elapsed().max(longest).as_secs_f64();
+        apart::heal(self.launch.workers)?;
+        println!(
+            "exactly-once: cut between {} ({leads} leads, {one}, {other}): {epochs} epochs in {:.0} s, {still:.1} s without",
+            between.name(),
+            began.elapsed().as_secs_f64()
+        );
+        self.recover("mended")
     }
 
     /// Waits until the job goes on, and says how long it took: to the second commit, since the first may have been under way.

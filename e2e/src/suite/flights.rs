@@ -85,6 +85,7 @@ impl Case<'_> {
             fault: None,
             base_epochs: None,
             workers: 1,
+            apart: false,
         })
     }
 

@@ -143,6 +143,11 @@ impl MemoryJob {
         self
     }
 
+    /// As many members from its next run on.
+    pub fn change_members(&mut self, members: usize) {
+        self.members = members;
+    }
+
     /// Rows leave at once, changes as soon as the input has run dry, and sources are read so many rows at a time.
     pub fn at_once(mut self, poll_rows: usize) -> Self {
         self.poll_rows = Some(poll_rows);

@@ -1,4 +1,5 @@
-//! The whole result, once per epoch in which it changed (output mode Complete). State table `rows` (key -> row, copies).
+//! The whole result, once per epoch in which it changed (output mode Complete). State table `rows` (key -> row, copies), all of it in
+//! the key group of rows that have no key: whichever subtask owns that has the whole result, however many there are.
 //!
 //! With a key, rows that went since the last emission come first, as `-D`, so that a keyed sink forgets them; then every row
 //! as `+I`, in the order of its key's bytes.
@@ -18,8 +19,7 @@ use crate::keys::{hash_columns, key_group};
 use crate::message::{Barrier, Batch, EventTime, Lane, RowKind};
 use crate::state::TableId;
 
-/// Key group, key bytes.
-type Key = (u16, Box<[u8]>);
+type Key = Box<[u8]>;
 
 pub struct Materialize {
     uid: String,
@@ -31,7 +31,7 @@ pub struct Materialize {
     keys: RowCodec,
     codec: RowCodec,
     table: TableId,
-    /// (key group, key) -> row, copies.
+    /// Key -> row, copies.
     rows: BTreeMap<Key, (Box<[u8]>, i64)>,
     /// Keys that changed in this epoch, with the row consumers have.
     changed: BTreeMap<Key, Option<Box<[u8]>>>,
@@ -78,19 +78,27 @@ impl Materialize {
         }
         self.opened = true;
         cx.state.register(self.table, None);
+        let home = home(cx);
+        if !cx.state.key_groups().contains(&home) {
+            return Ok(());
+        }
         for group in cx.state.key_groups() {
             for (key, value) in
                 cx.state
                     .scan(self.table, group, &[], None, usize::MAX, cx.now_ms)?
             {
+                if group != home {
+                    // As earlier versions left it: in groups that went to others when workers came.
+                    cx.state.delete(self.table, group, &key);
+                    cx.state.put(self.table, home, &key, &value, cx.now_ms);
+                }
                 let mut value = &value[..];
                 if get_fixed(&mut value, 1)? != [STATE_VERSION] {
                     return Err(corrupt("another version"));
                 }
                 let count = get_signed(&mut value)?;
                 let row = get_bytes(&mut value)?;
-                self.rows
-                    .insert((group, key[..].into()), (row.into(), count));
+                self.rows.insert(key[..].into(), (row.into(), count));
             }
         }
         Ok(())
@@ -122,21 +130,20 @@ impl Materialize {
     }
 }
 
+/// Where rows without a key go.
+fn home(cx: &Context<'_>) -> u16 {
+    let hash = hash_columns(&[], 1)[0];
+    key_group(hash, cx.state.total_groups())
+}
+
 impl Operator for Materialize {
     fn process(&mut self, _port: usize, batch: Batch, cx: &mut Context<'_>) -> Result<Progress> {
         self.open(cx)?;
-        let own = cx.state.key_groups();
         let columns = key_columns(&batch.rows, &self.key);
-        let hashes = hash_columns(&columns, batch.num_rows());
         let keys = self.keys.encode(&columns)?;
         let rows = self.codec.encode(batch.rows.columns())?;
-        for (i, hash) in hashes.iter().enumerate() {
-            let mut group = key_group(*hash, cx.state.total_groups());
-            if !own.contains(&group) {
-                // The whole result in one subtask: everything belongs to the first key group.
-                group = own.start;
-            }
-            let key = (group, Box::from(keys.row(i).data()));
+        for i in 0..batch.num_rows() {
+            let key: Key = keys.row(i).data().into();
             let row = rows.row(i).data();
             let entry = self.rows.get(&key);
             self.changed
@@ -188,18 +195,18 @@ impl Operator for Materialize {
             ));
         }
         let mut value = Vec::new();
-        for ((group, key), old) in std::mem::take(&mut self.changed) {
-            let id = (group, key);
-            match self.rows.get(&id) {
+        let home = home(cx);
+        for (key, old) in std::mem::take(&mut self.changed) {
+            match self.rows.get(&key) {
                 Some((row, count)) => {
                     value.clear();
                     value.push(STATE_VERSION);
                     put_signed(&mut value, *count);
                     put_bytes(&mut value, row);
-                    cx.state.put(self.table, id.0, &id.1, &value, cx.now_ms);
+                    cx.state.put(self.table, home, &key, &value, cx.now_ms);
                 }
                 None => {
-                    cx.state.delete(self.table, id.0, &id.1);
+                    cx.state.delete(self.table, home, &key);
                     if let (true, Some(old)) = (self.keyed, old) {
                         self.pending.push((RowKind::Delete, old));
                     }
@@ -222,7 +229,7 @@ impl Operator for Materialize {
         let rows: usize = self
             .rows
             .iter()
-            .map(|((_, k), (r, _))| k.len() + r.len() + 64)
+            .map(|(k, (r, _))| k.len() + r.len() + 64)
             .sum();
         rows + self.pending.len() * 24
     }

@@ -76,6 +76,8 @@ pub enum Unusable {
 pub struct Verdict {
     /// How often the engine was ended and started again.
     pub crashes: u32,
+    /// How often it had other workers after a barrier.
+    pub changes: usize,
     /// By run (from 1; 0 where the case has one run only) and sink, what differs.
     pub differences: Vec<(usize, Difference)>,
     /// What stopped the job, with the run.
@@ -96,7 +98,7 @@ pub fn load(path: &Path) -> Result<TestFile, Unusable> {
 /// Runs a case with so many slots, and ends the engine once after so many rows. Not to be called from within a runtime.
 pub fn run(test: &TestFile, case: &Case, slots: usize, crash_after_row: Option<u64>) -> Verdict {
     let job = MemoryJob::new(test.job.clone(), test.plan.clone(), slots, None);
-    run_on(job, test, case, crash_after_row)
+    run_on(job, test, case, crash_after_row, &[])
 }
 
 /// As [`run`], with so many workers of one slot each.
@@ -107,14 +109,26 @@ pub fn run_with_workers(
     crash_after_row: Option<u64>,
 ) -> Verdict {
     let job = MemoryJob::new(test.job.clone(), test.plan.clone(), 1, None);
-    run_on(job.members(workers), test, case, crash_after_row)
+    run_on(job.members(workers), test, case, crash_after_row, &[])
+}
+
+/// As [`run`], with so many workers of one slot each, and after so many rows with others: a barrier lies between. The rows in
+/// ascending order.
+pub fn run_with_changes(
+    test: &TestFile,
+    case: &Case,
+    workers: usize,
+    changes: &[(u64, usize)],
+) -> Verdict {
+    let job = MemoryJob::new(test.job.clone(), test.plan.clone(), 1, None).members(workers);
+    run_on(job, test, case, None, changes)
 }
 
 /// As [`run`], with sinks that publish at once, changes that leave as soon as the input has run dry, and sources that are
 /// read so many rows at a time. What remains of the changes is the same.
 pub fn run_at_once(test: &TestFile, case: &Case, slots: usize, poll_rows: usize) -> Verdict {
     let job = MemoryJob::new(test.job.clone(), test.plan.clone(), slots, None);
-    run_on(job.at_once(poll_rows), test, case, None)
+    run_on(job.at_once(poll_rows), test, case, None, &[])
 }
 
 fn run_on(
@@ -122,25 +136,16 @@ fn run_on(
     test: &TestFile,
     case: &Case,
     crash_after_row: Option<u64>,
+    changes: &[(u64, usize)],
 ) -> Verdict {
     if let Some((source, offset)) = crash_after_row.and_then(|n| case.row(n)) {
         job.crash_after(source, offset);
     }
     let mut verdict = Verdict::default();
+    let (mut given, mut changes) = (0, changes.iter().peekable());
     for (i, run) in case.runs.iter().enumerate() {
         let number = if case.runs.len() == 1 { 0 } else { i + 1 };
         job.clock().set(run.clock);
-        for (source, rows) in &run.input {
-            let timestamp_ms = Some(run.clock.get());
-            let rows = rows.iter().cloned();
-            job.push(
-                source,
-                rows.map(|row| MemoryRecord {
-                    timestamp_ms,
-                    ..row
-                }),
-            );
-        }
         let before: BTreeMap<&str, usize> = test
             .job
             .spec
@@ -148,7 +153,24 @@ fn run_on(
             .iter()
             .map(|s| (s.name.as_str(), job.published(&s.name, 0).len()))
             .collect();
-        let ended = job.run(run.drain);
+        let timestamp_ms = Some(run.clock.get());
+        let rows = run.input.iter();
+        let rows = rows.flat_map(|(source, rows)| rows.iter().cloned().map(move |r| (source, r)));
+        let mut ended = Ok(());
+        for (source, row) in rows {
+            let row = MemoryRecord {
+                timestamp_ms,
+                ..row
+            };
+            job.push(source, [row]);
+            given += 1;
+            while let Some((_, workers)) = changes.next_if(|(row, _)| *row <= given) {
+                ended = ended.and_then(|()| job.run(false).map(drop));
+                job.change_members(*workers);
+                verdict.changes += 1;
+            }
+        }
+        let ended = ended.and_then(|()| job.run(run.drain));
         verdict.crashes = job.crashes();
         if let Err(error) = ended {
             verdict.stopped = Some((number, error));

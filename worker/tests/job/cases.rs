@@ -1,9 +1,11 @@
 //! The cases of `tests/sql` and of the examples. Each runs as it is written, and then with every number of slots and workers and with a
-//! crash after its first, its middle and its last row, which must change nothing.
+//! crash after its first, its middle and its last row, and while workers come and go at random barriers, which must change nothing.
 
 use std::path::{Path, PathBuf};
 
 use penstock_worker::testing;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 
 use super::repository;
 
@@ -71,6 +73,63 @@ fn sql_means_the_same_with_any_number_of_slots_and_workers_and_any_crash() {
     assert!(run_all(&files) > 200);
 }
 
+/// So many rescales of one run, and so many runs of each case.
+const CHANGES: usize = 3;
+const RUNS: u64 = 4;
+
+fn rescale_all(files: &[PathBuf]) -> usize {
+    let (mut wrong, mut count, mut as_written) = (Vec::new(), 0, 0);
+    for file in files {
+        let test = testing::load(file).unwrap_or_else(|e| panic!("{}: {e:?}", file.display()));
+        for case in &test.cases {
+            for seed in 0..RUNS {
+                let mut rng = StdRng::seed_from_u64(seed);
+                let mut workers = || [1, 2, 3, 7][rng.random_range(0..4)];
+                let (first, then) = (workers(), [(); CHANGES].map(|()| workers()));
+                let mut rows = [(); CHANGES].map(|()| rng.random_range(0..case.rows()) + 1);
+                rows.sort_unstable();
+                let changes: Vec<_> = rows.into_iter().zip(then).collect();
+                // Where epochs end decides what is late and what an update says: so one worker ends them there too.
+                let alone = changes.iter().map(|(row, _)| (*row, 1)).collect::<Vec<_>>();
+                let [alone, verdict] = [(1, &alone), (first, &changes)].map(|(first, changes)| {
+                    let mut verdict = testing::run_with_changes(&test, case, first, changes);
+                    for (_, difference) in &mut verdict.differences {
+                        difference.missing.sort();
+                        difference.unexpected.sort();
+                    }
+                    verdict
+                });
+                count += verdict.changes;
+                as_written += usize::from(verdict.passed());
+                let same = verdict.stopped.is_none() && verdict.differences == alone.differences;
+                if !same || verdict.changes != CHANGES {
+                    wrong.push(format!(
+                        "{}: {}, {first} workers, then after rows {changes:?}: {verdict:#?}, alone {alone:#?}",
+                        file.display(),
+                        case.name
+                    ));
+                }
+            }
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "{} runs:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
+    // Most cases do not look at where epochs end.
+    assert!(as_written * CHANGES > count * 3 / 4);
+    count
+}
+
+#[test]
+fn sql_means_the_same_while_workers_come_and_go_at_random_barriers() {
+    let mut files = Vec::new();
+    test_files(&repository("worker/tests/sql"), &mut files);
+    assert!(rescale_all(&files) > 200);
+}
+
 #[test]
 fn changes_that_leave_at_once_come_to_the_same() {
     let mut files = Vec::new();
@@ -99,8 +158,7 @@ fn changes_that_leave_at_once_come_to_the_same() {
     );
 }
 
-#[test]
-fn examples_pass_with_any_number_of_slots_and_workers_and_any_crash() {
+fn examples() -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(repository("examples")).expect("the examples are there") {
         let folder = entry.expect("an entry").path();
@@ -115,5 +173,15 @@ fn examples_pass_with_any_number_of_slots_and_workers_and_any_crash() {
         );
         files.push(file);
     }
-    assert!(run_all(&files) > 100);
+    files
+}
+
+#[test]
+fn examples_pass_with_any_number_of_slots_and_workers_and_any_crash() {
+    assert!(run_all(&examples()) > 100);
+}
+
+#[test]
+fn examples_pass_while_workers_come_and_go_at_random_barriers() {
+    assert!(rescale_all(&examples()) > 50);
 }

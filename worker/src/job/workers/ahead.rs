@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use penstock_checkpoint::ids::LogId;
+use penstock_checkpoint::log::JobLog;
 use penstock_checkpoint::recovery::RestorePlan;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
@@ -46,10 +47,12 @@ impl Worker {
     pub(super) async fn load_ahead(&self, within: Duration) {
         let _one = self.preparing.lock().await;
         let (by, mut before) = (Instant::now() + within, BTreeSet::new());
+        let mut log = None;
         for _ in 0..ROUNDS {
             let began = Instant::now();
             let next = self.next_team().await;
-            match tokio::time::timeout_at(by, self.prepare(&next)).await {
+            let prepared = self.prepare(&next, &mut log);
+            match tokio::time::timeout_at(by, prepared).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
                     return tracing::warn!(%error, "nothing was loaded ahead: the pause is longer");
@@ -67,8 +70,15 @@ impl Worker {
         }
     }
 
-    async fn prepare(&self, next: &BTreeSet<Peer>) -> Result<()> {
-        let (mut log, _) = self.ground.log().await?;
+    /// `log`: of the round before, which is followed: a long one takes as long to open as the round.
+    async fn prepare(&self, next: &BTreeSet<Peer>, log: &mut Option<JobLog>) -> Result<()> {
+        let log = match log {
+            Some(log) => {
+                log.follow().await.map_err(storage)?;
+                log
+            }
+            None => log.insert(self.ground.log().await?.0),
+        };
         let restore = log.restore(log.fold().head()).await.map_err(storage)?;
         if restore.state.chains.is_empty() {
             return Ok(());
