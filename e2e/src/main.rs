@@ -20,6 +20,7 @@ mod canonical;
 mod drain;
 mod dump;
 mod engine;
+mod groups;
 mod kafka;
 mod manifest;
 mod suite;
@@ -156,6 +157,10 @@ enum Set {
     Latency(bench::latency::Options),
     /// Lost workers, and more and fewer of them, with large state
     Elasticity(bench::elasticity::Options),
+    /// What workers can do, and what the autoscaler makes of a load that triples
+    Autoscale(bench::autoscale::Options),
+    /// Workers with little memory and much state, for as long as one likes
+    Memory(bench::memory::Options),
     /// State far larger than memory
     Size(bench::size::Options),
 }
@@ -207,6 +212,12 @@ fn name(command: &Command) -> Option<&'static str> {
             set: Set::Latency(_),
         } => Some("bench latency"),
         Command::Bench { set: Set::Size(_) } => Some("bench size"),
+        Command::Bench {
+            set: Set::Memory(_),
+        } => Some("bench memory"),
+        Command::Bench {
+            set: Set::Autoscale(_),
+        } => Some("bench autoscale"),
         Command::Bench {
             set: Set::Elasticity(_),
         } => Some("bench elasticity"),
@@ -294,6 +305,12 @@ fn run(command: Command) -> Result<String> {
         Command::Bench {
             set: Set::Elasticity(options),
         } => bench::elasticity::run(&options),
+        Command::Bench {
+            set: Set::Autoscale(options),
+        } => bench::autoscale::run(&options),
+        Command::Bench {
+            set: Set::Memory(options),
+        } => bench::memory::run(&options),
         Command::Bench {
             set: Set::Size(options),
         } => bench::size::run(&options),

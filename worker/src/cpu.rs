@@ -26,16 +26,36 @@ pub fn used() -> Duration {
 }
 
 /// CPUs of the smallest quota of the group and those that it is in; `None`: there is none. `root`: where groups are mounted; `group`:
-/// as /proc/self/cgroup names it.
+/// as /proc/self/cgroup names it, of either version of the kernel's interface.
 fn quota(root: &Path, group: &str) -> Option<f64> {
-    let group = group.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    let folders = Path::new(group).ancestors().map(|part| root.join(part));
-    let quotas = folders.filter_map(|folder| {
+    let named = |controller: &str| {
+        let mut groups = group.lines().filter_map(|line| {
+            let (controllers, path) = line.split_once(':')?.1.split_once(":/")?;
+            let is = controllers.split(',').any(|c| c == controller);
+            is.then_some(path)
+        });
+        groups.next()
+    };
+    // A container sees its own group as the root, whatever its name is outside.
+    let folders = |path: &'static str, group| {
+        let folders = Path::new(group).ancestors();
+        folders.map(move |part| root.join(path).join(part))
+    };
+    let two = folders("", named("").unwrap_or_default()).filter_map(|folder| {
         let text = fs::read_to_string(folder.join("cpu.max")).ok()?;
         let (quota, period) = text.trim().split_once(' ')?;
         Some(quota.parse::<f64>().ok()? / period.parse::<f64>().ok()?)
     });
-    quotas.filter(|cpus| *cpus > 0.0).min_by(f64::total_cmp)
+    let one = folders("cpu", named("cpu").unwrap_or_default()).filter_map(|folder| {
+        let number = |file| {
+            let text = fs::read_to_string(folder.join(file)).ok()?;
+            text.trim().parse::<f64>().ok()
+        };
+        Some(number("cpu.cfs_quota_us")? / number("cpu.cfs_period_us")?)
+    });
+    // Without a quota it is "max", or -1.
+    let quotas = two.chain(one).filter(|cpus| *cpus > 0.0);
+    quotas.min_by(f64::total_cmp)
 }
 
 #[cfg(test)]
@@ -58,6 +78,20 @@ mod tests {
         assert_eq!(cpus(), Some(0.25));
         write(root.path(), "100000 100000\n");
         assert_eq!(quota(root.path(), "0::/\n"), Some(1.0), "in a container");
+    }
+
+    #[test]
+    fn the_older_interface_counts_too() {
+        let root = tempfile::tempdir().unwrap();
+        let job = root.path().join("cpu/pods/job");
+        fs::create_dir_all(&job).unwrap();
+        let write = |file: &str, text: &str| fs::write(job.join(file), text).unwrap();
+        let cpus = || quota(root.path(), "5:memory:/\n3:cpuacct,cpu:/pods/job\n0::/\n");
+        write("cpu.cfs_quota_us", "-1\n");
+        write("cpu.cfs_period_us", "100000\n");
+        assert_eq!(cpus(), None, "nothing says so");
+        write("cpu.cfs_quota_us", "25000\n");
+        assert_eq!(cpus(), Some(0.25));
         assert_eq!(quota(root.path(), "1:cpu:/old\n"), None);
     }
 

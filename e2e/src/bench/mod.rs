@@ -1,8 +1,10 @@
 //! Measurements that need a real engine but no rival: latency from broker to broker, state far larger than memory, and
-//! what lost and changed workers cost.
+//! what lost and changed workers cost, workers with little memory for hours, and the autoscaler on a real load.
 
+pub mod autoscale;
 pub mod elasticity;
 pub mod latency;
+pub mod memory;
 pub mod size;
 
 /// The value below which this share of the sorted samples lies.

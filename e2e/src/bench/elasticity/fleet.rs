@@ -1,6 +1,7 @@
 //! The workers of an engine under measurement.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -12,10 +13,14 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::PARTITIONS;
 use crate::bed::{S3_ACCESS, S3_SECRET, root, testbed};
 use crate::engine::get;
+use crate::groups::{Bounds, Group};
+use crate::kafka;
 
 /// Where it finds what it needs.
+#[derive(Clone)]
 pub struct Place {
     pub brokers: String,
     pub s3: String,
@@ -26,6 +31,52 @@ pub struct Place {
     /// Topics.
     pub input: String,
     pub output: String,
+    /// Of rows that are joined to those of the input; `None`: there is no join.
+    pub tags: Option<String>,
+}
+
+impl Place {
+    /// With its topics made.
+    pub fn new(
+        brokers: &str,
+        s3: String,
+        folder: &Path,
+        engine: &str,
+        joins: bool,
+    ) -> Result<Self> {
+        let topic = |end: &str| -> Result<String> {
+            let name = format!("elasticity-{engine}-{end}");
+            kafka::create_topic(brokers, &name, PARTITIONS, &[])?;
+            Ok(name)
+        };
+        Ok(Self {
+            tags: joins.then(|| topic("tags")).transpose()?,
+            ..Self::at(brokers, s3, folder, topic("in")?, topic("out")?)
+        })
+    }
+
+    /// Of topics that are there.
+    pub fn at(brokers: &str, s3: String, folder: &Path, input: String, output: String) -> Self {
+        Self {
+            brokers: brokers.to_owned(),
+            s3,
+            folder: folder.to_owned(),
+            interval: "100ms".to_owned(),
+            put_delay: 0,
+            input,
+            output,
+            tags: None,
+        }
+    }
+}
+
+/// What each worker may have.
+#[derive(Debug, Clone, Default)]
+pub struct Share {
+    /// Bytes for state, staging and exchange.
+    pub budget: u64,
+    /// Of its process; none, if there are none.
+    pub bounds: Option<Bounds>,
 }
 
 pub trait Fleet {
@@ -70,23 +121,34 @@ pub struct Penstock {
     place: Place,
     manifest: PathBuf,
     sockets: TempDir,
+    share: Share,
+    groups: BTreeMap<u32, Group>,
     workers: BTreeMap<u32, Child>,
     /// Of workers that left.
     leaving: Vec<Child>,
 }
 
-/// As many as are started first.
-const FIRST: &str = "3";
+/// As many as are said to be there, whatever comes and goes.
+const KNOWN: u32 = 3;
 
 impl Penstock {
-    pub fn new(program: &Path, place: Place) -> Result<Self> {
+    pub fn new(program: &Path, place: Place, share: Share) -> Result<Self> {
+        let text = job(&place);
+        Self::of(program, place, share, &text)
+    }
+
+    /// Of another job than that of the elasticity bench.
+    pub fn of(program: &Path, place: Place, share: Share, job: &str) -> Result<Self> {
+        fs::create_dir_all(&place.folder)?;
         let manifest = place.folder.join("job.yaml");
-        fs::write(&manifest, job(&place))?;
+        fs::write(&manifest, job)?;
         Ok(Self {
             program: program.to_owned(),
             place,
             manifest,
             sockets: tempfile::Builder::new().prefix("penstock-").tempdir()?,
+            share,
+            groups: BTreeMap::new(),
             workers: BTreeMap::new(),
             leaving: Vec::new(),
         })
@@ -101,8 +163,8 @@ impl Penstock {
         Pid::from_raw(i32::try_from(child.id())?).context("a process id")
     }
 
-    /// What the coordinator says.
-    fn status(&self) -> Option<(u32, Value)> {
+    /// What the coordinator says, and which it is, while the job runs.
+    pub fn status(&self) -> Option<(u32, Value)> {
         let asked = self.workers.keys().find_map(|worker| {
             let text = fs::read_to_string(self.log(*worker)).ok()?;
             let mut said = text
@@ -128,14 +190,13 @@ impl Penstock {
             .arg(&self.manifest)
             .arg("--state")
             .arg(self.place.folder.join("volume"))
+            .args(["--listen", "127.0.0.1:0"])
+            // Of all of them together.
             .args([
-                "--listen",
-                "127.0.0.1:0",
                 "--memory",
-                "512Mi",
-                "--workers",
-                FIRST,
+                &(self.share.budget * u64::from(KNOWN)).to_string(),
             ])
+            .args(["--workers", &KNOWN.to_string()])
             .args(["--worker", &worker.to_string()])
             .arg("--sockets")
             .arg(self.sockets.path())
@@ -148,8 +209,20 @@ impl Penstock {
             .stderr(log)
             .spawn()
             .with_context(|| format!("cannot start {}", self.program.display()))?;
+        if let Some(bounds) = self.share.bounds {
+            let group = match self.groups.entry(worker) {
+                Entry::Occupied(group) => group.into_mut(),
+                Entry::Vacant(none) => none.insert(Group::new(&worker.to_string(), bounds)?),
+            };
+            group.take(child.id())?;
+        }
         self.workers.insert(worker, child);
         Ok(())
+    }
+
+    /// Of each worker that had bounds: how often the kernel killed it for memory, and the most bytes that it had.
+    pub fn memory(&self) -> Result<Vec<(u64, u64)>> {
+        self.groups.values().map(Group::memory).collect()
     }
 }
 
@@ -383,23 +456,50 @@ pub fn job(place: &Place) -> String {
         interval,
         input,
         output,
+        tags,
         ..
     } = place;
+    let source = |name: &str, topic: &str, columns: &[&str], more: &str| {
+        let columns: String = columns
+            .iter()
+            .map(|c| format!("        - {{name: {c}, nullable: false}}\n"))
+            .collect();
+        format!(
+            "    - name: {name}
+      kafka: {{bootstrapServers: '{brokers}', topics: [{topic}], startFrom: {{earliest: {{}}}}}}
+      format: {{json: {{timestamps: EpochMillis}}}}
+      columns:
+{columns}{more}"
+        )
+    };
+    let [k, s, v] = ["k, type: BIGINT", "s, type: BIGINT", "v, type: STRING"];
+    let (sources, sql) = match tags {
+        None => (
+            source("rows_in", input, &[k, "t, type: BIGINT", v], ""),
+            "INSERT INTO out SELECT k, COUNT(*) AS n, MAX(t) AS t, MAX(v) AS v FROM rows_in GROUP BY k",
+        ),
+        Some(tags) => {
+            let t = "t, type: TIMESTAMP(3)";
+            let watermark = "      watermark: {column: t, maxOutOfOrderness: 500ms}\n";
+            let rows = source("rows_in", input, &[k, s, t, v], watermark);
+            (
+                rows + &source("tags", tags, &[k, s, t], watermark),
+                "CREATE VIEW r AS SELECT * FROM TUMBLE(TABLE rows_in, DESCRIPTOR(t), INTERVAL '1' SECOND);
+    CREATE VIEW g AS SELECT * FROM TUMBLE(TABLE tags, DESCRIPTOR(t), INTERVAL '1' SECOND);
+    CREATE VIEW tagged AS SELECT r.k, r.v FROM r JOIN g
+      ON r.window_start = g.window_start AND r.window_end = g.window_end AND r.k = g.k AND r.s = g.s;
+    INSERT INTO out SELECT k, COUNT(*) AS n, MAX(v) AS v FROM tagged GROUP BY k",
+            )
+        }
+    };
     format!(
         "apiVersion: penstock.dev/v1alpha1
 kind: StreamingJob
 metadata: {{name: elasticity}}
 spec:
   sources:
-    - name: rows_in
-      kafka: {{bootstrapServers: '{brokers}', topics: [{input}], startFrom: {{earliest: {{}}}}}}
-      format: {{json: {{}}}}
-      columns:
-        - {{name: k, type: BIGINT, nullable: false}}
-        - {{name: t, type: BIGINT, nullable: false}}
-        - {{name: v, type: STRING, nullable: false}}
-  sql: |
-    INSERT INTO out SELECT k, COUNT(*) AS n, MAX(t) AS t, MAX(v) AS v FROM rows_in GROUP BY k
+{sources}  sql: |
+    {sql}
   sinks:
     - name: out
       kafka: {{bootstrapServers: '{brokers}', topic: {output}}}
@@ -422,14 +522,17 @@ mod tests {
 
     #[test]
     fn the_job_is_a_valid_manifest() {
-        crate::manifest::assert_valid(&job(&Place {
-            brokers: "127.0.0.1:9092".to_owned(),
-            s3: "http://127.0.0.1:9000".to_owned(),
-            folder: PathBuf::new(),
-            interval: "100ms".to_owned(),
-            put_delay: 0,
-            input: "in".to_owned(),
-            output: "out".to_owned(),
-        }));
+        for tags in [None, Some("tags".to_owned())] {
+            crate::manifest::assert_valid(&job(&Place {
+                brokers: "127.0.0.1:9092".to_owned(),
+                s3: "http://127.0.0.1:9000".to_owned(),
+                folder: PathBuf::new(),
+                interval: "100ms".to_owned(),
+                put_delay: 0,
+                input: "in".to_owned(),
+                output: "out".to_owned(),
+                tags,
+            }));
+        }
     }
 }

@@ -15,13 +15,12 @@ use clap::Args;
 
 use super::percentile;
 use crate::bed::Server;
-use crate::kafka;
 use crate::suite::Work;
 
-mod fleet;
-mod traffic;
+pub mod fleet;
+pub mod traffic;
 
-use fleet::{Fleet, Flink, Penstock, Place};
+use fleet::{Fleet, Flink, Penstock, Place, Share};
 use traffic::{Load, Watch};
 
 #[derive(Args, Clone)]
@@ -59,10 +58,10 @@ pub struct Options {
     s3_port: u16,
 }
 
-const PARTITIONS: i32 = 8;
+pub const PARTITIONS: i32 = 8;
 /// After a disturbance, until the next one.
 const REST: Duration = Duration::from_secs(3);
-const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 /// The most, at the 99th percentile: from a kill until output comes again, and without output when a worker comes.
 const KILLED: i64 = 3_000;
 const PAUSE: i64 = 200;
@@ -139,24 +138,18 @@ pub fn run(options: &Options) -> Result<String> {
     let brokers = server.address();
     let work = Work::new("elasticity")?;
     let place = |engine: &str| -> Result<Place> {
-        let topic = |end| format!("elasticity-{engine}-{end}");
-        let (input, output) = (topic("in"), topic("out"));
-        for topic in [&input, &output] {
-            kafka::create_topic(&brokers, topic, PARTITIONS, &[])?;
-        }
-        Ok(Place {
-            brokers: brokers.clone(),
-            s3: store.url(),
-            folder: work.folder.clone(),
-            interval: options.interval.clone(),
-            put_delay: options.put_delay,
-            input,
-            output,
-        })
+        let mut place = Place::new(&brokers, store.url(), &work.folder, engine, false)?;
+        place.interval.clone_from(&options.interval);
+        place.put_delay = options.put_delay;
+        Ok(place)
     };
     let ours = place("penstock")?;
     let traffic = Traffic::new(&ours, options)?;
-    let mut fleet = Penstock::new(&options.penstock, ours)?;
+    let share = Share {
+        budget: 170 << 20,
+        bounds: None,
+    };
+    let mut fleet = Penstock::new(&options.penstock, ours, share)?;
     let times = Times {
         kills: options.kills,
         lost: options.lost,
@@ -213,7 +206,7 @@ struct Traffic {
 
 impl Traffic {
     fn new(place: &Place, options: &Options) -> Result<Self> {
-        let load = Load::new(&place.brokers, &place.input, options.keys)?;
+        let load = Load::new(place, options.keys)?;
         Ok(Self {
             watch: Watch::new(&place.brokers, &place.output, load.sent())?,
             load,
@@ -333,7 +326,7 @@ fn rescaled(times: usize, watch: &Watch, fleet: &mut dyn Fleet) -> Result<Vec<Co
 }
 
 /// Nothing is in arrears any more, and has not been for a while.
-fn settled(watch: &Watch) -> Result<()> {
+pub fn settled(watch: &Watch) -> Result<()> {
     sleep(REST);
     watch.keeps_up(PATIENCE)?;
     sleep(REST);

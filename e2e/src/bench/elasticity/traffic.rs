@@ -9,6 +9,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Value;
 
 use super::PARTITIONS;
+use super::fleet::Place;
 use crate::kafka::{From, Loader, Pace, Reader, Seen};
 
 /// How many rows of each key were sent.
@@ -21,10 +22,64 @@ pub struct Gap {
     pub length: Duration,
 }
 
+/// Where rows go: those of the input, and those that are joined to them.
+struct Pipes {
+    rows: Loader,
+    tags: Option<Loader>,
+    sent: Sent,
+    partitions: i32,
+}
+
+impl Pipes {
+    fn new(place: &Place, sent: Sent, partitions: i32) -> Result<Self> {
+        let tags = place.tags.as_ref();
+        Ok(Self {
+            rows: Loader::new(&place.brokers, &place.input)?,
+            tags: tags.map(|t| Loader::new(&place.brokers, t)).transpose()?,
+            sent,
+            partitions,
+        })
+    }
+
+    fn put(&mut self, key: usize, number: u64) -> Result<()> {
+        // Counted first: what comes out may be no more than what was sent.
+        let nth = self.sent[key].fetch_add(1, Ordering::Release);
+        let to = (key % self.partitions as usize) as i32;
+        self.send(to, key, nth, now_ms(), number)
+    }
+
+    fn send(&mut self, to: i32, key: usize, nth: u32, at: u128, number: u64) -> Result<()> {
+        self.rows.put(to, row(key, nth, at, number).as_bytes())?;
+        if let Some(tags) = &mut self.tags {
+            let tag = format!("{{\"k\":{key},\"s\":{nth},\"t\":{at}}}");
+            tags.put(to, tag.as_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// Where windows are: a row in each partition that is later than all others: it closes their windows, and its own stays open.
+    fn close(&mut self) -> Result<()> {
+        const LATER: u128 = 60_000;
+        let beyond = self.sent.len();
+        (0..self.partitions).try_for_each(|to| self.send(to, beyond, 0, now_ms() + LATER, 0))
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.rows.flush()?;
+        self.tags.as_mut().map_or(Ok(()), Loader::flush)
+    }
+
+    fn poll(&mut self) {
+        self.rows.poll();
+        if let Some(tags) = &mut self.tags {
+            tags.poll();
+        }
+    }
+}
+
 /// Writes the rows.
 pub struct Load {
-    brokers: String,
-    topic: String,
+    place: Place,
     sent: Sent,
     /// Rows per second; 0: none.
     rate: Arc<AtomicUsize>,
@@ -45,23 +100,29 @@ fn mixed(n: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-fn row(key: usize, number: u64) -> String {
+/// `nth`: of its key.
+fn row(key: usize, nth: u32, at: u128, number: u64) -> String {
     // Hardly compressible.
     let payload: String = (0..10)
         .map(|i| format!("{:015x}", mixed(number * 10 + i) >> 4))
         .collect();
-    format!("{{\"k\":{key},\"t\":{},\"v\":\"{payload}\"}}", now_ms())
+    format!("{{\"k\":{key},\"s\":{nth},\"t\":{at},\"v\":\"{payload}\"}}")
 }
 
 impl Load {
-    pub fn new(brokers: &str, topic: &str, keys: usize) -> Result<Self> {
+    pub fn new(place: &Place, keys: usize) -> Result<Self> {
+        Self::spread(place, keys, PARTITIONS)
+    }
+
+    /// Over so many partitions.
+    pub fn spread(place: &Place, keys: usize, partitions: i32) -> Result<Self> {
         let sent: Sent = Arc::new((0..keys).map(|_| AtomicU32::new(0)).collect());
         let (rate, over) = (
             Arc::new(AtomicUsize::new(0)),
             Arc::new(AtomicBool::new(false)),
         );
-        let mut loader = Loader::new(brokers, topic)?;
-        let (to, pace, ends) = (sent.clone(), rate.clone(), over.clone());
+        let mut pipes = Pipes::new(place, sent.clone(), partitions)?;
+        let (pace, ends) = (rate.clone(), over.clone());
         let thread = std::thread::spawn(move || {
             let mut number = 0;
             while !ends.load(Ordering::Relaxed) {
@@ -69,16 +130,18 @@ impl Load {
                 let tick = Instant::now();
                 for _ in 0..pace.load(Ordering::Relaxed) / 100 {
                     number += 1;
-                    put(&mut loader, &to, mixed(number) as usize % keys, number)?;
+                    pipes.put(mixed(number) as usize % keys, number)?;
                 }
-                loader.poll();
+                pipes.poll();
                 sleep(Duration::from_millis(10).saturating_sub(tick.elapsed()));
             }
-            loader.flush()
+            if pipes.tags.is_some() {
+                pipes.close()?;
+            }
+            pipes.flush()
         });
         Ok(Self {
-            brokers: brokers.to_owned(),
-            topic: topic.to_owned(),
+            place: place.clone(),
             sent,
             rate,
             over,
@@ -90,13 +153,18 @@ impl Load {
         self.sent.clone()
     }
 
+    /// Rows that were sent.
+    pub fn rows(&self) -> u64 {
+        total(&self.sent)
+    }
+
     /// A row of each key, as fast as the broker takes them.
     pub fn every_key(&self) -> Result<()> {
-        let mut loader = Loader::new(&self.brokers, &self.topic)?;
+        let mut pipes = Pipes::new(&self.place, self.sent.clone(), PARTITIONS)?;
         for key in 0..self.sent.len() {
-            put(&mut loader, &self.sent, key, !(key as u64) >> 8)?;
+            pipes.put(key, !(key as u64) >> 8)?;
         }
-        loader.flush()
+        pipes.flush()
     }
 
     pub fn rate(&self, rows: usize) {
@@ -114,15 +182,6 @@ impl Load {
         let thread = thread.context("it was stopped before")?;
         thread.join().map_err(|_| anyhow!("the sender panicked"))?
     }
-}
-
-fn put(loader: &mut Loader, sent: &Sent, key: usize, number: u64) -> Result<()> {
-    // Counted first: what comes out may be no more than what was sent.
-    sent[key].fetch_add(1, Ordering::Release);
-    loader.put(
-        (key % PARTITIONS as usize) as i32,
-        row(key, number).as_bytes(),
-    )
 }
 
 fn total(of: &[AtomicU32]) -> u64 {
