@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 const ROOT: &str = "/sys/fs/cgroup";
-/// Microseconds of which a quota is a share.
-const PERIOD: u64 = 100_000;
+/// Microseconds of which a quota is a share: short, so that one with a small share does not stand still for long.
+const PERIOD: u64 = 10_000;
 
 /// What processes of a group may have together.
 #[derive(Debug, Clone, Copy, Default)]

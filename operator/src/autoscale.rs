@@ -31,6 +31,8 @@ const HOUR: TimeDelta = TimeDelta::seconds(3600);
 const FRESH: TimeDelta = TimeDelta::seconds(50);
 /// A slot that works less of its time shows nothing of what it could do.
 const MEANINGFUL: f64 = 0.05;
+/// As hard as the hardest within this share.
+const HARDEST: f64 = 0.9;
 /// The busiest slot is at its end, and the others work at most this share of what it does: one key, or one split, is hot.
 const AT_ITS_END: f64 = 0.9;
 const SKEWED: f64 = 0.5;
@@ -315,16 +317,19 @@ pub fn decide(samples: &[Sample], steps: &[Step], limits: &Limits, now: DateTime
     })
 }
 
-/// Rows a second that the hottest worker could do: what it did, by the time that it worked.
+/// Rows a second that the hottest worker could do: what it did, by the time that it worked. The samples count in which it worked
+/// hardest, and three at least: with little to do, much of its time goes into what does not grow with the load.
 fn rate_of_one(samples: &[&Sample], limits: &Limits) -> Option<f64> {
-    let shown = samples
+    let shows = |s: &&&Sample| s.busiest >= MEANINGFUL && s.read > 0.0;
+    let mut shown: Vec<&&Sample> = samples.iter().filter(shows).collect();
+    shown.sort_by(|a, b| b.busiest.total_cmp(&a.busiest));
+    let hard = |s: &&&&Sample| s.busiest >= shown[0].busiest * HARDEST;
+    let hardest = shown.iter().take_while(hard).count().max(3);
+    let hardest = &shown[..hardest.min(shown.len())];
+    let rates = hardest
         .iter()
-        .filter(|s| s.busiest >= MEANINGFUL && s.read > 0.0);
-    let rates: Vec<f64> = shown
-        .map(|s| s.read / divided(s.workers, limits) / s.busiest)
-        .collect();
-    let count = rates.len();
-    (count > 0).then(|| rates.iter().sum::<f64>() / count as f64)
+        .map(|s| s.read / divided(s.workers, limits) / s.busiest);
+    (!hardest.is_empty()).then(|| rates.sum::<f64>() / hardest.len() as f64)
 }
 
 /// Into how many equal parts the work of so many is divided: the one that has most parts counts.

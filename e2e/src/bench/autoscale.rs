@@ -29,10 +29,10 @@ pub struct Options {
     #[arg(long, default_value = "penstock")]
     penstock: PathBuf,
     /// CPUs of each worker
-    #[arg(long, default_value_t = 0.15)]
+    #[arg(long, default_value_t = 0.35)]
     cpus: f64,
     /// Share of what one worker can do that comes before the step
-    #[arg(long, default_value_t = 0.6)]
+    #[arg(long, default_value_t = 0.45)]
     load: f64,
     /// How long what so many workers can do is measured, in seconds
     #[arg(long, default_value_t = 25)]
@@ -60,6 +60,7 @@ const WATCHED: Duration = Duration::from_secs(150);
 const RHO: f64 = 0.75;
 const CATCH_UP: f64 = 300.0;
 
+/// A row costs some twenty microseconds: little enough comes then that broker and sender are no bound.
 fn job(place: &Place, prefix: &str) -> String {
     let Place {
         brokers,
@@ -83,7 +84,7 @@ spec:
         - {{name: v, type: STRING, nullable: false}}
       watermark: {{column: t, maxOutOfOrderness: 1s}}
   sql: |
-    INSERT INTO out SELECT window_start, k, COUNT(*) AS n, MAX(v) AS v
+    INSERT INTO out SELECT window_start, k, COUNT(*) AS n, MAX(levenshtein(v, reverse(v))) AS far
     FROM TABLE(TUMBLE(TABLE rows_in, DESCRIPTOR(t), INTERVAL '10' SECOND)) GROUP BY window_start, window_end, k
   sinks:
     - name: out
@@ -160,7 +161,7 @@ fn capacities(options: &Options, place: &dyn Fn(&str) -> Result<Place>) -> Resul
     for workers in 1..=MOST {
         // What the first could read tells how much the others need.
         let rows = match rates.first() {
-            None => 3_000_000.0,
+            None => 2_000_000.0,
             Some(one) => needed_by(*one, workers, options),
         };
         needed = f64::max(needed, rows);
@@ -320,6 +321,13 @@ impl Asks {
     fn ask(&mut self, fleet: &Penstock) -> Result<Decision> {
         let now = Utc::now();
         if let Some(sample) = Sample::of(&status(fleet)?, now) {
+            println!(
+                "autoscale: {} workers: {:.0} rows per second came, {:.0} were read, the busiest slot works {:.0} % of its time",
+                sample.workers,
+                sample.came,
+                sample.read,
+                sample.busiest * 100.0
+            );
             self.history.add(sample);
         }
         autoscale::of(&self.spec, &self.history, Some(self.workers), now)

@@ -16,6 +16,8 @@ struct Model {
     sink: f64,
     /// Share of all rows that are one key's.
     hot: f64,
+    /// Share of its time that a worker which reads next to nothing works.
+    idle: f64,
     /// Seconds in which nothing is heard.
     deaf: std::ops::Range<f64>,
     /// Rows that wait at the beginning.
@@ -31,6 +33,7 @@ impl Default for Model {
             change: 3.0,
             sink: f64::INFINITY,
             hot: 0.0,
+            idle: 0.0,
             deaf: 0.0..0.0,
             backlog: 0.0,
         }
@@ -106,7 +109,10 @@ impl Model {
             if second % POLL != 0.0 {
                 continue;
             }
-            let of_one = |share: f64| read / POLL * share / self.rate;
+            let of_one = |share: f64| {
+                let worked = read / POLL * share / self.rate;
+                worked + self.idle * (1.0 - worked)
+            };
             if !self.deaf.contains(&second) {
                 samples.push(Sample {
                     at: at(second),
@@ -199,6 +205,24 @@ fn a_step_to_three_times_the_load_is_one_decision_within_ninety_seconds() {
     // The least that holds λ/ρ and catches up.
     assert!((3..=4).contains(&workers), "{workers}");
     assert!(ran.lag_seconds < 1.0);
+}
+
+#[test]
+fn what_workers_can_do_is_learned_from_when_they_work_hardest() {
+    let load = |s: f64| if s < 1800.0 { 450.0 } else { 1_350.0 };
+    let ran = Model {
+        load,
+        idle: 0.4,
+        ..Model::default()
+    }
+    .trace(
+        "a step to 3x, and workers with little to do that are busy all the same",
+        2.0,
+    );
+    let [(_, workers, _)] = ran.steps[..] else {
+        panic!("{:?}", ran.steps)
+    };
+    assert_eq!(workers, 2);
 }
 
 #[test]

@@ -39,9 +39,11 @@ use crate::process;
 use crate::state::StateWorker;
 
 mod ahead;
+mod doubts;
 mod host;
 
 use ahead::{COMES, LEAVES, Prepare};
+use doubts::Doubts;
 use host::Host;
 
 /// How long a first coordinator waits for the others to come up, and a later one for a worker that is started again.
@@ -201,6 +203,7 @@ pub(crate) struct Worker {
     preparing: AsyncMutex<()>,
     /// The end of the log when this worker looked at it last, and since when it is that.
     tail: Mutex<Option<(Seq, Instant)>>,
+    doubts: Mutex<Doubts>,
 }
 
 /// The coordinator that this worker heard of last.
@@ -384,6 +387,7 @@ impl Worker {
             began: Instant::now(),
             preparing: AsyncMutex::default(),
             tail: Mutex::default(),
+            doubts: Mutex::default(),
         }
     }
 
@@ -531,9 +535,14 @@ impl Worker {
         }
     }
 
+    fn takes(&self, other: &Seen) -> bool {
+        let doubted = self.doubts.lock().excludes(other.who, Instant::now());
+        other.joins(self.shared.runs) && !doubted
+    }
+
     /// Those of the others that may be members with this one.
     fn joining(&self, others: &Others) -> impl Iterator<Item = Peer> {
-        let joining = others.values().filter(|o| o.joins(self.shared.runs));
+        let joining = others.values().filter(|o| self.takes(o));
         joining.map(|o| o.who)
     }
 
@@ -636,7 +645,7 @@ impl Worker {
         loop {
             let unasked = !*stop.borrow();
             tokio::select! {
-                ended = &mut lead => return match ended? {
+                ended = &mut lead => return match ended.inspect_err(|e| self.doubt(e, &members))? {
                     (Outcome::Stopped { .. }, log) if !self.shared.is_stopping() => {
                         Ok(Led::Changed(Box::new(log)))
                     }
@@ -649,6 +658,19 @@ impl Worker {
                     stop.send_replace(true);
                 }
             }
+        }
+    }
+
+    fn doubt(&self, ended: &EngineError, members: &BTreeSet<Peer>) {
+        let without = self
+            .doubts
+            .lock()
+            .ended(ended, members.iter(), Instant::now());
+        if let Some(worker) = without {
+            tracing::warn!(
+                %worker,
+                "another worker does not reach it, again: it is gone without for a while; the network between their nodes is broken"
+            );
         }
     }
 
@@ -701,7 +723,7 @@ impl Worker {
                 let asked = absent.map(|id| tokio::time::timeout(ASK, ask(&*self.net, id)));
                 let asked: Vec<_> = asked.collect();
                 let answers = join_all(asked).await.into_iter().flatten().flatten();
-                if answers.into_iter().any(|seen| seen.joins(self.shared.runs)) {
+                if answers.into_iter().any(|seen| self.takes(&seen)) {
                     return;
                 }
             }

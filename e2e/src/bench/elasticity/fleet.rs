@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
@@ -107,6 +107,8 @@ pub trait Fleet {
             sleep(Duration::from_millis(20));
         }
     }
+    /// How long after this moment the first of those that stayed began anew, as it says.
+    fn noticed(&mut self, since: SystemTime) -> Result<Option<Duration>>;
     /// The worker that coordinates, if one does.
     fn coordinator(&mut self) -> Result<Option<u32>>;
     /// What it holds, for people.
@@ -203,6 +205,9 @@ impl Penstock {
             .env("AWS_ACCESS_KEY_ID", S3_ACCESS)
             .env("AWS_SECRET_ACCESS_KEY", S3_SECRET)
             .env("AWS_ALLOW_HTTP", "true")
+            // Who begins anew says so, with the time.
+            .env("PENSTOCK_LOG", "penstock_worker=info,warn")
+            .env("NO_COLOR", "1")
             .env("PENSTOCK_PUT_DELAY_MS", self.place.put_delay.to_string())
             .stdin(Stdio::piped())
             .stdout(log.try_clone()?)
@@ -292,6 +297,21 @@ impl Fleet for Penstock {
         }
         let status = self.status();
         Ok(status.and_then(|(_, said)| said["workers"].as_u64()))
+    }
+
+    fn noticed(&mut self, since: SystemTime) -> Result<Option<Duration>> {
+        let mut soonest = None;
+        for worker in self.workers.keys() {
+            let text = fs::read_to_string(self.log(*worker))?;
+            let begins = text.lines().filter(|line| line.contains(": coordinating "));
+            for line in begins {
+                let time = line.split_whitespace().next().unwrap_or_default();
+                let time = chrono::DateTime::parse_from_rfc3339(time).context("a line's time")?;
+                let after = SystemTime::from(time).duration_since(since).ok();
+                soonest = soonest.into_iter().chain(after).min();
+            }
+        }
+        Ok(soonest)
     }
 
     fn coordinator(&mut self) -> Result<Option<u32>> {
@@ -420,6 +440,10 @@ impl Fleet for Flink {
         let said = self.call(&["state"])?;
         let (wanted, running) = (said["parallelism"].as_u64(), said["running"].as_u64());
         Ok(running.filter(|_| running == wanted))
+    }
+
+    fn noticed(&mut self, _: SystemTime) -> Result<Option<Duration>> {
+        Ok(None)
     }
 
     /// Its JobManager is no worker, and is not killed.

@@ -8,7 +8,7 @@
 
 use std::path::PathBuf;
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Result, ensure};
 use clap::Args;
@@ -65,6 +65,8 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 /// The most, at the 99th percentile: from a kill until output comes again, and without output when a worker comes.
 const KILLED: i64 = 3_000;
 const PAUSE: i64 = 200;
+/// And from when the others know of a kill until output comes again, with the volume.
+const MENDED: i64 = 1_000;
 
 /// What one kind of disturbance cost, each time, in milliseconds.
 struct Costs {
@@ -73,6 +75,10 @@ struct Costs {
     gaps: Vec<i64>,
     /// From its beginning until output came again, or the new number of workers took part.
     wholes: Vec<i64>,
+    /// From its beginning until the others knew of it, where they say so.
+    noticed: Vec<i64>,
+    /// From there until output came again.
+    mended: Vec<i64>,
     /// The most of the one and of the other.
     most_gap: Option<i64>,
     most_whole: Option<i64>,
@@ -86,7 +92,16 @@ impl Costs {
             most_whole: None,
             gaps: Vec::new(),
             wholes: Vec::new(),
+            noticed: Vec::new(),
+            mended: Vec::new(),
         }
+    }
+
+    /// Of a kill: when the others knew, as they say.
+    fn add_noticed(&mut self, noticed: Duration, whole: Duration) {
+        let ms = |d: Duration| i64::try_from(d.as_millis()).unwrap_or(i64::MAX);
+        self.noticed.push(ms(noticed));
+        self.mended.push(ms(whole.saturating_sub(noticed)));
     }
 
     fn add(&mut self, gap: Duration, whole: Duration) {
@@ -114,6 +129,8 @@ impl Costs {
     fn line(mut self) -> (String, bool) {
         self.gaps.sort_unstable();
         self.wholes.sort_unstable();
+        self.noticed.sort_unstable();
+        self.mended.sort_unstable();
         let each = |values: &[i64], most: Option<i64>| {
             let at = |share| percentile(values, share);
             let aim = most.map_or(String::new(), |most| format!(" (at most {most})"));
@@ -123,11 +140,18 @@ impl Costs {
         let (gaps, short) = each(&self.gaps, self.most_gap);
         let (wholes, soon) = each(&self.wholes, self.most_whole);
         let times = self.gaps.len();
-        let text = format!(
+        let mut text = format!(
             "{} ({times} times): longest gap {gaps}, in all {wholes}",
             self.name
         );
-        (text, short && soon)
+        let mut prompt = true;
+        if !self.noticed.is_empty() {
+            let ((noticed, _), (mended, in_time)) =
+                (each(&self.noticed, None), each(&self.mended, Some(MENDED)));
+            text += &format!(", noticed after {noticed}, from there to output {mended}");
+            prompt = in_time;
+        }
+        (text, short && soon && prompt)
     }
 }
 
@@ -271,12 +295,15 @@ fn killed(times: usize, watch: &Watch, fleet: &mut dyn Fleet) -> Result<Vec<Cost
             true => &mut coordinator,
             false => &mut member,
         };
-        let at = Instant::now();
+        let (at, time) = (Instant::now(), SystemTime::now());
         fleet.kill(which)?;
         fleet.until(3, PATIENCE)?;
         settled(watch)?;
         let worst = watch.longest_since(at)?;
         costs.add(worst.length, worst.ended - at);
+        if let Some(noticed) = fleet.noticed(time)? {
+            costs.add_noticed(noticed, worst.ended - at);
+        }
     }
     Ok(vec![member, coordinator])
 }
