@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use chrono::{DateTime, Utc};
+use penstock_crds::rpc;
 use serde_json::Value;
 
 use super::cluster::{kubectl, page_of_pod, until};
@@ -272,6 +274,18 @@ impl<'a> Job<'a> {
             Ok(found.is_some())
         })?;
         found.context("no worker says who coordinates")
+    }
+
+    /// How long after this moment the first epoch was committed of those that the coordinator knows of, which may be a new one: told by
+    /// the worker, since whoever asks waits for pods that are gone.
+    pub fn first_commit_after(&mut self, moment: DateTime<Utc>) -> Result<Duration> {
+        let coordinator = self.coordinator()?;
+        let text = page_of_pod(&self.namespace, &self.pod(coordinator), "/epochs")?;
+        let epochs: Vec<rpc::Epoch> = serde_json::from_slice(&text).context("/epochs")?;
+        let commits = epochs.iter().map(|e| e.committed_at.as_datetime());
+        let first = commits.filter(|at| *at > moment).min();
+        let first = first.context("nothing was committed after that")?;
+        Ok((first - moment).to_std()?)
     }
 
     /// Changes the number of workers as a person does, and waits until all of them take part.
