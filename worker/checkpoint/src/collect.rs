@@ -3,11 +3,14 @@
 
 use std::collections::BTreeMap;
 
+use futures::{StreamExt, stream};
+
 use crate::closure::Closure;
 use crate::gc::{self, Named, Retention};
 use crate::ids::{Generation, Seq};
 use crate::log::{JobLog, LogError, record_path};
 use crate::record::{Drop, Kind};
+use crate::store::StoreError;
 
 /// Files that one `Drop` record names.
 const FILES_PER_RECORD: usize = 10_000;
@@ -15,13 +18,21 @@ const FILES_PER_RECORD: usize = 10_000;
 /// Records that must be free to go before the log is looked through for them.
 const TRIM_EVERY: u64 = 100;
 
-/// Remembers what each closure names, so that every closure is read once per process.
+/// Closures that are read at a time.
+const PARALLEL: usize = 16;
+
+/// Remembers what each closure names, so that every closure is read once per process: it goes from generation to generation with
+/// the log.
 #[derive(Debug, Default)]
 pub struct Collector {
     named: BTreeMap<Seq, Named>,
     /// Where the log was last trimmed: looking at all of it costs a request per thousand records.
     trimmed: Seq,
 }
+
+/// What closures name, of those that were read.
+#[derive(Debug)]
+pub struct Learnt(Vec<(Seq, Result<Named, StoreError>)>);
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Collected {
@@ -34,21 +45,57 @@ impl Collector {
         Self::default()
     }
 
+    /// Reads what this process has not read yet of what closures name: many, when it has just taken the job over. For a task beside
+    /// what commits; `take` takes in what it finds. What cannot be read is tried again by `collect`.
+    pub fn learning(&self, log: &JobLog) -> impl Future<Output = Learnt> + Send + 'static {
+        let (store, id) = (log.store().clone(), log.fold().log());
+        let unknown = log.fold().closures().iter();
+        let unknown: Vec<_> = unknown
+            .filter(|c| !self.named.contains_key(&c.seq))
+            .map(|c| (c.seq, c.record.clone()))
+            .collect();
+        async move {
+            let read = stream::iter(unknown).map(|(seq, record)| {
+                let store = store.clone();
+                async move {
+                    let bytes = store.get(&record.path).await;
+                    (seq, record, bytes)
+                }
+            });
+            let read: Vec<_> = read.buffered(PARALLEL).collect().await;
+            let named = read.into_iter().filter_map(|(seq, record, bytes)| {
+                let bytes = match bytes {
+                    Ok(bytes) => bytes?,
+                    Err(error) => return Some((seq, Err(error))),
+                };
+                // A damaged closure stops collection, not the job: nobody knows what it names.
+                let closure = Closure::decode(&bytes, &record, id).ok()?;
+                Some((seq, Ok(Named::of(&closure))))
+            });
+            Learnt(named.collect())
+        }
+    }
+
+    /// # Errors
+    /// When the store did not answer for some of them; the others are taken in.
+    pub fn take(&mut self, Learnt(learnt): Learnt) -> Result<(), StoreError> {
+        let mut failed = Ok(());
+        for (seq, named) in learnt {
+            match named {
+                Ok(named) => {
+                    self.named.insert(seq, named);
+                }
+                Err(error) => failed = Err(error),
+            }
+        }
+        failed
+    }
+
     async fn learn(&mut self, log: &JobLog) -> Result<(), LogError> {
         self.named
             .retain(|seq, _| log.fold().closures().iter().any(|c| c.seq == *seq));
-        for c in log.fold().closures() {
-            if self.named.contains_key(&c.seq) {
-                continue;
-            }
-            // A damaged closure stops collection, not the job: nobody knows what it names.
-            if let Some(bytes) = log.store().get(&c.record.path).await?
-                && let Ok(closure) = Closure::decode(&bytes, &c.record, log.fold().log())
-            {
-                self.named.insert(c.seq, Named::of(&closure));
-            }
-        }
-        Ok(())
+        let learnt = self.learning(log).await;
+        Ok(self.take(learnt)?)
     }
 
     /// Deletes what was named and is needed no more. Call after a closure was written.

@@ -10,9 +10,11 @@ use futures::{StreamExt, TryStreamExt, stream};
 
 use crate::clock::{Clock, SystemClock};
 use crate::closure::{Closure, EpochState};
+use crate::collect::{Collected, Collector, Learnt};
 use crate::decide::{ClaimPoint, Refusal, Wish, decide_claim};
 use crate::envelope::DecodeError;
 use crate::fold::{Fold, Illegal};
+use crate::gc::Retention;
 use crate::ids::{Entropy, Epoch, Generation, LogId, Nonce, Seq, SystemEntropy};
 use crate::record::{Claim, ClosureRecord, Commit, Created, FORMAT, Kind, Record};
 use crate::recovery::{self, RestoreError, RestorePlan};
@@ -103,6 +105,8 @@ pub struct JobLog {
     in_doubt: Option<Record>,
     /// When the tail was last seen, by the clock that counts suspended time.
     seen: Duration,
+    /// What is remembered of what may be deleted.
+    collector: Collector,
 }
 
 /// The name of a record: the newest comes first in a listing.
@@ -249,6 +253,7 @@ impl JobLog {
             state,
             in_doubt: None,
             seen,
+            collector: Collector::new(),
         };
         match this.settle(&record).await? {
             Landed::Mine => Ok(this),
@@ -333,6 +338,7 @@ impl JobLog {
             state,
             in_doubt: None,
             seen,
+            collector: Collector::new(),
         };
         let after: Vec<Seq> = (this.fold.seq().get() + 1..=tail.get())
             .map(Seq::new)
@@ -365,6 +371,32 @@ impl JobLog {
 
     pub fn clock(&self) -> &Arc<dyn Clock> {
         &self.options.clock
+    }
+
+    /// As of `Collector::learning`.
+    pub fn learning(&self) -> impl Future<Output = Learnt> + Send + 'static {
+        self.collector.learning(self)
+    }
+
+    /// # Errors
+    /// As of `Collector::take`.
+    pub fn take(&mut self, learnt: Learnt) -> Result<(), LogError> {
+        Ok(self.collector.take(learnt)?)
+    }
+
+    /// As of `Collector::collect`. When it is dropped, everything is learnt again.
+    ///
+    /// # Errors
+    /// When the store does not answer, or another generation owns the log.
+    pub async fn collect(
+        &mut self,
+        generation: Generation,
+        retention: Retention,
+    ) -> Result<Collected, LogError> {
+        let mut collector = std::mem::take(&mut self.collector);
+        let collected = collector.collect(self, generation, retention).await;
+        self.collector = collector;
+        collected
     }
 
     /// A fresh random number, for the name of a pack, a marker, a base.

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use penstock_checkpoint::ids::{Epoch, Micros, OperatorUid, SourceName, SplitId as LogSplit};
 use penstock_checkpoint::record::{Commit, EpochRecord, Kind, Position as LogPosition, SplitState};
+use tokio::sync::oneshot;
+use tokio::sync::oneshot::error::TryRecvError;
 use tokio::time::Instant;
 
 use super::progress::{PhaseOfEpoch as Phase, Published};
@@ -265,11 +267,16 @@ impl Coordinator {
             return Ok(());
         }
         self.closure().await?;
+        match self.learning.as_mut().map(oneshot::Receiver::try_recv) {
+            // At the next closure: commits do not wait for it.
+            Some(Err(TryRecvError::Empty)) => return Ok(()),
+            Some(Ok(learnt)) => self.log.take(learnt).map_err(storage)?,
+            Some(Err(TryRecvError::Closed)) | None => {}
+        }
+        self.learning = None;
         let retention = self.settings.retention;
-        self.collector
-            .collect(&mut self.log, self.generation, retention)
-            .await
-            .map_err(storage)?;
+        let collected = self.log.collect(self.generation, retention).await;
+        collected.map_err(storage)?;
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use penstock_checkpoint::collect::Collector;
+use penstock_checkpoint::collect::Learnt;
 use penstock_checkpoint::decide::Wish;
 use penstock_checkpoint::gc::Retention;
 use penstock_checkpoint::ids::{Epoch, Generation, OperatorUid, SinkName, SourceName};
@@ -14,7 +14,7 @@ use penstock_checkpoint::record::{
     Assignment as LogAssignment, Claim, ClaimKind, Position as LogPosition, SplitState, StopReason,
     Stopped,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::clock::Clock;
@@ -26,6 +26,7 @@ use crate::member::storage;
 use crate::message::EventTime;
 use crate::network::Peer;
 use crate::planted::{Bug, planted};
+use crate::process;
 use crate::sources::{Position, SourceEnumerator, SplitId, SplitRange};
 use crate::task::Assignment;
 
@@ -165,7 +166,8 @@ pub struct Coordinator {
     /// Assignments told so far.
     assigned: u64,
     failing: Option<(String, String)>,
-    collector: Collector,
+    /// What closures name that this process has not read: for collection, which waits for it.
+    learning: Option<oneshot::Receiver<Learnt>>,
     bases: Bases,
     planned_rows: u64,
     /// Epochs that were given for publication, with their bytes.
@@ -244,7 +246,7 @@ impl Coordinator {
             sources_done: false,
             assigned: 0,
             failing: None,
-            collector: Collector::new(),
+            learning: None,
             bases,
             planned_rows: FIRST_PLANNED_ROWS,
             unpublished: VecDeque::new(),
@@ -340,6 +342,13 @@ impl Coordinator {
             return self.stop_with(StopReason::Suspended).await;
         }
         tracing::info!(epoch = self.log.fold().head().get(), "running");
+        let (learnt, learning) = oneshot::channel();
+        let reads = self.log.learning();
+        process::spawn(async move {
+            // Nobody asks when the generation is over.
+            let _ = learnt.send(reads.await);
+        });
+        self.learning = Some(learning);
         self.progress.phase(Phase::Running);
         self.progress
             .began(layout(&self.settings), self.clock.now().get());

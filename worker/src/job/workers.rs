@@ -22,7 +22,7 @@ use penstock_checkpoint::ids::{Generation, LogId, MemberId, Seq};
 use penstock_checkpoint::log::JobLog;
 use penstock_checkpoint::store::CheckpointStore;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Mutex as AsyncMutex, mpsc, oneshot, watch};
+use tokio::sync::{Mutex as AsyncMutex, Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::assembly::{Held, Kept, Team};
@@ -33,7 +33,7 @@ use crate::coordinator::{Adopts, Outcome};
 use crate::error::{EngineError, ErrorKind, Result};
 use crate::member::remote::{self, LEASE, LOST, decode, encode};
 use crate::member::team::Line;
-use crate::network::{Exchange, Net, Peer, Talk};
+use crate::network::{Channel, Exchange, Failing, Inlet, Net, Outlet, Peer, Talk};
 use crate::planted::{Bug, planted};
 use crate::process;
 use crate::state::StateWorker;
@@ -329,6 +329,29 @@ impl<'a> Leading<'a> {
 impl Drop for Leading<'_> {
     fn drop(&mut self) {
         self.0.leading.store(false, Ordering::Relaxed);
+    }
+}
+
+/// The way to the others, which notes that a generation has begun here: a lower one that asks for this worker comes too late, and would
+/// find its channels taken for those of one that is over.
+struct Noting {
+    net: Arc<dyn Net>,
+    shared: Arc<Shared>,
+}
+
+impl Exchange for Noting {
+    fn begin(&self, generation: u64, failing: Failing) {
+        let mut newest = self.shared.newest.lock();
+        *newest = (*newest).max(Generation::new(generation));
+        self.net.begin(generation, failing);
+    }
+
+    fn outlet(&self, channel: Channel, to: Peer, slot: Arc<Notify>) -> Result<Box<dyn Outlet>> {
+        self.net.outlet(channel, to, slot)
+    }
+
+    fn inlet(&self, channel: Channel, from: Peer, slot: Arc<Notify>) -> Result<Box<dyn Inlet>> {
+        self.net.inlet(channel, from, slot)
     }
 }
 
@@ -633,7 +656,10 @@ impl Worker {
         let team = Team::Workers {
             me,
             lines,
-            exchange: self.net.clone(),
+            exchange: Arc::new(Noting {
+                net: self.net.clone(),
+                shared: self.shared.clone(),
+            }),
             held,
             goes_on,
         };

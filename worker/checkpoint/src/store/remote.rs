@@ -1,5 +1,6 @@
 //! Any `object_store` as a store: S3 in the first place. Conditional create goes by `If-None-Match: *`.
 
+use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::aws::{AmazonS3Builder, S3ConditionalPut};
+use object_store::list::{PaginatedListOptions, PaginatedListStore};
 use object_store::path::Path;
 use object_store::{
     ClientOptions, Error, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode,
@@ -17,9 +19,17 @@ use object_store::{
 use super::{Create, ErrorKind, Listed, Objects, StoreError};
 use crate::ids::Micros;
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Remote {
     store: Arc<dyn ObjectStore>,
+    /// The same store where it lists as few objects at a time as it is asked for.
+    pages: Option<Arc<dyn PaginatedListStore>>,
+}
+
+impl fmt::Debug for Remote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.store.fmt(f)
+    }
 }
 
 /// Where an S3 bucket is. Credentials left empty come from the environment, as the AWS tools read it.
@@ -37,7 +47,7 @@ pub struct S3Options {
 
 impl Remote {
     pub fn new(store: Arc<dyn ObjectStore>) -> Self {
-        Self { store }
+        Self { store, pages: None }
     }
 
     /// # Errors
@@ -86,8 +96,10 @@ impl Remote {
         let store = builder.build().map_err(|e| {
             StoreError::new(ErrorKind::Invalid, "set up", format!("s3://{bucket}"), e)
         })?;
+        let store = Arc::new(store);
         Ok(Self {
-            store: Arc::new(store),
+            store: store.clone(),
+            pages: Some(store),
         })
     }
 }
@@ -182,15 +194,21 @@ impl Objects for Remote {
         Ok(all)
     }
 
-    /// One page of a listing, which S3 gives in order of keys.
+    /// S3 lists in the order of keys. A whole page would be a thousand objects, for one that is looked at.
     async fn first(&self, folder: &str) -> Result<Option<Listed>, StoreError> {
         let prefix = path(folder)?;
-        let mut stream = self.store.list(Some(&prefix));
-        Ok(stream
-            .try_next()
-            .await
-            .map_err(|e| failed("list", folder, e))?
-            .map(listed))
+        let Some(pages) = &self.pages else {
+            let mut stream = self.store.list(Some(&prefix));
+            let first = stream.try_next().await;
+            return Ok(first.map_err(|e| failed("list", folder, e))?.map(listed));
+        };
+        let one = PaginatedListOptions {
+            max_keys: Some(1),
+            ..PaginatedListOptions::default()
+        };
+        let page = pages.list_paginated(Some(&format!("{prefix}/")), one).await;
+        let objects = page.map_err(|e| failed("list", folder, e))?.result.objects;
+        Ok(objects.into_iter().next().map(listed))
     }
 
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
