@@ -332,8 +332,8 @@ impl Drop for Leading<'_> {
     }
 }
 
-/// The way to the others, which notes that a generation has begun here: a lower one that asks for this worker comes too late, and would
-/// find its channels taken for those of one that is over.
+/// The way to the others, which notes that a generation has begun here: a lower one that asks for this worker comes too late, for what
+/// it sent is gone.
 struct Noting {
     net: Arc<dyn Net>,
     shared: Arc<Shared>,

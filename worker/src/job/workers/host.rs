@@ -142,6 +142,11 @@ impl Host {
                 return Err(EngineError::retry(code, object, message));
             }
         };
+        // One that this worker claimed meanwhile has begun here and is over: channels of lower ones went with it.
+        if membership.generation < *self.shared.newest.lock() {
+            let text = "a newer generation has begun here meanwhile";
+            return Err(EngineError::retry("PR0320", "generation", text));
+        }
         let facts = LogFacts {
             id: membership.log,
             markers: membership.markers,
