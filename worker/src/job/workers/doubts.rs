@@ -97,7 +97,7 @@ mod tests {
         let (mut doubts, began) = (Doubts::default(), Instant::now());
         let at = |s: u64| began + Duration::from_secs(s);
         let mut end = |by, s| doubts.ended(&by, members.iter(), at(s));
-        let other = || EngineError::retry("PR0101", "source visits", "it is away");
+        let other = || EngineError::retry("PR0209", "sink visits", "it is away");
         assert_eq!(end(other(), 0), None);
         assert_eq!(end(other(), 1), None);
         assert_eq!(end(unreached(1), 2), None);
