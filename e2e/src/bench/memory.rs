@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::elasticity::fleet::{Fleet, Penstock, Place, Share};
-use super::elasticity::traffic::{Load, Watch};
+use super::elasticity::traffic::{Load, NEXT_TO_NOTHING, Watch};
 use super::elasticity::{PATIENCE, settled};
 use super::percentile;
 use crate::bed::Server;
@@ -114,7 +114,10 @@ pub fn run(options: &Options) -> Result<String> {
     load.every_key()?;
     // Windows of the last rows close with those after them.
     load.rate(options.rate);
-    watch.keeps_up(Duration::from_secs(3600))?;
+    while watch.behind()? > NEXT_TO_NOTHING {
+        alive(&mut fleet)?;
+        sleep(Duration::from_millis(200));
+    }
     println!(
         "memory: {} keys in the state after {:.0} s: {}",
         options.keys,
@@ -145,6 +148,15 @@ pub fn run(options: &Options) -> Result<String> {
     ensure!(kills.iter().all(|kills| *kills == 0), "{line}");
     work.done()?;
     Ok(line)
+}
+
+/// Whoever ends by itself was killed, and the kernel's count says whether for memory.
+fn alive(fleet: &mut Penstock) -> Result<()> {
+    let there = fleet.there().map(drop);
+    there.or_else(|error| {
+        let (kills, most): (Vec<u64>, Vec<u64>) = fleet.memory()?.into_iter().unzip();
+        bail!("{error:#}; killed for memory, by worker: {kills:?}; the most that each had, in bytes: {most:?}")
+    })
 }
 
 /// Until the time is over: how many faults there were, and how long nothing came out in each, in milliseconds.

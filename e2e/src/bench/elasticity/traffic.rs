@@ -201,6 +201,8 @@ struct Shared {
     failed: Mutex<Option<anyhow::Error>>,
 }
 
+/// Rows: a few epochs at the rate of a measurement.
+pub const NEXT_TO_NOTHING: u64 = 10_000;
 /// What counts as a time without output.
 const SHORTEST: Duration = Duration::from_millis(20);
 
@@ -257,19 +259,23 @@ impl Watch {
         }
     }
 
+    /// Rows that were sent and are not counted yet.
+    pub fn behind(&self) -> Result<u64> {
+        self.check()?;
+        Ok(total(&self.0.sent).saturating_sub(total(&self.0.counted)))
+    }
+
     /// Until next to nothing of what was sent is not counted yet.
     pub fn keeps_up(&self, patience: Duration) -> Result<()> {
         let until = Instant::now() + patience;
         loop {
-            self.check()?;
-            let (counted, sent) = (total(&self.0.counted), total(&self.0.sent));
-            // A few epochs at the rate of the measurement.
-            if sent.saturating_sub(counted) < 10_000 {
+            let behind = self.behind()?;
+            if behind < NEXT_TO_NOTHING {
                 return Ok(());
             }
             ensure!(
                 Instant::now() < until,
-                "{counted} of {sent} rows are counted after {patience:?}"
+                "{behind} rows are not counted after {patience:?}"
             );
             sleep(Duration::from_millis(200));
         }
